@@ -1,0 +1,47 @@
+"""u2a: Unlearning to Align. The public names; loaded when first used, so that `import u2a` is quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from u2a.outer_loop import AlignResult, align
+    from u2a.impact.curvature import Identity
+    from u2a.impact.table import ImpactTable, score_impact
+    from u2a.losses import GradientAscent, NPO, SimNPO
+    from u2a.models import Policy, load_policy
+    from u2a.problem import Problem, prepare
+    from u2a.trainer import U2AConfig, UnlearnTrainer
+
+__version__ = version("u2a")
+
+_HOME = {
+    "AlignResult": "u2a.outer_loop",
+    "GradientAscent": "u2a.losses",
+    "Identity": "u2a.impact.curvature",
+    "ImpactTable": "u2a.impact.table",
+    "NPO": "u2a.losses",
+    "Policy": "u2a.models",
+    "Problem": "u2a.problem",
+    "SimNPO": "u2a.losses",
+    "U2AConfig": "u2a.trainer",
+    "UnlearnTrainer": "u2a.trainer",
+    "align": "u2a.outer_loop",
+    "load_policy": "u2a.models",
+    "prepare": "u2a.problem",
+    "score_impact": "u2a.impact.table",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -1,0 +1,64 @@
+"""Checkpoints of the outer loop: one after every outer step, written whole, read by `--resume`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from u2a.ledger import Ledger, Point, restore
+from u2a.problem import Task
+from u2a.runs import whole_file, write_json
+
+
+@dataclass
+class OuterState:
+    """What one outer step hands to the next.
+
+    `weights` (N,) are the current ones, `history` those of every outer step so far; `scale` s of the scores
+    is frozen at the first step; `cost_calibration` is measured over predicted utility cost (None before the
+    first measurement).
+    """
+
+    weights: np.ndarray
+    scale: float
+    learning_rate: float
+    outer_step: int = 0
+    cost_calibration: float | None = None
+    history: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder `checkpoints/` of a run; None = keep none."""
+
+    folder: Path | None
+
+    def save(self, state: OuterState, ledger: Ledger) -> None:
+        """Writes the state and φ at the best point. The JSON comes last: with it the checkpoint is whole."""
+        if self.folder is None:
+            return
+        path = self.folder / f"outer-{state.outer_step:03d}.json"
+        with whole_file(path.with_suffix(".safetensors")) as temporary:
+            save_file({name: p.contiguous() for name, p in ledger.best_parameters.items()}, temporary)
+        kept = {key: value for key, value in vars(state).items() if key not in ("weights", "history")}
+        history = [weights.tolist() for weights in state.history]
+        write_json(path, {**kept, "history": history, "points": [vars(p) for p in ledger.points]})
+
+    def load(self, state: OuterState, ledger: Ledger, task: Task) -> OuterState:
+        """The last whole checkpoint's state, with the ledger and φ brought to it; `state` itself if none."""
+        found = sorted(self.folder.glob("outer-*.json")) if self.folder else []
+        if not found:
+            return state
+        saved: dict[str, Any] = json.loads(found[-1].read_text(encoding="utf-8"))
+        ledger.points = [Point(**point) for point in saved.pop("points")]
+        ledger.best_parameters = load_file(found[-1].with_suffix(".safetensors"))
+        restore(ledger.problem, ledger.best_parameters)
+        if any(point.best and point.outer_step > 0 for point in ledger.points):
+            ledger.best = ledger.problem.measure(task)
+        history = [np.asarray(weights) for weights in saved.pop("history")]
+        return OuterState(weights=history[-1], history=history, **saved)

@@ -1,0 +1,122 @@
+"""The command line: flags made from the options, errors for people, exit statuses. Nothing heavy here.
+
+Exit status: 0 done; 1 done, with findings; 2 bad usage or bad input, nothing run; 3 stopped by a guard or
+interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+
+from u2a.commands import schemas
+from u2a.config import OptionSpec, Schema
+from u2a.types import GuardStop, UserError
+
+DONE, FINDINGS, BAD_INPUT, STOPPED = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="u2a",
+    help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so weighted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _flag(spec: OptionSpec) -> inspect.Parameter:
+    """The option as a flag that is None unless given, so that a YAML file can tell."""
+    default = "off" if spec.default is False else spec.default
+    shown = f" [default: {default}]" if default != "" else ""
+    choices = f" One of: {', '.join(spec.choices)}." if spec.choices else ""
+    names = (f"{spec.flag}/--no-{spec.flag[2:]}",) if spec.type is bool else (spec.flag,)
+    option = typer.Option(*names, help=spec.help + choices + shown, show_default=False)
+    kind = Annotated[Optional[spec.type], option]  # type: ignore[name-defined]  # noqa: UP045 - typer reads it
+    return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def _register(
+    name: str, about: str, schema: Schema, *arguments: inspect.Parameter, takes_config: bool = True
+) -> None:
+    """Adds a command: flags are the schema's options, the work is `run` in `u2a.commands.<name>`."""
+
+    def body(**given: Any) -> None:
+        config = given.pop("config", None)
+        positional = {p.name: given.pop(p.name) for p in arguments}
+
+        def work() -> int:
+            values = schema.resolve(config, given)
+            return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
+
+        raise typer.Exit(_guarded(work))
+
+    parameters = [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
+    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    body.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(name, help=about)(body)
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Runs a command; turns what people can mend into one message and an exit status."""
+    try:
+        return work()
+    except UserError as error:
+        print(f"u2a: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except GuardStop as stop:
+        print(f"u2a: stopped by a guard: {stop}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print(
+            "u2a: interrupted; the same command with --resume goes on from the last outer step",
+            file=sys.stderr,
+        )
+        return STOPPED
+
+
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it
+        typer.Option(
+            "--config", help="YAML file with the same options; flags override it.", show_default=False
+        ),
+    ],
+)
+_FILE = inspect.Parameter(
+    "file", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Preference pairs to split.")]
+)
+_RUN = inspect.Parameter("run", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Run folder.")])
+_TEXT = inspect.Parameter(
+    "text",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=True,
+    annotation=Annotated[bool, typer.Option("--text/--no-text", help="Show the rows' text.")],
+)
+
+_register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
+_register(
+    "split", "Cut preference pairs into original, forget, retain, validation, test.", schemas.SPLIT, _FILE
+)
+_register("impact", "Which negatives matter, and what would they cost?", schemas.IMPACT)
+_register("align", "The main job: score, select, weight and unlearn negatives.", schemas.ALIGN)
+_register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
+_register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

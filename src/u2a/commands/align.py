@@ -1,0 +1,172 @@
+"""`u2a align`: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from u2a.commands.impact import counts, describe, self_check_figures
+from u2a.commands.schemas import ALIGN
+from u2a.commands.session import (
+    Data,
+    Sizes,
+    build_problem,
+    load_data,
+    load_model,
+    minutes,
+    output_path,
+    say_warnings,
+    seconds_per_token,
+)
+from u2a.commands.summary import Row, held_out_rows, measurement_rows, print_summary, write_summary
+from u2a.commands.terminal import Bars, say
+from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.runs import RunFolder, whole_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.outer_loop import AlignResult
+    from u2a.evaluate.preference import PairMetrics
+    from u2a.models import Policy
+    from u2a.problem import Problem
+
+
+def run(values: Mapping[str, Any]) -> int:
+    """Aligns and writes the run folder; 1 when no measured step improved J, 3 when a guard ended the run."""
+    folder = output_path(values)
+    if values["output"]:
+        RunFolder.check(folder, resume=values["resume"])
+    data = load_data(values)
+
+    from u2a.models import check_source
+
+    check_source(values["model"])
+    run = RunFolder.create(folder, values, resume=values["resume"])
+    say_warnings(data.warnings)
+    with Bars() as bars:
+        with run.phase("loading"):
+            policy = load_model(values, ALIGN)
+        with run.phase("measuring"):
+            problem = build_problem(values, ALIGN, data, policy, bars)
+            say(_cost(problem, values))
+            before = _held_out(problem, data, bars)
+        result = _align(problem, values, run, bars)
+        with run.phase("evaluation"):
+            after = _held_out(problem, data, bars)
+    _write_results(run, result, data, policy, values)
+    rows = measurement_rows(result.start, result.best)
+    rows += held_out_rows(before, after) if before else []
+    return _conclude(run, result, data, rows)
+
+
+def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
+    from u2a.outer_loop import align
+    from u2a.impact.curvature import CURVATURES
+    from u2a.trainer import resolve_loss
+
+    return align(
+        problem,
+        unlearn=ALIGN.part(UnlearnOptions, values),
+        weights=ALIGN.part(WeightOptions, values),
+        outer=ALIGN.part(OuterOptions, values),
+        retain_loss=resolve_loss(values["loss"], values["retain_loss"] or None)[1],
+        curvature=CURVATURES[values["curvature"]](**ALIGN.chosen_options("curvature", values)),
+        scoring=values["scoring"],
+        self_check=values["self_check"],
+        seed=values["seed"],
+        folder=run.path / "checkpoints",
+        resume=values["resume"],
+        record=run.record,
+        task=bars.task,
+        phase=run.phase,
+    )
+
+
+def _held_out(problem: Problem, data: Data, bars: Bars) -> PairMetrics | None:
+    if data.test is None:
+        return None
+    import torch
+
+    from u2a.evaluate.preference import pair_metrics
+    from u2a.problem import pair_texts
+
+    texts, _ = pair_texts(data.test, problem.renderer)
+    with bars.task("held-out pairs", len(texts)) as progress:
+        s = problem.logprobs(texts, progress)
+    return pair_metrics(s, torch.tensor(texts["n_tokens"]))
+
+
+def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
+    sizes, options = Sizes.of(problem), values
+    selected = 0.01 * float(options["select"][:-1]) if options["select"].endswith("%") else 1.0
+    passes = options["epochs"] * selected * sizes.negatives
+    if options["max_steps"]:
+        mean = sizes.negatives / len(problem.negatives)
+        passes = options["max_steps"] * options["batch_size"] * mean
+    # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
+    unlearning = 4 * passes + options["measurements"] * (sizes.measuring + sizes.negatives)
+    total = options["outer_steps"] * (sizes.scoring(options["scoring"]) + unlearning)
+    return (
+        f"Each outer step: scoring costs about {sizes.scoring(options['scoring']) / sizes.negatives:.1f} forward passes "
+        f"over the {len(problem.negatives)} negatives, unlearning and measuring about {unlearning / sizes.negatives:.1f}. "
+        f"{options['outer_steps']} outer steps take at most about {minutes(total * seconds_per_token(problem))}."
+    )
+
+
+def _write_results(
+    run: RunFolder, result: AlignResult, data: Data, policy: Policy, values: Mapping[str, Any]
+) -> None:
+    result.impact.write(run.path / "impact.parquet", data.negatives)
+    write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
+    save_policy(policy, run.path, merge=values["merge"])
+
+
+def save_policy(policy: Policy, folder: Path, *, merge: bool) -> None:
+    """Writes `adapter/` (LoRA) or `model/` (full fine-tuning); with `merge` also `merged/`, all safetensors."""
+    target = folder / ("adapter" if policy.has_adapter else "model")
+    policy.model.save_pretrained(target)
+    policy.tokenizer.save_pretrained(target)
+    if merge and policy.has_adapter:
+        policy.merge().save_pretrained(folder / "merged")
+        policy.tokenizer.save_pretrained(folder / "merged")
+
+
+def write_weights(path: Path, negatives: Dataset, weights: np.ndarray, history: list[np.ndarray]) -> None:
+    """Writes `weights.parquet` (design, section 4) whole."""
+    columns = {
+        "row": pa.array(negatives["row"], pa.int64()),
+        "id": pa.array(negatives["id"], pa.string()),
+        "weight": weights,
+        "selected": weights > 0,
+        **{f"weight_{k}": step for k, step in enumerate(history, start=1)},
+    }
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def _conclude(run: RunFolder, result: AlignResult, data: Data, rows: list[Row]) -> int:
+    from u2a.report.html import write_report
+    from u2a.report.model_card import write_model_card
+
+    print_summary(rows, run)
+    write_summary(
+        run,
+        "align",
+        f"{describe(result.impact)} {result.outcome}",
+        rows,
+        counts=counts(result.impact, data, selected=int((result.weights > 0).sum())),
+        self_check=self_check_figures(result.impact),
+        warnings=data.warnings,
+    )
+    write_report(run.path)
+    write_model_card(run.path)
+    say(f"Run folder: {run.path}")
+    if result.stopped_by_guard:
+        return 3
+    return 0 if result.improved or not result.history else 1

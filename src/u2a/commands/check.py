@@ -1,0 +1,50 @@
+"""`u2a check`: is my data usable?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from u2a.commands.terminal import printable, say
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.types import Message
+
+ROLES = ("negatives", "preferences", "test", "retain")
+SHOWN = 50
+
+
+def run(values: Mapping[str, Any]) -> int:
+    """Prints findings by file and row; 1 when something is unusable, else 0."""
+    from u2a.data.load import load_negatives, load_preferences, load_retain
+    from u2a.data.validate import check_data
+
+    loaders = dict(zip(ROLES, (load_negatives, load_preferences, load_preferences, load_retain), strict=True))
+    files = {role: values[role] for role in ROLES if values[role]}
+    if not files:
+        raise UserError("nothing to check: give --negatives, --preferences, --test or --retain")
+    data = {role: loaders[role](source) for role, source in files.items()}
+    count_tokens, limit = (None, None)
+    if values["model"]:
+        count_tokens, limit = _token_counter(values), values["max_length"]
+    findings = check_data(**data, files=files, token_limit=limit, count_tokens=count_tokens)
+    for finding in findings[:SHOWN]:
+        mark = "unusable" if finding.fatal else "look at"
+        say(f"{printable(finding.file)}:{finding.row}: {mark}: {finding.kind}: {printable(finding.message)}")
+    if len(findings) > SHOWN:
+        say(f"… and {len(findings) - SHOWN} more")
+    for role, rows in data.items():
+        say(f"{role}: {len(rows)} rows")
+    unusable = sum(finding.fatal for finding in findings)
+    say(f"{len(findings)} findings, {unusable} of them make rows unusable.")
+    return 1 if unusable else 0
+
+
+def _token_counter(values: Mapping[str, Any]) -> Callable[[list[Message], str], int]:
+    from u2a.data.collate import Renderer
+    from u2a.models import load_tokenizer
+
+    unlimited = 1 << 30
+    renderer = Renderer(load_tokenizer(values["model"]), template=values["template"], max_length=unlimited)
+    return lambda prompt, response: len(renderer.encode(prompt, response)[0])

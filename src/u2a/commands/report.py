@@ -1,0 +1,17 @@
+"""`u2a report`: one HTML file of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from u2a.commands.terminal import say
+
+
+def run(_values: Mapping[str, Any], run: str, text: bool) -> int:
+    """Writes `report.html` into the run folder."""
+    from u2a.report.html import write_report
+
+    say(f"Report: {write_report(Path(run).expanduser(), with_text=text)}")
+    return 0

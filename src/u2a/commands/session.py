@@ -1,0 +1,207 @@
+"""From resolved options to a prepared problem: data first, then the run folder, then the model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from u2a.commands.terminal import Bars, printable, say
+from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions, Schema
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.models import Policy
+    from u2a.problem import Problem
+
+log = logging.getLogger("u2a")
+
+FEW_PAIRS = 30
+"""Below it, J is so noisy that the user is told."""
+
+
+@dataclass
+class Data:
+    """The user's rows, loaded and checked; `warnings` are what people should know."""
+
+    negatives: Dataset
+    preferences: Dataset
+    test: Dataset | None
+    retain: Dataset | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def load_data(values: Mapping[str, Any]) -> Data:
+    """Loads and checks the rows that the options name, before any model is loaded.
+
+    Raises:
+        UserError: a file is missing or unusable, or an option that is needed was not given.
+    """
+    from u2a.data.load import load_negatives, load_preferences, load_retain
+    from u2a.data.validate import check_data
+
+    _require(values)
+    negatives = load_negatives(values["negatives"])
+    if values["objective"] == "nll":
+        preferences = load_retain(values["preferences"])
+    else:
+        preferences = load_preferences(values["preferences"])
+    test = load_preferences(values["test"]) if values["test"] else None
+    retain = load_retain(values["retain"]) if values["retain"] else None
+    files = {role: values[role] for role in ("negatives", "preferences", "test", "retain") if values[role]}
+    pairs = preferences if values["objective"] != "nll" else None
+    findings = check_data(negatives, pairs, test, retain, files=files, token_limit=None, count_tokens=None)
+    data = Data(negatives, preferences, test, retain)
+    for finding in findings:
+        if finding.fatal:
+            raise UserError(f"{finding.file}, row {finding.row}: {finding.message}. `u2a check` lists all.")
+    kinds: dict[str, int] = {}
+    for finding in findings:
+        kinds[finding.kind] = kinds.get(finding.kind, 0) + 1
+    data.warnings += [
+        f"{count} × {kind} in the data; `u2a check` names the rows" for kind, count in kinds.items()
+    ]
+    if len(preferences) < FEW_PAIRS:
+        data.warnings.append(
+            f"only {len(preferences)} validation rows: J and impact are noisy below {FEW_PAIRS}"
+        )
+    if retain is None:
+        data.warnings.append(
+            "no --retain: U is measured on the preferred validation answers and so overlaps with J"
+        )
+    return data
+
+
+def _require(values: Mapping[str, Any]) -> None:
+    wanted = {
+        "model": "the original model: a folder, a Hub id, a GGUF file, or `demo`",
+        "negatives": "the bad answers",
+        "preferences": "validation pairs with `prompt`, `chosen` and `rejected`; with none, take "
+        "--objective nll and preferred texts",
+        "output": "a new folder for the run",
+    }
+    for name, what in wanted.items():
+        if not values[name]:
+            raise UserError(f"--{name} is missing: {what}")
+    stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
+    if len(stdin) > 1:
+        raise UserError(f"only one of {', '.join('--' + s for s in stdin)} can be read from standard input")
+
+
+def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
+    """The policy that the model options name."""
+    from u2a.models import load_policy
+
+    options: ModelOptions = schema.part(ModelOptions, values)
+    return load_policy(
+        options.model,
+        lora_rank=options.lora_rank,
+        lora_alpha=options.lora_alpha or None,
+        lora_dropout=options.lora_dropout,
+        lora_targets=options.lora_targets,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        seed=values["seed"],
+        device=options.device or None,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def build_problem(
+    values: Mapping[str, Any], schema: Schema, data: Data, policy: Policy, bars: Bars
+) -> Problem:
+    """Tokenises and measures the reference log-probs; says how long one pass over the negatives takes."""
+    from u2a.problem import prepare
+    from u2a.trainer import resolve_loss
+
+    options: ImpactOptions = schema.part(ImpactOptions, values)
+    rows: DataOptions = schema.part(DataOptions, values)
+    loss, retain_loss = resolve_loss(options.loss, values.get("retain_loss") or None)
+    full = not policy.has_adapter
+    budget = schema.part(OuterOptions, values).kl_budget if "kl_budget" in values else 0.0
+    keep_copy = full and (budget > 0 or retain_loss == "kl")
+    if keep_copy:
+        say(
+            "Full fine-tuning with a KL budget keeps a second, frozen copy of the model (--kl-budget 0: none)."
+        )
+    begin = time.perf_counter()
+    problem = prepare(
+        policy,
+        negatives=data.negatives,
+        preferences=data.preferences,
+        retain=data.retain,
+        loss=loss,
+        loss_options=schema.chosen_options("loss", values),
+        objective=options.objective,
+        objective_options=schema.chosen_options("objective", values),
+        template=rows.template,
+        max_length=rows.max_length,
+        max_tokens=options.score_tokens,
+        keep_frozen_copy=keep_copy,
+        task=bars.task,
+    )
+    log.info("prepared in %.1f s", time.perf_counter() - begin)
+    return problem
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens (prompt and response) of each role: what the cost estimate is made of."""
+
+    negatives: int
+    validation: int
+    retain: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> Sizes:
+        """Counts the tokens of a prepared problem."""
+
+        def tokens(texts: Dataset) -> int:
+            return sum(len(ids) for ids in texts["input_ids"])
+
+        return cls(
+            tokens(problem.negative_texts), tokens(problem.objective.texts), tokens(problem.utility.texts)
+        )
+
+    def scoring(self, method: str) -> float:
+        """Forward-pass tokens of scoring J and U once; a backward pass counts as one forward pass."""
+        directions = {"fd": 2, "jvp": 1.6, "exact": 2.2}[method] * 2
+        return self.negatives * (1 + directions) + 2 * (self.validation + self.retain) + self.measuring
+
+    @property
+    def measuring(self) -> float:
+        """Forward-pass tokens of measuring J, U and KL once."""
+        return self.validation + 2 * self.retain
+
+
+def seconds_per_token(problem: Problem) -> float:
+    """Times one forward pass over one small batch of negatives at the current φ."""
+    texts = problem.negative_texts.select(range(min(8, len(problem.negative_texts))))
+    tokens = sum(len(ids) for ids in texts["input_ids"])
+    problem.logprobs(texts)
+    begin = time.perf_counter()
+    problem.logprobs(texts)
+    return (time.perf_counter() - begin) / tokens
+
+
+def minutes(seconds: float) -> str:
+    """`95` -> `1 min 35 s`."""
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def say_warnings(warnings: list[str]) -> None:
+    """Shows warnings in the terminal and in the log."""
+    for warning in warnings:
+        say(f"Warning: {printable(warning)}")
+        log.warning(warning)
+
+
+def output_path(values: Mapping[str, Any]) -> Path:
+    """The run folder that the options name."""
+    return Path(values["output"]).expanduser()

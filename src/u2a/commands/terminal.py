@@ -1,0 +1,76 @@
+"""The terminal: progress bars with the time left, tables, and messages. Plain text where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from u2a.logprobs import Progress as Advance
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line for people; row text in it is shown, never interpreted."""
+    console.print(escape(text))
+
+
+def printable(text: str) -> str:
+    """Hostile text made harmless for a terminal: control characters become visible escapes."""
+    return "".join(c if c.isprintable() or c == " " else f"\\x{ord(c):02x}" for c in text)
+
+
+class Bars:
+    """Progress bars for a command. Use as a context manager; `task` is what the library calls."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+            disable=not errors.is_terminal,
+        )
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """Shows one piece of work until the block ends."""
+        shown = self.progress.add_task(name, total=total)
+        try:
+            yield lambda done: self.progress.advance(shown, done)
+        finally:
+            self.progress.remove_task(shown)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: first column left, others right."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,274 @@
+"""Options: dataclasses free of torch, and the one way from YAML and flags to them.
+
+A part's fields are its options. Every option has one flat name, the same in YAML (`kl_budget`) and as a flag
+(`--kl-budget`). Options of losses, objectives and curvatures come from the fields of their own classes
+(those that carry a help text), so that adding one of those adds its options everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from u2a.types import UserError
+
+
+def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field that is an option: its help stands in `--help`, the docs and the errors."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the rows are and how they become tokens."""
+
+    negatives: str = option("", "Bad answers to unlearn: file, folder, Hub id, or - for standard input.")
+    preferences: str = option("", "Preference pairs for validation: J is measured on them.")
+    test: str = option("", "Held-out pairs, only for the final table.")
+    retain: str = option("", "Good texts whose likelihood must stay: utility U is measured on them.")
+    template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
+    max_length: int = option(512, "Longest prompt + response, in tokens; prompts are cut on the left.")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The original model and what of it is trained."""
+
+    model: str = option("", "Original model: folder, Hub id, GGUF file, adapter folder, or `demo`.")
+    lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.")
+    lora_alpha: int = option(0, "LoRA's alpha; 0 = twice the rank.")
+    lora_dropout: float = option(0.0, "LoRA's dropout while unlearning.")
+    lora_targets: str = option("all-linear", "Modules that get an adapter: all-linear, or names by commas.")
+    dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
+    quantize: str = option("none", "4bit loads the frozen base in 4 bits (QLoRA).", ("none", "4bit"))
+    device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model. Only if you trust it.")
+
+
+@dataclass(frozen=True)
+class ImpactOptions:
+    """How impact is measured."""
+
+    loss: str = option("npo", "Unlearning loss: ga, npo, simnpo, graddiff (ga + nll), ga+kl.")
+    objective: str = option("preference", "What alignment means: preference, or nll of preferred texts.")
+    curvature: str = option("identity", "Curvature H of the inner problem.")
+    scoring: str = option("fd", "How log-probs are differentiated along ∇J.", ("fd", "jvp", "exact"))
+    self_check: int = option(4, "Examples on which fd is compared with exact gradients; 0 = none.")
+    score_tokens: int = option(2048, "Most padded tokens of one forward pass when scoring or measuring.")
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How impacts become weights."""
+
+    select: str = option("50%", "How many negatives at most: a percentage, or a number.")
+    eta: float = option(0.5, "Step of the mirror ascent on weights (no unit).")
+    rho: float = option(0.0, "Sparsity: strength of the penalty on the square root of weights.")
+    weight_floor: float = option(0.05, "A weight below it leaves the selection (mean weight is 1).")
+
+
+@dataclass(frozen=True)
+class UnlearnOptions:
+    """The inner run: weighted unlearning steps."""
+
+    retain_loss: str = option("", "Retain term: none, nll, kl, l2; empty = what --loss says, else none.")
+    retain_weight: float = option(1.0, "Weight λ of the retain term.")
+    learning_rate: float = option(1e-4, "AdamW's learning rate; halved when KL passes its budget at once.")
+    epochs: float = option(1.0, "Passes over the selected negatives in each outer step.")
+    max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.")
+    batch_size: int = option(8, "Negatives in each optimiser step.")
+    gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.")
+    gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")
+
+
+@dataclass(frozen=True)
+class OuterOptions:
+    """The outer loop, its budgets and guards."""
+
+    outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.")
+    measurements: int = option(4, "How often J, U and KL are measured in each inner run.")
+    min_gain: float = option(1e-3, "Stop when an outer step raises J by no more than this.")
+    halvings: int = option(4, "How often an outer step may halve the learning rate to keep its budgets.")
+    kl_budget: float = option(0.1, "Largest KL(policy ‖ original) per retain token, in nats; 0 = no limit.")
+    max_nll_rise: float = option(0.1, "Largest rise of the retain NLL, in nats per token.")
+    utility_budget: float = option(0.0, "Largest fall of U that weights may cost; 0 = only the guards.")
+    restart: bool = option(False, "Begin every outer step at the original model again.")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run itself."""
+
+    output: str = option("", "Run folder; must be empty or new unless --resume.")
+    seed: int = option(0, "Seed of everything that is drawn.")
+    resume: bool = option(False, "Go on with an interrupted run in --output.")
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option as YAML, flags and docs see it."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    owner: str
+
+    @property
+    def flag(self) -> str:
+        """`kl_budget` -> `--kl-budget`."""
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A choice among classes whose fields are options: `name` is the option that chooses."""
+
+    name: str
+    classes: Mapping[str, type]
+    prefix: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+class Schema:
+    """The options of one command.
+
+    Args:
+        parts: option dataclasses.
+        registries: choices whose classes bring options of their own.
+    """
+
+    def __init__(self, parts: Sequence[type], registries: Sequence[Registry] = ()) -> None:
+        self.parts, self.registries = tuple(parts), tuple(registries)
+        self.specs: dict[str, OptionSpec] = {}
+        for part in parts:
+            self._add(part, part.__name__, "")
+        for registry in registries:
+            for cls in registry.classes.values():
+                self._add(cls, registry.name, registry.prefix)
+
+    def _add(self, cls: type, owner: str, prefix: str) -> None:
+        hints = typing.get_type_hints(cls) if not prefix and owner in {p.__name__ for p in self.parts} else {}
+        for f in dataclasses.fields(cls):
+            if "help" not in f.metadata:
+                continue
+            name = prefix + f.name
+            kind = _plain_type(hints.get(f.name, f.type))
+            spec = OptionSpec(name, kind, f.default, f.metadata["help"], f.metadata.get("choices", ()), owner)
+            known = self.specs.setdefault(name, spec)
+            if known.owner != owner or known.type is not kind:
+                raise ValueError(f"two options are called {name}: in {known.owner} and in {owner}")
+
+    def resolve(self, config_file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults, overridden by the YAML file, overridden by flags that were given (not None).
+
+        Options of a class that was not chosen are left out of the result.
+
+        Raises:
+            UserError: unreadable YAML, unknown key, wrong type or choice, or an option that the chosen
+                loss, objective or curvature does not have.
+        """
+        given = _read_yaml(config_file, self.specs) if config_file else {}
+        given.update({key: value for key, value in flags.items() if value is not None})
+        source = f"{config_file} or a flag" if config_file else "a flag"
+        values = {
+            name: self._checked(spec, given[name], source) if name in given else spec.default
+            for name, spec in self.specs.items()
+        }
+        for registry in self.registries:
+            self._keep_chosen(registry, values, given)
+        return values
+
+    def _keep_chosen(self, registry: Registry, values: dict[str, Any], given: Mapping[str, Any]) -> None:
+        chosen = registry.aliases.get(values[registry.name], values[registry.name])
+        if chosen not in registry.classes:
+            names = ", ".join([*registry.classes, *registry.aliases])
+            raise UserError(f"--{registry.name} {chosen}: unknown; take one of {names}")
+        own = {registry.prefix + name for name in _option_names(registry.classes[chosen])}
+        for cls in registry.classes.values():
+            for name in (registry.prefix + n for n in _option_names(cls)):
+                if name in own or name not in values:
+                    continue
+                if name in given:
+                    raise UserError(
+                        f"{self.specs[name].flag} means nothing for --{registry.name} {chosen}; leave it out"
+                    )
+                del values[name]
+
+    def _checked(self, spec: OptionSpec, value: Any, source: str) -> Any:
+        if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if spec.type is float and isinstance(value, str):  # YAML reads 1e-4 as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        if spec.name == "select" and isinstance(value, int):
+            value = str(value)
+        if type(value) is not spec.type:
+            raise UserError(
+                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r} ({type(value).__name__}) in {source}"
+            )
+        if spec.choices and value not in spec.choices:
+            raise UserError(f"{spec.flag} {value}: take one of {', '.join(spec.choices)}")
+        return value
+
+    def part(self, cls: type, values: Mapping[str, Any]) -> Any:
+        """The option dataclass `cls` filled from resolved values."""
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+
+    def chosen_options(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Constructor arguments of the class chosen in the registry `name`."""
+        registry = next(r for r in self.registries if r.name == name)
+        chosen = registry.aliases.get(values[name], values[name])
+        return {n: values[registry.prefix + n] for n in _option_names(registry.classes[chosen])}
+
+
+_TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _option_names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if "help" in f.metadata]
+
+
+def _plain_type(annotation: Any) -> type:
+    """The type behind an annotation, which `from __future__ import annotations` may have left as text."""
+    if isinstance(annotation, str):
+        return {"float": float, "int": int, "bool": bool, "str": str}[annotation]
+    if isinstance(annotation, types.UnionType):
+        raise TypeError(f"options have one plain type, not {annotation}")
+    return annotation
+
+
+def _read_yaml(path: str, known: Mapping[str, OptionSpec]) -> dict[str, Any]:
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: not readable YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold keys and values, one option a line, e.g. `loss: npo`")
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        near = _nearest(str(unknown[0]), known)
+        raise UserError(f"{path}: unknown key {unknown[0]!r}{near}; `--help` lists the options")
+    return content
+
+
+def _nearest(name: str, known: Mapping[str, OptionSpec]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,130 @@
+"""From rows to batches: tokenising a data set, response masks, padding, length-sorted batches."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
+
+from u2a.data.render import Renderer
+from u2a.types import IGNORE, Batch, UserError
+
+__all__ = ["Renderer", "collate", "length_sorted_batches", "tokenize_rows"]
+
+log = logging.getLogger("u2a")
+
+_FEATURES = Features(
+    {
+        "row": Value("int64"),
+        "input_ids": ListOf(Value("int32")),
+        "response_start": Value("int32"),
+        "n_tokens": Value("int32"),
+        "prompt_cut": Value("bool"),
+        "response_cut": Value("bool"),
+    }
+)
+
+
+def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "response") -> Dataset:
+    """Tokenised rows in the order of `dataset`: `row`, `input_ids`, `response_start`, `n_tokens`.
+
+    `n_tokens` counts response tokens with the end of turn. `row` is the column of that name, else the
+    position. The result is cached where `datasets` caches `dataset`; the key covers the rows, the column
+    taken, the tokenizer, the template and max_length. How many rows were cut is logged, once.
+
+    Args:
+        dataset: columns `prompt` (messages) and the one that `response` names; `id` and `row` if they exist.
+
+    Raises:
+        UserError: a response has no tokens, or the chat template refuses a conversation; names `id` and row.
+    """
+
+    def tokenize(example: dict[str, Any], position: int) -> dict[str, Any]:
+        row = example.get("row", position)
+        try:
+            if not example[response].strip():
+                raise UserError(f"the `{response}` has no tokens: remove the row")
+            encoded = renderer._encode(example["prompt"], example[response])
+        except UserError as error:
+            raise UserError(f"row {row} (id {example.get('id', row)}): {error}") from error
+        return {**encoded._asdict(), "row": row, "n_tokens": len(encoded.input_ids) - encoded.response_start}
+
+    key = f"{dataset._fingerprint} {renderer.fingerprint} {response}"
+    tokenized = dataset.map(
+        tokenize,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=_FEATURES,
+        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+        desc="tokenizing",
+    )
+    for what in ("prompt", "response"):
+        cut = int(np.count_nonzero(tokenized[f"{what}_cut"]))
+        if cut:
+            side = {"prompt": "left", "response": "right"}[what]
+            log.warning(
+                "%d of %d %ss were cut on the %s to --max-length %d (column %s)",
+                *(cut, len(tokenized), what, side, renderer.max_length, response),
+            )
+    return tokenized.remove_columns(["prompt_cut", "response_cut"])
+
+
+def collate(
+    rows: Sequence[Mapping[str, Any]], index: Sequence[int], *, pad_token_id: int, padding_side: str = "right"
+) -> Batch:
+    """Pads tokenised rows (`input_ids`, `response_start`) to the longest: shapes (B, T).
+
+    Args:
+        index: the position of each row in its data set, for `Batch.index`.
+        pad_token_id: fills `input_ids`; the attention mask is 0 and the label `IGNORE` there.
+        padding_side: `right` or `left`.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORE)
+    for b, row in enumerate(rows):
+        ids = torch.as_tensor(row["input_ids"], dtype=torch.int64)
+        first = 0 if padding_side == "right" else width - len(ids)
+        response = first + int(row["response_start"])
+        input_ids[b, first : first + len(ids)] = ids
+        attention_mask[b, first : first + len(ids)] = 1
+        labels[b, response : first + len(ids)] = ids[int(row["response_start"]) :]
+    return Batch(input_ids, attention_mask, labels, torch.as_tensor(list(index), dtype=torch.int64))
+
+
+def length_sorted_batches(
+    tokenized: Dataset, *, max_tokens: int, pad_token_id: int, padding_side: str = "right"
+) -> Iterator[Batch]:
+    """Every row once, longest first, in batches of at most `max_tokens` padded tokens (but at least one row).
+
+    Longest first, so that memory runs out at once or never. `Batch.index` is the position in `tokenized`.
+    """
+    columns = tokenized.select_columns(["input_ids", "response_start"]).with_format("numpy")
+    lengths = _lengths(tokenized)
+    order = np.argsort(-lengths, kind="stable")
+    begin = 0
+    while begin < len(order):
+        size = max(1, max_tokens // int(lengths[order[begin]]))
+        index = order[begin : begin + size].tolist()
+        chosen = columns[index]
+        rows = [
+            {"input_ids": ids, "response_start": start}
+            for ids, start in zip(chosen["input_ids"], chosen["response_start"], strict=True)
+        ]
+        yield collate(rows, index, pad_token_id=pad_token_id, padding_side=padding_side)
+        begin += size
+
+
+def _lengths(tokenized: Dataset) -> np.ndarray:
+    """Tokens of each row (N,), without making Python objects of the tokens."""
+    tables = tokenized.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
+    counts = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]
+    return np.concatenate([np.zeros(0, np.int64), *counts]).astype(np.int64)

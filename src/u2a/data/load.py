@@ -1,0 +1,243 @@
+"""From a file, folder, Hub data set or standard input to canonical rows, memory-mapped through `datasets`.
+
+A source is a path to a jsonl, json, csv, parquet or txt file, a folder of such files (read in the order of
+their names; sub-folders, hidden files and other endings are left out), `-` for jsonl on standard input, or a
+Hub id `org/name` where no such path exists. The same rows give the same data set, whatever the format.
+
+Columns of every result: `row` int64 (position in the result, 0..N-1), `id` str (the source's `id` where every
+row has one and no two are equal, else str(row)), `source_row` int64 (0-based position in the source, over all
+its files; `locate` turns it into file and row), `prompt` list of {role, content}, and last `extra` str: the
+other columns that are not null, as one json object. Columns that hold texts of another format (`chosen`
+beside a negative, say) are not kept.
+
+The rows lie in the process's temporary folder (`u2a.data.scratch`); nothing is kept between runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+
+from u2a.data import formats
+from u2a.data.reading import Row, read_file
+from u2a.data.scratch import write_rows
+from u2a.data.sources import Source, find_source
+from u2a.types import UserError
+
+_TEXT = Value("string")
+_HEAD = {
+    "row": Value("int64"),
+    "id": _TEXT,
+    "source_row": Value("int64"),
+    "prompt": [{"role": _TEXT, "content": _TEXT}],
+}
+_LABELS = frozenset((*formats.LABEL_KEYS, "is_response_0_safe", "is_response_1_safe"))
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What a source is read for: its columns, the conversion of a row, the columns that uses up."""
+
+    name: str
+    columns: dict[str, Any]
+    convert: Callable[[formats.Values, str], list[dict[str, Any]]]
+    used: frozenset[str]
+    nothing: str
+
+    @property
+    def features(self) -> Features:
+        return Features({**_HEAD, **self.columns, "extra": _TEXT})
+
+
+_NEGATIVES = _Role(
+    "negatives",
+    {"response": _TEXT, "weight": Value("float64")},
+    formats.negatives_of,
+    _LABELS | {"weight"},
+    "there are no negatives among its rows: every one is labelled good",
+)
+_PREFERENCES = _Role(
+    "preferences",
+    {"chosen": _TEXT, "rejected": _TEXT},
+    formats.preferences_of,
+    frozenset({"safer_response_id"}),
+    "there are no pairs",
+)
+_RETAIN = _Role(
+    "retain",
+    {"response": _TEXT},
+    formats.retain_of,
+    _LABELS,
+    "there are no good texts among its rows: every one is labelled bad",
+)
+_PROMPTS = _Role("prompts", {}, formats.prompts_of, frozenset(), "there are no prompts")
+FEATURES = {role.name: role.features for role in (_NEGATIVES, _PREFERENCES, _RETAIN, _PROMPTS)}
+"""The columns of each role's data set."""
+
+
+def load_negatives(source: str | Path, *, split: str = "train") -> Dataset:
+    """Negatives: the common columns (see the module) with `response` str and `weight` float64 (prior, or 1).
+
+    A negative is a completion without label or with a false one, a `rejected`, an unsafe PKU-SafeRLHF
+    response (one source row may give two), the last assistant turn of `messages`, or a `text` (prompt []). An
+    empty response is not an error here; `u2a.data.validate` reports it. `split` is read for Hub data sets only.
+
+    Raises:
+        UserError: missing, empty or unreadable file; a row that is broken or of the wrong types, a file that
+            is labelled in part; no negatives. It names the file, the 1-based line or row, and the column.
+    """
+    return _load(source, _NEGATIVES, split)
+
+
+def load_preferences(source: str | Path, *, split: str = "train") -> Dataset:
+    """Preference pairs: the common columns with `chosen` and `rejected` str.
+
+    Raises:
+        UserError: as `load_negatives`; also when the two do not answer the same conversation.
+    """
+    return _load(source, _PREFERENCES, split)
+
+
+def load_retain(source: str | Path, *, split: str = "train") -> Dataset:
+    """Good texts: the common columns with `response` str.
+
+    A good text is a completion or output without label or with a true one, a `chosen`, a safe PKU-SafeRLHF
+    response, the last assistant turn of `messages`, or a `text` (prompt []).
+
+    Raises:
+        UserError: as `load_negatives`.
+    """
+    return _load(source, _RETAIN, split)
+
+
+def load_prompts(source: str | Path, *, split: str = "train") -> Dataset:
+    """Prompts alone: the common columns. A line of a txt file is one prompt.
+
+    Raises:
+        UserError: as `load_negatives`; also when a prompt is empty.
+    """
+    return _load(source, _PROMPTS, split)
+
+
+def locate(dataset: Dataset, source_row: int, name: str) -> tuple[str, int]:
+    """File and 1-based row (line, for jsonl and txt) of a `source_row`.
+
+    The file is `name` unless the data set came from a folder of several files: then it is that file.
+    """
+    starts = _file_starts(dataset.info.description)
+    if len(starts) < 2:
+        return name, source_row + 1
+    file, start = max((each for each in starts if each[1] <= source_row), key=lambda each: each[1])
+    return file, source_row - start + 1
+
+
+@functools.lru_cache(maxsize=32)
+def _file_starts(description: str) -> list[tuple[str, int]]:
+    try:
+        return [(file, start) for file, start in json.loads(description)["files"]]
+    except (ValueError, KeyError, TypeError):  # not a data set of ours
+        return []
+
+
+def _load(source: str | Path, role: _Role, split: str) -> Dataset:
+    found = find_source(source, split)
+    try:
+        return _write(_Reading(role, found, use_ids=True))
+    except _IdsUnusable:
+        return _write(_Reading(role, found, use_ids=False))
+
+
+def _write(reading: _Reading) -> Dataset:
+    dataset = write_rows(reading.rows, reading.role.features, reading.fingerprint())
+    dataset.info.description = json.dumps({"files": reading.starts})
+    return dataset
+
+
+class _IdsUnusable(Exception):  # noqa: N818 - a signal to begin again, not an error
+    """A row has no id, or an id came twice."""
+
+
+class _Reading:
+    """One pass over a source: yields canonical rows and notes where each file starts."""
+
+    def __init__(self, role: _Role, source: Source, *, use_ids: bool) -> None:
+        self.role, self.source, self.use_ids = role, source, use_ids
+        self.starts: list[tuple[str, int]] = []
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Canonical rows. Raises `UserError` at a broken row, or at the end when there were none."""
+        used = self.role.used | {"id"} if self.use_ids else self.role.used
+        ids: set[str] = set()
+        row, empty = 0, True
+        for start, raw in self._raw_rows():
+            empty = False
+            for item in self.role.convert(raw.values, raw.where):
+                label = _new_id(raw, ids) if self.use_ids else str(row)
+                extra = formats.extra_of(raw.values, used, raw.where)
+                yield {"row": row, "id": label, "source_row": start + raw.position, **item, "extra": extra}
+                row += 1
+        if row == 0:
+            raise UserError(f"{self.source.name}: {'it is empty, no rows' if empty else self.role.nothing}")
+
+    def _raw_rows(self) -> Iterator[tuple[int, Row]]:
+        """Rows, each with the number of rows of the files before its own."""
+        start = 0
+        for name, rows in self._tables():
+            self.starts.append((name, start))
+            last, labelled = -1, None
+            for raw in rows:
+                last = raw.position
+                if self.role in (_NEGATIVES, _RETAIN):
+                    labelled = _labelled_alike(labelled, raw)
+                yield start, raw
+            start += last + 1
+
+    def _tables(self) -> Iterator[tuple[str, Iterable[Row]]]:
+        if self.source.hub is not None:
+            yield self.source.name, _hub_rows(self.source.hub, self.source.name)
+        for file in self.source.files:
+            yield file.name, read_file(file)
+
+    def fingerprint(self) -> str:
+        """Changes with the role, the files, their sizes and times of change."""
+        stats = [(file.path, file.path.stat()) for file in self.source.files]
+        files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        hub = None if self.source.hub is None else self.source.hub._fingerprint
+        facts = json.dumps([self.role.name, self.use_ids, files, hub])
+        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+
+def _new_id(raw: Row, ids: set[str]) -> str:
+    value = raw.values.get("id")
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise _IdsUnusable
+    label = str(value)
+    half_pair = any("\ud800" <= character <= "\udfff" for character in label)
+    if not label or label in ids or half_pair:
+        raise _IdsUnusable
+    ids.add(label)
+    return label
+
+
+def _labelled_alike(labelled: bool | None, raw: Row) -> bool | None:
+    """Refuse a file whose rows are labelled in part: an unlabelled good answer would count as a negative."""
+    here = formats.has_label(raw.values)
+    if labelled is not None and here is not None and here != labelled:
+        state = (
+            "has a `label`, rows before it have none" if here else "has no `label`, rows before it have one"
+        )
+        raise UserError(f"{raw.where}: the row {state}; label every row of a file or none")
+    return labelled if here is None else here
+
+
+def _hub_rows(table: Dataset, name: str) -> Iterator[Row]:
+    for position, values in enumerate(table):
+        kept = {key: value for key, value in values.items() if value is not None}
+        yield Row(position, f"{name}, row {position + 1}", kept)

@@ -1,0 +1,265 @@
+"""From a conversation to tokens: chat template, response, end of turn.
+
+What is scored and trained is what generation sees. The prompt is rendered and tokenised as
+`tokenizer.apply_chat_template(prompt, add_generation_prompt=True)` does it. The response follows it exactly
+as it stands in the data (templates strip it, but the model wrote it so), then the template's end of turn;
+the line break that many templates put behind that is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from u2a.types import Message, UserError
+
+TEMPLATES = ("auto", "none")
+
+RENDERING = 1
+"""Part of the cache key of tokenised rows: raise it when the same row and tokenizer give other tokens."""
+
+_PROBE = "U2A-RESPONSE"
+_MARK = "\ufdd0"  # a Unicode noncharacter: reserved for use inside a program, never in text
+_PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+class _Frame(NamedTuple):
+    """What stands around a response: `scaffold` and `lead` before it, `end` (the end of turn) behind it."""
+
+    scaffold: str
+    lead: str
+    end: str
+
+
+class _Encoded(NamedTuple):
+    input_ids: list[int]
+    response_start: int
+    prompt_cut: bool
+    response_cut: bool
+
+
+class Renderer:
+    """Renders and tokenises a prompt and its response.
+
+    With `template="auto"` the tokenizer's chat template is used, in transformers' own sandbox. Without one
+    the plain template is `System: …`, `User: …` and `Assistant: …` turns, two line breaks apart, then the EOS
+    token. With `template="none"`, or an empty prompt, the contents stand raw, joined by a line break, and the
+    EOS token follows.
+
+    A template that refuses a system turn gets it at the head of the first user turn. A scaffold that the
+    template writes before an answer (the empty `<think>` block of Qwen3) counts as prompt, unless the
+    response brings its own.
+
+    Special tokens spelled out in the data (`<|im_end|>`) are tokenised as ordinary text, so that a row cannot
+    forge a turn. Two exceptions: with `template="none"` they mean what they say, so that prompts rendered
+    elsewhere can be used; and markers that are plain text for the tokenizer too (`[INST]` of some) cannot be
+    told from the template's own.
+
+    Args:
+        tokenizer: any transformers tokenizer.
+        template: `auto` or `none`.
+        max_length: most tokens of prompt and response together, at least 2.
+
+    Raises:
+        UserError: an unknown template, or max_length under 2.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str = "auto", max_length: int = 512
+    ) -> None:
+        if template not in TEMPLATES:
+            raise UserError(f"--template {template}: take one of {', '.join(TEMPLATES)}")
+        if max_length < 2:
+            raise UserError(f"--max-length {max_length}: a prompt and a response need at least 2 tokens")
+        self.tokenizer: Any = tokenizer
+        self.template = template
+        self.max_length = max_length
+        specials = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        longest_first = sorted(filter(None, specials), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    # -- text ---------------------------------------------------------------------------------------------
+
+    def render(self, prompt: Sequence[Message], response: str) -> tuple[str, str]:
+        """The text before the response, and the response with its end of turn: what the model reads.
+
+        Raises:
+            UserError: the chat template refuses the conversation.
+        """
+        before, after = self._render(prompt, response)
+        return before.replace(_MARK, ""), after.replace(_MARK, "")
+
+    def _render(self, prompt: Sequence[Message], response: str) -> tuple[str, str]:
+        """As `render`, with a mark inside each special token that the data spells out."""
+        if self.template == "none" or not prompt:
+            before = "\n".join(message["content"] for message in prompt)
+            after = response.removesuffix(self._eos) + self._eos
+            if self.template == "none" or not self._special.search(response):
+                return before, after
+            return before, self._marked(response.removesuffix(self._eos)) + self._eos
+        frame = self._frame
+        before = self._prompt([{"role": m["role"], "content": self._marked(m["content"])} for m in prompt])
+        own_scaffold = frame.scaffold and response.lstrip().startswith(frame.scaffold.split()[0])
+        if not own_scaffold:
+            before += frame.scaffold
+        return before, frame.lead + self._marked(response.removesuffix(frame.end)) + frame.end
+
+    def _prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A prompt up to where the answer begins."""
+        if self.tokenizer.chat_template is None:
+            turns = [f"{_PLAIN_NAMES[m['role']]}: {m['content']}" for m in messages]
+            # The space that follows belongs to the answer: tokenizers join it to the first word.
+            return "\n\n".join([*turns, "Assistant:"])
+        try:
+            return self._chat(messages, add_generation_prompt=True)
+        except TemplateError as error:
+            if messages[0]["role"] == "system":
+                try:
+                    return self._chat(_without_system(messages), add_generation_prompt=True)
+                except TemplateError:
+                    pass
+            roles = ", ".join(m["role"] for m in messages)
+            raise UserError(
+                f"the model's chat template refuses this conversation ({error}); its roles are: {roles}; "
+                "mend the turns, or use --template none"
+            ) from error
+
+    def _chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        return self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
+
+    @cached_property
+    def _frame(self) -> _Frame:
+        """Where the template puts an answer, found by rendering one that is easy to find."""
+        if self.tokenizer.chat_template is None:
+            return _Frame("", " ", self._eos)
+        question = {"role": "user", "content": "Hello"}
+        prompt = self._prompt([question])
+        whole = self._chat([question, {"role": "assistant", "content": _PROBE}])
+        head, found, tail = whole.rpartition(_PROBE)
+        between = head.removeprefix(prompt) if head.startswith(prompt) else ""
+        scaffold, lead = (between, "") if between.strip() else ("", between)
+        return _Frame(scaffold, lead, self._end_of_turn(tail) if found else self._eos)
+
+    def _end_of_turn(self, tail: str) -> str:
+        """Up to the first added token behind an answer: `<|im_end|>` of `<|im_end|>\\n`; else EOS."""
+        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if not t.content.isspace()]
+        ends = [tail.find(token) + len(token) for token in added if token in tail]
+        return tail[: min(ends)] if ends else tail.rstrip() or self._eos
+
+    @property
+    def _eos(self) -> str:
+        return self.tokenizer.eos_token or ""
+
+    def _marked(self, text: str) -> str:
+        """`text` with a mark behind the first character of each special token that it spells out."""
+        if not self._special.search(text):
+            return text
+        return self._special.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
+
+    # -- tokens -------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Sequence[Message], response: str) -> tuple[list[int], int, bool]:
+        """Tokens of prompt and response, where the response starts, and whether it was cut.
+
+        At most `max_length` tokens. A long prompt loses tokens on its left, after a BOS token; at least one
+        token stays before the response. The response loses tokens on its right only when it does not fit
+        alone. With no prompt and no BOS token, the first token of the text is the context of the others.
+        """
+        encoded = self._encode(prompt, response)
+        return encoded.input_ids, encoded.response_start, encoded.response_cut
+
+    def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
+        """Tokens that generation starts from, the last `max_length` of them (a BOS token stays)."""
+        before, _ = self._render(prompt, "")
+        return self._left_cut(self._prompt_ids(before, prompt), self.max_length)
+
+    def _encode(self, prompt: Sequence[Message], response: str) -> _Encoded:
+        before, after = self._render(prompt, response)
+        prompt_ids = self._prompt_ids(before, prompt)
+        response_ids = self._response_ids(before, after)
+        if not prompt_ids:  # nothing could predict the first token
+            prompt_ids, response_ids = response_ids[:1], response_ids[1:]
+        kept = response_ids[: self.max_length - 1]
+        cut = self._left_cut(prompt_ids, self.max_length - len(kept))
+        return _Encoded(cut + kept, len(cut), len(cut) < len(prompt_ids), len(kept) < len(response_ids))
+
+    def _prompt_ids(self, before: str, prompt: Sequence[Message]) -> list[int]:
+        if prompt and self.template == "auto" and self.tokenizer.chat_template is not None:
+            return self._ids(before)
+        bos = self.tokenizer.bos_token
+        opening = self._opening if not (bos and before.startswith(bos)) else []
+        if not before and not opening and self.tokenizer.bos_token_id is not None:
+            opening = [self.tokenizer.bos_token_id]
+        return opening + self._ids(before)
+
+    def _response_ids(self, before: str, after: str) -> list[int]:
+        """Tokens of the marked text `after` where it follows `before`."""
+        before = before.rpartition(_MARK)[2]
+        first, *rest = after.split(_MARK)
+        head, both = self._plain_ids(before), self._plain_ids(before + first)
+        # When the two merge into one token, generation from the prompt could never produce it.
+        ids = both[len(head) :] if both[: len(head)] == head else self._inner_ids(first)
+        return [*ids, *(token for piece in rest for token in self._inner_ids(piece))]
+
+    def _ids(self, text: str) -> list[int]:
+        """Tokens of a marked text."""
+        first, *rest = text.split(_MARK)
+        return [*self._plain_ids(first), *(token for piece in rest for token in self._inner_ids(piece))]
+
+    def _inner_ids(self, text: str) -> list[int]:
+        """Tokens of a text that stands inside another one: sentencepiece puts no space before it then."""
+        for anchor in ("\n", "~", "0"):
+            head, both = self._plain_ids(anchor), self._plain_ids(anchor + text)
+            if both[: len(head)] == head:
+                return both[len(head) :]
+        return self._plain_ids(text)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """What the tokenizer itself puts before a text: `[bos_token_id]` or nothing."""
+        bare, whole = self._plain_ids("a"), self.tokenizer("a")["input_ids"]
+        starts = range(len(whole) - len(bare) + 1)
+        return next((whole[:i] for i in starts if whole[i : i + len(bare)] == bare), [])
+
+    def _left_cut(self, ids: list[int], room: int) -> list[int]:
+        """The last `room` ≥ 1 tokens; a BOS token keeps its place when there is room for another one."""
+        if len(ids) <= room:
+            return ids
+        bos = ids[:1] if room > 1 and ids[0] == self.tokenizer.bos_token_id else []
+        return bos + ids[len(ids) - room + len(bos) :]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that changes whenever the tokens of some row could."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            vocabulary: Any = self.tokenizer.get_vocab()
+        else:
+            # Padding and truncation are leftovers of earlier calls; they are overridden on every call.
+            vocabulary = {
+                k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")
+            }
+        # A template may print today's date: a rendered prompt shows it.
+        rendered = self.render([{"role": "user", "content": "Hello"}], _PROBE)
+        specials = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
+        parts = [RENDERING, vocabulary, specials, self.tokenizer.chat_template, self.template, rendered]
+        text = json.dumps([*parts, self.max_length], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """A system turn moved to the head of the user turn behind it, or turned into one."""
+    system, *rest = messages
+    if rest and rest[0]["role"] == "user":
+        return [{"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": system["content"]}, *rest]

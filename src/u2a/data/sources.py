@@ -1,0 +1,86 @@
+"""What the user names to the files that are read: a path, a folder, standard input or a Hub data set."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+
+from u2a.data.reading import READERS, DataFile
+from u2a.data.scratch import new_folder, no_progress_bars
+from u2a.types import UserError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_KINDS = ", ".join(f".{kind}" for kind in READERS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a source in reading order, or the Hub data set `hub` in their place."""
+
+    name: str
+    files: tuple[DataFile, ...] = ()
+    hub: Dataset | None = None
+
+
+def find_source(source: str | Path, split: str) -> Source:
+    """Resolve what the user named; `split` is that of a Hub data set.
+
+    Raises:
+        UserError: nothing of that name, an unknown kind of file, a folder without data files, a Hub data set
+            that cannot be loaded.
+    """
+    name = str(source)
+    if name == "-":
+        return Source("standard input", (_spool_stdin(),))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Source(name, _folder_files(path, name))
+    if path.is_file():
+        if _kind(path) not in READERS:
+            raise UserError(f"{name}: unknown kind of file {path.suffix!r}; accepted are {_KINDS}")
+        return Source(name, (DataFile(path, name, _kind(path)),))
+    if path.exists():
+        raise UserError(f"{name}: not a regular file; pass `-` to read standard input")
+    if _HUB_ID.fullmatch(name) and _kind(path) not in READERS:
+        return Source(name, hub=_load_hub(name, split))
+    raise UserError(f"{name}: no such file or folder; give a path, `-` or a Hub id `org/name`")
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as fault:
+        raise UserError(f"{name}: the folder cannot be read ({fault.strerror})") from fault
+    wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in READERS]
+    if not wanted:
+        raise UserError(f"{name}: the folder holds no data files ({_KINDS})")
+    return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)
+
+
+def _spool_stdin() -> DataFile:
+    path = new_folder() / "stdin.jsonl"
+    with path.open("wb") as stream:
+        shutil.copyfileobj(sys.stdin.buffer, stream)
+    return DataFile(path, "standard input", "jsonl")
+
+
+def _load_hub(name: str, split: str) -> Dataset:
+    try:
+        with no_progress_bars():
+            return datasets.load_dataset(name, split=split)
+    except Exception as fault:  # network, gated, missing split, unreadable files: all the user's to mend
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:300]
+        raise UserError(
+            f"{name}: no such file or folder, and split {split!r} of that name cannot be loaded from the Hub "
+            f"({reason})"
+        ) from fault

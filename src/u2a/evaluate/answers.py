@@ -1,0 +1,30 @@
+"""Answers as a user would get them: greedy, from the model as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from u2a.logprobs import evaluating
+
+if TYPE_CHECKING:
+    from u2a.data.collate import Renderer
+    from u2a.models import Policy
+    from u2a.types import Message
+
+
+def answer(policy: Policy, renderer: Renderer, prompt: list[Message], *, max_new_tokens: int = 48) -> str:
+    """Greedy continuation of a rendered prompt, without special tokens; at most `max_new_tokens` tokens."""
+    tokenizer = policy.tokenizer
+    ids, start, _ = renderer.encode(prompt, " ")
+    inputs = torch.tensor([ids[:start]], device=policy.device)
+    with evaluating(policy.model), torch.no_grad():
+        output = policy.model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return tokenizer.decode(output[0, start:], skip_special_tokens=True).strip()

@@ -1,0 +1,84 @@
+"""The measured points of a run: which are within the budgets, and which is the best so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from u2a.config import OuterOptions
+from u2a.problem import Measurement, Problem
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured point: φ after `step` optimiser steps of outer step `outer_step` (0, 0 = the original).
+
+    `figures` holds J (`objective`), U (`utility`) and `kl`. `admissible` says whether every budget and
+    guard held; `best` whether it was, when measured, the admissible point of the largest J.
+    """
+
+    outer_step: int
+    step: int
+    figures: dict[str, float | None]
+    learning_rate: float
+    admissible: bool
+    best: bool
+
+
+@dataclass
+class Ledger:
+    """Keeps every measured point, and a copy of φ at the best admissible one. `start` is the original model."""
+
+    problem: Problem
+    options: OuterOptions
+    start: Measurement
+    record: Callable[..., None]
+    best: Measurement = field(init=False)
+    best_parameters: Parameters = field(init=False)
+    points: list[Point] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best, self.best_parameters = self.start, snapshot(self.problem)
+
+    def begin(self, learning_rate: float) -> None:
+        """Notes the original model as the first point."""
+        self._note(Point(0, 0, self.start.figures, learning_rate, admissible=True, best=True))
+
+    def consider(self, measured: Measurement, outer_step: int, step: int, learning_rate: float) -> bool:
+        """Notes a measured point, keeps φ when it is the best so far; says whether it is admissible."""
+        admissible = self.admissible(measured)
+        best = admissible and measured.objective > self.best.objective
+        if best:
+            self.best, self.best_parameters = measured, snapshot(self.problem)
+        self._note(Point(outer_step, step, measured.figures, learning_rate, admissible, best))
+        return admissible
+
+    def admissible(self, measured: Measurement) -> bool:
+        """Within the KL budget, the largest rise of the retain NLL, and the utility budget."""
+        fall = self.start.utility - measured.utility
+        # KL is NaN where there is no reference to measure it against; then it guards nothing
+        within_kl = self.options.kl_budget <= 0 or not measured.kl > self.options.kl_budget
+        within_cost = self.options.utility_budget <= 0 or fall <= self.options.utility_budget
+        return within_kl and within_cost and fall <= self.options.max_nll_rise
+
+    def _note(self, point: Point) -> None:
+        self.points.append(point)
+        figures = {key: value for key, value in vars(point).items() if key != "figures"}
+        self.record("measurement", **figures, **point.figures)
+
+
+def snapshot(problem: Problem) -> Parameters:
+    """A copy of the trainable parameters φ, on the CPU."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in problem.policy.trainable().items()}
+
+
+def restore(problem: Problem, parameters: Parameters) -> None:
+    """Sets φ to a snapshot."""
+    with torch.no_grad():
+        for name, p in problem.policy.trainable().items():
+            p.copy_(parameters[name])

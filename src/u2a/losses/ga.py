@@ -1,0 +1,23 @@
+"""Gradient ascent: make the response less likely, per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GradientAscent:
+    """ℓ = s / |y|, the mean log-prob per token (Jang et al. 2023, arXiv 2210.01504).
+
+    It has no minimum of its own: without a retain term only guards and few steps hold the model.
+    """
+
+    def __call__(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002
+        return s / length
+
+    def derivative(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002
+        return s.new_ones(s.shape) / length

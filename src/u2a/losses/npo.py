@@ -1,0 +1,43 @@
+"""Negative preference optimisation: DPO's loss with only the rejected half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NPO:
+    """ℓ = −(2/β)·log σ(−β·(s − s_ref)) (Zhang et al. 2024, arXiv 2404.05868, eq. 3).
+
+    dℓ/ds = 2σ(β·(s − s_ref)): 1 at the reference, so the gradient there is |y| times that of `ga`; it
+    fades as the response is forgotten. With `length_normalise` both log-probs are taken per token, and the
+    gradient at the reference is exactly that of `ga`.
+    """
+
+    beta: float = field(
+        default=0.1, metadata={"help": "npo, simnpo: β of the unlearning loss, per nat. Must be positive."}
+    )
+    length_normalise: bool = field(
+        default=False, metadata={"help": "npo: use log-probs per token, so that length does not count."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+
+    def _gap(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:
+        return (s - s_ref) / length if self.length_normalise else s - s_ref
+
+    def __call__(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:
+        from torch.nn.functional import softplus
+
+        # threshold: softplus(x) = x above it, an error of e^-40 rather than torch's default e^-20
+        return 2 / self.beta * softplus(self.beta * self._gap(s, s_ref, length), threshold=40.0)
+
+    def derivative(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:
+        slope = 2 * (self.beta * self._gap(s, s_ref, length)).sigmoid()
+        return slope / length if self.length_normalise else slope

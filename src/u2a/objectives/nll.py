@@ -1,0 +1,26 @@
+"""Mean log-prob per token of texts we want: an objective for users without pairs, and the utility U."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+
+@dataclass
+class MeanLogProb:
+    """J = Σ_i s_i / Σ_i |y_i|: minus the NLL per token, in nats per token; higher = better.
+
+    Args:
+        texts: N tokenised texts with their response length in the column `n_tokens`.
+    """
+
+    texts: Dataset
+
+    def terms(self, s: Tensor) -> Tensor:
+        """Each text's share, scaled so that the mean of the terms is J: (N,) -> (N,)."""
+        total = sum(self.texts["n_tokens"])
+        return s * (len(self.texts) / total)

@@ -1,0 +1,42 @@
+"""The DPO objective on validation pairs: do we prefer what people preferred, more than the original did?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+
+@dataclass
+class Preference:
+    """J = mean over pairs of log σ(β·[(s_w − s_w,ref) − (s_l − s_l,ref)]), log-probs summed over tokens.
+
+    Rafailov et al. 2023, arXiv 2305.18290, eq. 7, with the sign of a gain. At the reference J = −log 2.
+
+    Args:
+        texts: 2P tokenised texts: the chosen ones, then the rejected ones in the same order.
+        reference: (2P,) their log-probs under the original model, in nats.
+        beta: per nat.
+    """
+
+    texts: Dataset
+    reference: Tensor
+    beta: float = field(default=0.1, metadata={"help": "preference: β of the objective, per nat."})
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"objective beta must be positive, got {self.beta}")
+        if len(self.texts) % 2 or len(self.texts) != len(self.reference):
+            raise ValueError(
+                "preference needs the chosen texts, then as many rejected ones, and their log-probs"
+            )
+
+    def terms(self, s: Tensor) -> Tensor:
+        """log σ of each pair: (2P,) -> (P,), in nats, never above 0."""
+        from torch.nn.functional import logsigmoid
+
+        chosen, rejected = (s - self.reference.to(s)).chunk(2)
+        return logsigmoid(self.beta * (chosen - rejected))

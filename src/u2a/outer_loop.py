@@ -1,0 +1,312 @@
+"""The outer loop: score, weight, unlearn; measured at every step, guarded, and the best step wins."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from u2a.checkpoints import Checkpoints, OuterState
+from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.finetune import ShowSteps
+from u2a.impact.table import Curvature, ImpactTable, score_impact
+from u2a.ledger import Ledger, Point, restore, snapshot
+from u2a.problem import Measurement, Problem, Task, silent
+from u2a.trainer import U2AConfig, UnlearnTrainer
+from u2a.types import GuardStop
+from u2a.weighting import (
+    Weighting,
+    exchange,
+    impact_scale,
+    mirror_ascent,
+    parse_selection,
+    select_greedily,
+    within_budget,
+)
+
+log = logging.getLogger("u2a")
+
+Phase = Callable[[str], AbstractContextManager[None]]
+Score = Callable[[Measurement], ImpactTable]
+
+
+@dataclass
+class AlignResult:
+    """What `align` found. The policy holds the parameters of the best admissible measured point.
+
+    `weights` (N,) are the last outer step's; `history` has one such array an outer step. `impact` is the
+    table taken at the original model (None with fixed weights). `start` and `best` are measured with the
+    negatives. `outcome` is a sentence for people; `improved` says whether any admissible point raised J
+    above the original's; `stopped_by_guard` whether something that is not finite ended the run.
+    """
+
+    weights: np.ndarray
+    history: list[np.ndarray]
+    impact: ImpactTable | None
+    points: list[Point]
+    start: Measurement
+    best: Measurement
+    outcome: str
+    improved: bool
+    stopped_by_guard: bool
+
+
+def align(
+    problem: Problem,
+    *,
+    unlearn: UnlearnOptions | None = None,
+    weights: WeightOptions | None = None,
+    outer: OuterOptions | None = None,
+    retain_loss: str = "none",
+    curvature: Curvature | None = None,
+    scoring: str = "fd",
+    self_check: int = 4,
+    fixed_weights: np.ndarray | None = None,
+    first_table: ImpactTable | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    resume: bool = False,
+    record: Callable[..., None] | None = None,
+    task: Task = silent,
+    phase: Phase | None = None,
+) -> AlignResult:
+    """Selects, weights and unlearns negatives so that J rises (design, section 2).
+
+    Args:
+        problem: from `u2a.prepare`, with the policy at the original model.
+        unlearn, weights, outer: options; defaults as in the command.
+        retain_loss: `none`, `nll`, `kl` or `l2`; `nll` and `kl` use the texts of U.
+        curvature, scoring, self_check: as in `score_impact`.
+        fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
+        first_table: the impact table at the original model, if it has been scored already.
+        folder: where checkpoints of outer steps go (none are written without it).
+        resume: go on from the last checkpoint in `folder`.
+        record: called with an event's name and figures; task: shows progress; phase: times a phase.
+
+    Returns:
+        the result; the policy's parameters are those of the best admissible measured point, which is the
+        original model itself when nothing did better.
+    """
+    weights = weights or WeightOptions()
+
+    def score(at: Measurement) -> ImpactTable:
+        return score_impact(
+            problem, curvature=curvature, scoring=scoring, self_check=self_check, at=at, task=task
+        )
+
+    phase = phase or (lambda _name: nullcontext())
+    outer = outer or OuterOptions()
+    with phase("measuring"):
+        start = problem.measure(task, negatives=True)
+    loop = _OuterLoop(
+        problem=problem,
+        unlearn=unlearn or UnlearnOptions(),
+        weighting=Weighting(weights.select, weights.eta, weights.rho, weights.weight_floor),
+        outer=outer,
+        retain_loss=retain_loss,
+        score=score,
+        fixed_weights=fixed_weights,
+        seed=seed,
+        checkpoints=Checkpoints(folder),
+        ledger=Ledger(problem, outer, start, record or (lambda _event, **_figures: None)),
+        task=task,
+        phase=phase,
+        first=first_table,
+    )
+    return loop.run(resume)
+
+
+@dataclass
+class _OuterLoop:
+    problem: Problem
+    unlearn: UnlearnOptions
+    weighting: Weighting
+    outer: OuterOptions
+    retain_loss: str
+    score: Score
+    fixed_weights: np.ndarray | None
+    seed: int
+    checkpoints: Checkpoints
+    ledger: Ledger
+    task: Task
+    phase: Phase
+    first: ImpactTable | None = None
+    stopped_by_guard: bool = field(default=False, init=False)
+
+    def run(self, resume: bool) -> AlignResult:
+        original = snapshot(self.problem)
+        state = self._first_state()
+        if not state.weights.any():
+            return self._result(
+                state, "Nothing here is worth unlearning: no negative has a positive impact."
+            )
+        if resume:
+            state = self.checkpoints.load(state, self.ledger, self.task)
+        if state.outer_step == 0:
+            self.ledger.begin(state.learning_rate)
+        return self._result(state, self._outer_steps(state, original))
+
+    def _first_state(self) -> OuterState:
+        """Scores at the original model and selects greedily; or takes the fixed weights."""
+        rate = self.unlearn.learning_rate
+        if self.fixed_weights is not None:
+            return OuterState(np.asarray(self.fixed_weights, np.float64), 1.0, rate)
+        if self.first is None:
+            with self.phase("scoring"):
+                self.first = self.score(self.ledger.start)
+        impact = self.first.impact
+        count = parse_selection(self.weighting.select, len(impact))
+        weights = select_greedily(impact, count, self.problem.prior)
+        return OuterState(weights, impact_scale(impact, weights) if weights.any() else 1.0, rate)
+
+    def _outer_steps(self, state: OuterState, original: dict[str, Any]) -> str:
+        """Runs outer steps until a stopping rule holds; returns it as a sentence."""
+        ledger = self.ledger
+        for k in range(state.outer_step + 1, self.outer.outer_steps + 1):
+            before = ledger.best.objective
+            try:
+                restore(self.problem, original if self.outer.restart else ledger.best_parameters)
+                at = ledger.start if self.outer.restart or k == 1 else ledger.best
+                table = self._table(at, k)
+                state.weights = self._new_weights(state, table)
+                state.history.append(state.weights)
+                state.outer_step = k
+                with self.phase("unlearning"):
+                    self._inner_run(state, at, table)
+            except GuardStop as stop:
+                self.stopped_by_guard = True
+                log.warning("guard: %s", stop)
+                return f"Stopped by a guard in outer step {k}: {stop} The best measured step is kept."
+            self.checkpoints.save(state, ledger)
+            if ledger.best.objective - before <= self.outer.min_gain:
+                return f"Stopped after outer step {k}: it raised J by no more than {self.outer.min_gain:g}."
+        return f"Done after {self.outer.outer_steps} outer steps."
+
+    def _table(self, at: Measurement, k: int) -> ImpactTable | None:
+        """Impacts at the φ that this outer step starts from; at the original model they are known already."""
+        if self.fixed_weights is not None or k == 1 or self.outer.restart:
+            return self.first
+        with self.phase("scoring"):
+            return self.score(at)
+
+    def _new_weights(self, state: OuterState, table: ImpactTable | None) -> np.ndarray:
+        """One mirror ascent step, within the utility budget once a measured step has calibrated costs."""
+        if table is None:
+            return state.weights
+        if state.cost_calibration is not None and self.outer.utility_budget > 0:
+            weights = within_budget(
+                state.weights,
+                table.impact,
+                table.utility_cost * state.cost_calibration,
+                state.scale,
+                self.outer.utility_budget,
+                self.weighting,
+            )
+        else:
+            weights = mirror_ascent(state.weights, table.impact, state.scale, self.weighting)
+        return exchange(weights, table.impact, self.problem.prior, self.weighting)
+
+    def _inner_run(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> None:
+        """Unlearns with the current weights; halves the learning rate while the first measured point is
+        already past a budget."""
+        begin = snapshot(self.problem)
+        for halving in range(self.outer.halvings + 1):
+            measuring = _Measuring(self, state)
+            self._train(state, measuring, seed=self.seed + 1000 * state.outer_step + halving)
+            if measuring.admissible_points or halving == self.outer.halvings:
+                break
+            state.learning_rate /= 2
+            restore(self.problem, begin)
+            log.info("learning rate halved to %g: the first point was past a budget", state.learning_rate)
+        if measuring.last is not None and table is not None:
+            # what one unit of predicted cost, Σω·c, really costs
+            predicted, fall = float(state.weights @ table.utility_cost), at.utility - measuring.last.utility
+            if predicted > 0 and fall > 0:
+                state.cost_calibration = fall / predicted
+
+    def _train(self, state: OuterState, measuring: _Measuring, seed: int) -> None:
+        problem, options = self.problem, self.unlearn
+        rows = problem.negative_texts
+        for name, values in (("weight", state.weights), ("ref_logprob", problem.reference.numpy())):
+            rows = rows.add_column(name, np.asarray(values, np.float64))
+        with tempfile.TemporaryDirectory() as scratch:
+            args = U2AConfig(
+                output_dir=scratch,
+                retain_loss=self.retain_loss,
+                retain_weight=options.retain_weight,
+                learning_rate=state.learning_rate,
+                lr_scheduler_type="constant",
+                num_train_epochs=options.epochs,
+                max_steps=options.max_steps or -1,
+                per_device_train_batch_size=options.batch_size,
+                gradient_accumulation_steps=options.gradient_accumulation,
+                gradient_checkpointing=options.gradient_checkpointing,
+                seed=seed,
+                use_cpu=problem.policy.device.type == "cpu",
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            )
+            UnlearnTrainer(
+                model=problem.policy.model,
+                args=args,
+                loss=problem.loss,
+                train_dataset=rows,
+                retain_dataset=problem.utility.texts,
+                reference_model=problem.frozen,
+                processing_class=problem.policy.tokenizer,
+                callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
+            ).train()
+
+    def _result(self, state: OuterState, outcome: str) -> AlignResult:
+        ledger = self.ledger
+        restore(self.problem, ledger.best_parameters)
+        improved = ledger.best.objective > ledger.start.objective
+        best = ledger.start
+        if improved:
+            with self.phase("measuring"):
+                best = self.problem.measure(self.task, negatives=True)
+        elif state.history:
+            outcome += " No measured step within the budgets raised J: the original model is kept."
+        return AlignResult(
+            weights=state.weights,
+            history=state.history,
+            impact=self.first,
+            points=ledger.points,
+            start=ledger.start,
+            best=best,
+            outcome=outcome,
+            improved=improved,
+            stopped_by_guard=self.stopped_by_guard,
+        )
+
+
+class _Measuring(TrainerCallback):
+    """Measures J, U and KL a few times in an inner run, and stops it once a point is past a budget."""
+
+    def __init__(self, loop: _OuterLoop, state: OuterState) -> None:
+        self.loop, self.state = loop, state
+        self.admissible_points = 0
+        self.last: Measurement | None = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        del args
+        every = max(1, round(state.max_steps / self.loop.outer.measurements))
+        if state.global_step % every and state.global_step < state.max_steps:
+            return
+        self.last = self.loop.problem.measure(self.loop.task)
+        outer_step, rate = self.state.outer_step, self.state.learning_rate
+        if self.loop.ledger.consider(self.last, outer_step, state.global_step, rate):
+            self.admissible_points += 1
+        else:
+            control.should_training_stop = True

@@ -1,0 +1,175 @@
+"""The run folder: configuration, versions, metrics, whole-file writes, and what each phase cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from u2a.types import UserError
+
+log = logging.getLogger("u2a")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole; a float that is not finite is an error, not `NaN`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@dataclass
+class PhaseCost:
+    """Seconds (wall clock) and peak memory (bytes: device memory on an accelerator, else resident set)."""
+
+    name: str
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass
+class RunFolder:
+    """One run's folder. Make it with `create`; everything in it is written whole or appended line by line."""
+
+    path: Path
+    phases: dict[str, PhaseCost] = field(default_factory=dict)
+
+    @classmethod
+    def check(cls, path: Path, *, resume: bool) -> None:
+        """Refuses a folder that holds something already, without writing anything.
+
+        Raises:
+            UserError: the path is a file; or the folder is not empty and this is no `--resume`; or
+                `--resume` finds no run.
+        """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--output {path} is a file; name a folder")
+        if resume and not (path / "config.yaml").is_file():
+            raise UserError(
+                f"--resume: {path} holds no run (no config.yaml); leave --resume out to begin one"
+            )
+        if not resume and path.is_dir() and any(path.iterdir()):
+            raise UserError(f"--output {path} is not empty; name a new folder, or go on with --resume")
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
+        """Makes the folder with `config.yaml`, `versions.json` and the log file `run.log`.
+
+        Raises:
+            UserError: as `check`; or the configuration differs from the one that is being resumed.
+        """
+        cls.check(path, resume=resume)
+        kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
+        if resume:
+            before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            changed = sorted(key for key in kept if before.get(key) != kept[key])
+            if changed:
+                raise UserError(
+                    f"--resume: {', '.join(changed)} differ from {path / 'config.yaml'}; keep them as they were"
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+            write_json(path / "versions.json", versions())
+        handler = logging.FileHandler(path / "run.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        return cls(path)
+
+    def record(self, event: str, **values: Any) -> None:
+        """Appends one line to `metrics.jsonl`."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measures seconds and peak memory of the block; phases of one name add up."""
+        cost = self.phases.setdefault(name, PhaseCost(name))
+        start = time.perf_counter()
+        with _peak_memory() as peak:
+            try:
+                yield
+            finally:
+                cost.seconds += time.perf_counter() - start
+        cost.peak_bytes = max(cost.peak_bytes, peak())
+
+
+@contextmanager
+def _peak_memory(interval: float = 0.05) -> Iterator[Callable[[], int]]:
+    """Peak bytes in use within the block: exact on CUDA, sampled every `interval` seconds on the CPU."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield torch.cuda.max_memory_allocated
+        return
+    process, done, highest = psutil.Process(), threading.Event(), [0]
+
+    def watch() -> None:
+        while True:
+            highest[0] = max(highest[0], process.memory_info().rss)
+            if done.wait(interval):
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: highest[0]
+    finally:
+        done.set()
+        watcher.join()
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what shapes a result, the machine, and the commit of a checkout (no path, no user name)."""
+    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("u2a", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
+        found["git_commit"] = answer.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        found["git_commit"] = None
+    return found

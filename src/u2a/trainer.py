@@ -1,0 +1,352 @@
+"""`UnlearnTrainer`: weighted unlearning steps as a `transformers.Trainer`.
+
+It minimises (1/Ω)·Σ_i ω_i·ℓ_i(φ) + λ·R(φ), Ω = Σω over the whole training set. All weighting and reduction
+happens here: losses return one value per example, and the mean of the step losses over one full pass is
+exactly the objective, whatever the batch size, padding or gradient accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from u2a.data.collate import Renderer, collate, tokenize_rows
+from u2a.logprobs import dataset_logprobs, evaluating, response_lengths, response_logits, response_logprobs
+from u2a.losses import COMPOSED, LOSSES, RETAIN_TERMS, UnlearningLoss
+from u2a.losses.retain import kl_sum, l2, nll_sum
+from u2a.types import Batch, GuardStop, UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+
+
+@dataclass
+class U2AConfig(TrainingArguments):
+    """Arguments of `UnlearnTrainer`: those of `transformers.TrainingArguments` and these.
+
+    Args:
+        loss_type: `ga`, `npo`, `simnpo`; or `graddiff` (ga + nll retain) and `ga+kl`.
+        loss_options: options of that loss, e.g. `{"beta": 0.1}`.
+        retain_loss: `none`, `nll`, `kl` or `l2`; None = what `loss_type` says (`none` for the plain ones).
+        retain_weight: λ.
+        retain_batch_size: retain rows of each optimiser step over all processes; 0 = as many as negatives.
+        max_length: tokens of prompt and response together.
+        template: `auto` (the tokenizer's chat template) or `none` (raw text).
+    """
+
+    loss_type: str = field(default="npo", metadata={"help": "ga, npo, simnpo, graddiff or ga+kl."})
+    loss_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the loss, as a dictionary."}
+    )
+    retain_loss: str | None = field(default=None, metadata={"help": "none, nll, kl or l2."})
+    retain_weight: float = field(default=1.0, metadata={"help": "λ of the retain term."})
+    retain_batch_size: int = field(default=0, metadata={"help": "Retain rows per optimiser step."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
+    template: str = field(default="auto", metadata={"help": "auto or none."})
+
+    def __post_init__(self) -> None:
+        self.remove_unused_columns = False
+        super().__post_init__()
+        self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
+
+
+def resolve_loss(loss: str, retain_loss: str | None) -> tuple[str, str]:
+    """Plain loss and retain term for a name of the literature: `graddiff` -> (`ga`, `nll`).
+
+    Raises:
+        UserError: an unknown name, or a retain term that contradicts the composed name.
+    """
+    if loss not in LOSSES and loss not in COMPOSED:
+        raise UserError(f"--loss {loss}: not a loss; take one of {', '.join([*LOSSES, *COMPOSED])}")
+    plain, implied = COMPOSED.get(loss, (loss, None))
+    if implied and retain_loss not in (None, implied):
+        raise UserError(f"--loss {loss} means --retain-loss {implied}; for another, use --loss {plain}")
+    retain = implied or retain_loss or "none"
+    if retain not in RETAIN_TERMS:
+        raise UserError(f"--retain-loss {retain}: take one of {', '.join(RETAIN_TERMS)}")
+    return plain, retain
+
+
+class UnlearnTrainer(Trainer):
+    """Unlearns weighted negatives.
+
+    Args:
+        model: a causal language model, or a PEFT model (then the reference is the adapter switched off).
+        args: `U2AConfig`; default `U2AConfig("u2a-output")`.
+        loss: a loss object; default the one that `args` names.
+        train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`, and
+            optionally `weight` (ω_i ≥ 0, default 1); or already tokenised ones (`input_ids`, `response_start`,
+            `n_tokens`, optionally `weight` and `ref_logprob`).
+        retain_dataset: texts to keep, same columns; needed by the `nll` and `kl` retain terms.
+        reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
+        processing_class: the tokenizer; default the one of `model.name_or_path`.
+        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`.
+        callbacks: as in `Trainer`.
+
+    Raises:
+        UserError: no negatives of positive weight, a negative or non-finite weight, a retain term without
+            retain data, a reference-based loss without a reference.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from peft import LoraConfig
+        >>> from u2a import U2AConfig, UnlearnTrainer
+        >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
+        >>> trainer = UnlearnTrainer(
+        ...     model=AutoModelForCausalLM.from_pretrained(folder),
+        ...     args=U2AConfig(output_dir, loss_type="npo", learning_rate=1e-4, num_train_epochs=1),
+        ...     train_dataset=bad,
+        ...     processing_class=AutoTokenizer.from_pretrained(folder),
+        ...     peft_config=LoraConfig(r=16, target_modules="all-linear"),
+        ... )
+        >>> _ = trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: U2AConfig | None = None,
+        loss: UnlearningLoss | None = None,
+        train_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        reference_model: PreTrainedModel | nn.Module | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args or U2AConfig(output_dir="u2a-output")
+        if train_dataset is None or len(train_dataset) == 0:
+            raise UserError("train_dataset is empty: there is nothing to unlearn")
+        if processing_class is None:
+            from transformers import AutoTokenizer
+
+            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
+        if args.retain_loss == "kl" and reference_model is None and not hasattr(model, "disable_adapter"):
+            raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
+        self._reference_model = reference_model
+        self.loss = loss or LOSSES[args.loss_type](**(args.loss_options or {}))
+        self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
+        if self._retain_name in ("nll", "kl") and not retain_dataset:
+            raise UserError(f"the {self._retain_name} retain term needs retain data: give retain_dataset")
+        renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
+        negatives = _tokenized(train_dataset, renderer)
+        self._retain = _tokenized(retain_dataset, renderer) if retain_dataset is not None else None
+        self._pad_token_id = _pad_token_id(processing_class)
+        weights = np.asarray(train_dataset["weight"] if "weight" in train_dataset.column_names else [], float)
+        self.weights = _checked_weights(weights, len(train_dataset))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_PositiveRows(negatives, np.flatnonzero(self.weights)),
+            data_collator=_Collator(self._pad_token_id),
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = False
+        self._reference_logprobs = self._reference(negatives, train_dataset)
+        self._start = (
+            {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+            if self._retain_name == "l2"
+            else {}
+        )
+
+    # -- the reference ------------------------------------------------------------------------------------
+
+    def _reference(self, negatives: Dataset, given: Dataset) -> Tensor:
+        """s_ref (N,): from the column `ref_logprob`, else measured once with the adapter off."""
+        if "ref_logprob" in given.column_names:
+            return torch.tensor(given["ref_logprob"], dtype=torch.float64)
+        if self.args.loss_type != "npo":
+            return torch.zeros(len(negatives))
+        with _adapter_off(self.model):
+            return dataset_logprobs(
+                self.model,
+                negatives,
+                max_tokens=max(2048, self.args.max_length),
+                pad_token_id=self._pad_token_id,
+            )
+
+    # -- batches ------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one optimiser step, each with its share of the step's retain rows.
+
+        Retain rows are a function of the seed and the step alone, so a resumed run sees the same ones, and
+        their token count is taken over the whole step, so accumulation does not change the gradient.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._retain is None or self._retain_name not in ("nll", "kl") or not batches:
+            return batches, None
+        rows = self._retain_rows()
+        tokens = sum(self._retain[int(r)]["n_tokens"] for r in rows)
+        local = rows[self.args.process_index :: self.args.world_size]
+        for batch, share in zip(batches, np.array_split(local, len(batches)), strict=True):
+            if len(share):
+                retain = self._retain.select(share.tolist())
+                texts = [retain[i] for i in range(len(retain))]
+                batch["retain"] = _as_dict(collate(texts, range(len(texts)), pad_token_id=self._pad_token_id))
+                batch["retain_tokens"] = torch.tensor(tokens)
+        return batches, None
+
+    def _retain_rows(self) -> np.ndarray:
+        """Positions of the retain rows of the current optimiser step: a seeded endless shuffle, cut in steps."""
+        total = len(self._retain)  # type: ignore[arg-type]
+        count = self.args.retain_batch_size or self._rows_per_step()
+        first = self.state.global_step * count
+        rounds = range(first // total, (first + count - 1) // total + 1)
+        orders = [np.random.default_rng((self.args.seed, r)).permutation(total) for r in rounds]
+        offset = first - rounds[0] * total
+        return np.concatenate(orders)[offset : offset + count]
+
+    # -- the loss -----------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
+    ) -> Any:
+        """This micro-batch's part of (1/Ω)·Σ ω_i·ℓ_i + λ·R, such that a step's parts add up."""
+        batch = _as_batch(inputs)
+        s = response_logprobs(model, batch)
+        reference = self._reference_logprobs[batch.index.cpu()].to(s)
+        losses = self.loss(s, reference, response_lengths(batch).to(s))
+        self._refuse_non_finite(losses, batch)
+        weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
+        # The mean over a full pass's steps of (steps/Ω)·Σ_step ω·ℓ is the objective; DDP averages over
+        # processes, so the sum is scaled back up by their number.
+        scale = self._steps_per_pass() / float(self.weights.sum())
+        loss = scale * (weights * losses).sum() * self.args.world_size
+        loss = loss + self._retain_weight * self._retain_loss(model, inputs)
+        return (loss, {"losses": losses.detach()}) if return_outputs else loss
+
+    def _rows_per_step(self) -> int:
+        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
+    def _steps_per_pass(self) -> int:
+        return -(-np.count_nonzero(self.weights) // self._rows_per_step())
+
+    def _retain_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
+        if self._retain_name == "l2":
+            trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+            return l2(trainable, self._start) / self.current_gradient_accumulation_steps
+        if "retain" not in inputs:
+            return 0.0
+        batch = _as_batch(inputs["retain"])
+        if self._retain_name == "nll":
+            total = nll_sum(model, batch)
+        else:
+            reference = self._reference_logits(batch)
+            total = kl_sum(model, batch, reference)
+        return total / inputs["retain_tokens"] * self.args.world_size
+
+    def _reference_logits(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            if self._reference_model is not None:
+                return response_logits(self._reference_model.to(self.model.device), batch)[0]
+            with _adapter_off(self.model), evaluating(self.model):
+                return response_logits(self.model, batch)[0]
+
+    def _refuse_non_finite(self, losses: Tensor, batch: Batch) -> None:
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            position = int(batch.index[int(bad[0])])
+            raise GuardStop(
+                f"the unlearning loss of negative {position} is {float(losses[int(bad[0])])} at step "
+                f"{self.state.global_step}: lower --learning-rate, or look at that row"
+            )
+
+
+def _checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
+    if len(weights) == 0:
+        return np.ones(rows)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise UserError(f"train_dataset row {bad[0]}: weight is {weights[bad[0]]}; it must be finite and ≥ 0")
+    if not weights.any():
+        raise UserError("train_dataset: every weight is 0, so there is nothing to unlearn")
+    return weights
+
+
+class _PositiveRows(torch.utils.data.Dataset):
+    """The tokenised negatives of positive weight, each with its position in the whole set."""
+
+    def __init__(self, negatives: Dataset, positions: np.ndarray) -> None:
+        self.negatives, self.positions = negatives, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        position = int(self.positions[item])
+        return {**self.negatives[position], "index": position}
+
+
+@dataclass(frozen=True)
+class _Collator:
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return _as_dict(collate(rows, [row["index"] for row in rows], pad_token_id=self.pad_token_id))
+
+
+def _as_dict(batch: Batch) -> dict[str, Tensor]:
+    """What accelerate can move and split: the fields of a batch by name."""
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "labels": batch.labels,
+        "index": batch.index,
+    }
+
+
+def _as_batch(inputs: dict[str, Any]) -> Batch:
+    return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], inputs["index"])
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id will do, since padding is masked: the pad token, else the end token, else 0."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
+    if "input_ids" in rows.column_names:
+        return rows
+    response = "response" if "response" in rows.column_names else "completion"
+    missing = {"prompt", response} - set(rows.column_names)
+    if missing:
+        found = ", ".join(rows.column_names)
+        raise UserError(
+            f"the data set has no column {' or '.join(sorted(missing))}; its columns are: {found}"
+        )
+    if isinstance(rows[0]["prompt"], str):
+        rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    return tokenize_rows(rows, renderer, response=response)
+
+
+def _adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+    """The reference: the adapter switched off. Without one, the model as it is when training begins."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]

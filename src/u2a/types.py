@@ -1,0 +1,56 @@
+"""What crosses rooms: batches, conversations, and the errors every room raises.
+
+Shapes: B examples in a batch, T padded tokens, N rows of a data set, R response tokens of a batch.
+Units: log-probabilities are in nats. Signs: `impact` > 0 means unlearning that negative raises the
+preference objective J; `utility_cost` > 0 means it lowers the utility U.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE = -100
+"""Label of a token that is not part of the response (the value torch's cross entropy ignores)."""
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded examples, as the collator makes them.
+
+    Shapes: `input_ids`, `attention_mask`, `labels` are (B, T) int64; `index` is (B,) int64, each example's
+    position in the data set it came from. `labels` holds the token itself at response positions and
+    `IGNORE` at prompt and padding positions: it is *not* shifted (only `u2a.logprobs` shifts).
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.labels.to(device),
+            self.index.to(device),
+        )
+
+
+class UserError(Exception):
+    """Something the user can mend: says what is wrong, where, and what to do. Exit status 2."""
+
+
+class GuardStop(Exception):  # noqa: N818 - a stop, not an error of ours
+    """A guard ended the run: non-finite values or a limit passed. Exit status 3; the run can be resumed."""

@@ -1,0 +1,146 @@
+"""From impacts to weights: greedy selection, mirror ascent on the scaled simplex, sparsity, floor.
+
+The outer problem is max_ω J(φ*(ω)) − ρ·Σ√ω_i with ω ≥ 0 and Σω = |S| (design, section 2). Impacts are
+dJ/dω, so weights grow with impact. Arrays are numpy float64 of shape (N,), one entry a negative;
+`weights[i] > 0` means that i is selected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from u2a.types import UserError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How weights follow impacts.
+
+    Args:
+        select: how many negatives at most, `"30%"` of them or a number ≥ 1.
+        eta: step of the mirror ascent; no unit, since scores are divided by their scale first.
+        rho: strength ρ of the sparsity term, in units of that scale.
+        floor: a weight below it leaves the selected set (mean weight = 1).
+    """
+
+    select: str = "50%"
+    eta: float = 0.5
+    rho: float = 0.0
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        parse_selection(self.select, 1)
+        for name in ("eta", "rho", "floor"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} must be a finite number of at least 0, got {value}")
+        if self.floor >= 1:
+            raise UserError(f"the weight floor must be below the mean weight 1, got {self.floor}")
+
+
+def parse_selection(select: str, total: int) -> int:
+    """How many of `total` negatives `--select` asks for: at least 1, at most `total`.
+
+    Raises:
+        UserError: neither a percentage in (0, 100] nor a whole number ≥ 1.
+    """
+    text = str(select).strip()
+    hint = "take a percentage such as 30% or a whole number such as 200"
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1])
+            if not 0 < share <= 100:
+                raise ValueError
+            return max(1, min(total, round(total * share / 100)))
+        count = int(text)
+        if count < 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--select {select}: {hint}") from None
+    return min(total, count)
+
+
+def select_greedily(impact: Array, count: int, prior: Array) -> Array:
+    """The `count` largest impacts above zero: 0/1 times the prior weight, rescaled so that Σω = |S|.
+
+    Negatives of prior weight 0 are never selected. All zero where no impact is positive: nothing here is
+    worth unlearning. Ties go to the earlier row.
+    """
+    candidates = np.flatnonzero((impact > 0) & (prior > 0))
+    chosen = candidates[np.argsort(-impact[candidates], kind="stable")[:count]]
+    weights = np.zeros_like(impact)
+    weights[chosen] = prior[chosen]
+    return _rescaled(weights)
+
+
+def impact_scale(impact: Array, weights: Array) -> float:
+    """s, the root mean square impact of the selected set: frozen at the first outer step."""
+    return float(np.sqrt(np.mean(np.square(impact[weights > 0]))))
+
+
+def mirror_ascent(weights: Array, impact: Array, scale: float, options: Weighting) -> Array:
+    """ω_i ← |S|·ω_i·exp(η·(a_i/s − ρ/(2√ω_i))) / Σ_j(…), on the selected set; others stay 0.
+
+    Exponentiated gradient ascent (Kivinen & Warmuth 1997) on J − ρΣ√ω; computed through logarithms, so
+    that no score is too large for it.
+    """
+    selected = weights > 0
+    if not selected.any():
+        return weights.copy()
+    gain = impact[selected] / scale - options.rho / (2 * np.sqrt(weights[selected]))
+    logits = np.log(weights[selected]) + options.eta * gain
+    updated = np.zeros_like(weights)
+    # never quite 0: who leaves the selected set is the floor's decision, not underflow's
+    updated[selected] = np.exp(logits - logits.max()).clip(min=np.finfo(np.float64).tiny)
+    return _rescaled(updated)
+
+
+def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) -> Array:
+    """Weights under the floor leave S; as many better negatives may enter with the leavers' mean weight.
+
+    One enters when its impact is positive and above the least impact of those that stay.
+    """
+    leaving = (weights > 0) & (weights < options.floor)
+    staying = (weights > 0) & ~leaving
+    updated = np.where(staying, weights, 0.0)
+    if leaving.any() and staying.any():
+        threshold = max(0.0, float(impact[staying].min()))
+        outside = np.flatnonzero((weights == 0) & (prior > 0) & (impact > threshold))
+        best = outside[np.argsort(-impact[outside], kind="stable")[: int(leaving.sum())]]
+        updated[best] = weights[leaving].mean()
+    return _rescaled(updated)
+
+
+def within_budget(
+    weights: Array, impact: Array, cost: Array, scale: float, budget: float, options: Weighting
+) -> Array:
+    """The mirror ascent step with the least pressure ν on costs that keeps Σω_i·c_i ≤ budget.
+
+    Ascends on a_i − ν·c_i, ν found by bisection; `cost` and `budget` are in the same, calibrated unit.
+    If no ν holds the budget, the cheapest weights found are returned: the measured guard has the last word.
+    """
+
+    def step(pressure: float) -> Array:
+        return mirror_ascent(weights, impact - pressure * cost, scale, options)
+
+    if float(step(0.0) @ cost) <= budget:
+        return step(0.0)
+    low, high = 0.0, 1.0
+    while float(step(high) @ cost) > budget and high < 1e6:
+        low, high = high, high * 4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(step(middle) @ cost) <= budget else (middle, high)
+    return step(high)
+
+
+def _rescaled(weights: Array) -> Array:
+    """The same proportions with Σω = |S|."""
+    total = float(weights.sum())
+    return weights * (np.count_nonzero(weights) / total) if total > 0 else weights

@@ -1,0 +1,52 @@
+"""Fixtures for every test; the environment is set before torch and transformers are imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import cases
+
+if TYPE_CHECKING:
+    from u2a.models import Policy
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=cases.FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each model family in turn."""
+    return request.param
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A Llama-like LoRA policy with a random B, float64: made anew for every test."""
+    return cases.tiny_policy("llama", dtype=torch.float64)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A folder with a tiny Llama-like model and its tokenizer, as safetensors."""
+    return cases.save_tiny(tmp_path / "model", "llama")
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The private development data folder; the test is skipped where it is absent."""
+    beside = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("U2A_REAL_DATA") or beside).resolve()
+    if not folder.is_dir():
+        pytest.skip("no real data here: set U2A_REAL_DATA")
+    return folder

@@ -1,0 +1,118 @@
+"""Selection and weights: signs, the simplex, sparsity, exchange and the utility budget."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from u2a.types import UserError
+from u2a.weighting import (
+    Weighting,
+    exchange,
+    impact_scale,
+    mirror_ascent,
+    parse_selection,
+    select_greedily,
+    within_budget,
+)
+
+ONES = np.ones(4)
+IMPACTS = arrays(np.float64, 6, elements=st.floats(-1e3, 1e3))
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("30%", 30), ("100%", 100), ("0.1%", 1), ("7", 7), ("1000", 100), (" 5 ", 5)]
+)
+def test_selection_counts(text, expected):
+    assert parse_selection(text, 100) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "0%", "101%", "2.5", "many", "", "nan%"])
+def test_selection_refuses(text):
+    with pytest.raises(UserError, match="percentage"):
+        parse_selection(text, 100)
+
+
+def test_selection_takes_the_largest_positive_impacts():
+    weights = select_greedily(np.array([0.5, -1.0, 2.0, 0.1]), 2, ONES)
+    assert weights.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_nothing_positive_selects_nothing():
+    assert not select_greedily(np.array([-0.5, -1.0, 0.0, -2.0]), 4, ONES).any()
+
+
+def test_prior_weights_scale_and_zero_excludes():
+    weights = select_greedily(np.array([1.0, 1.0, 1.0, 1.0]), 4, np.array([3.0, 1.0, 0.0, 2.0]))
+    assert weights.tolist() == [1.5, 0.5, 0.0, 1.0]
+
+
+def test_mirror_ascent_by_hand():
+    """Two weights of 1, impacts 2 and 0, scale 2, eta = log 3: factors 3 and 1, sum 4, |S| = 2."""
+    weights = mirror_ascent(np.array([1.0, 1.0]), np.array([2.0, 0.0]), 2.0, Weighting(eta=math.log(3)))
+    assert weights.tolist() == pytest.approx([1.5, 0.5])
+
+
+def test_sparsity_term_by_hand():
+    """Equal impacts, weights 1.6 and 0.4, rho = 1, eta = 1: factors exp(-1/(2 sqrt w)) =
+    exp(-0.3952847) = 0.6734883 and exp(-0.7905694) = 0.4535864; products 1.0775813 and 0.1814346."""
+    weights = mirror_ascent(np.array([1.6, 0.4]), np.zeros(2), 1.0, Weighting(eta=1.0, rho=1.0))
+    assert weights[0] == pytest.approx(2 * 1.0775813 / (1.0775813 + 0.1814346), rel=1e-5)
+
+
+@given(IMPACTS, st.floats(0, 50), st.floats(0, 5))
+def test_weights_stay_on_the_scaled_simplex_and_grow_with_impact(impact, eta, rho):
+    weights = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    updated = mirror_ascent(weights, impact, 7.0, Weighting(eta=eta, rho=rho))
+    assert updated.sum() == pytest.approx(4)
+    assert (updated >= 0).all()
+    assert (updated[weights == 0] == 0).all()
+    selected = np.flatnonzero(weights)
+    by_impact = selected[np.argsort(impact[selected])]
+    assert (np.diff(updated[by_impact]) >= -1e-12).all()
+
+
+def test_scale_is_the_root_mean_square_of_the_selected():
+    assert impact_scale(np.array([3.0, 4.0, 100.0]), np.array([1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(12.5))
+
+
+def test_exchange_lets_a_better_negative_in_for_a_leaver():
+    """0.02 is under the floor: it leaves; outside 5.0 beats the stayers' least impact 1.0 and enters at 0.02."""
+    updated = exchange(
+        np.array([1.98, 1.0, 0.02, 0.0, 0.0]),
+        np.array([2.0, 1.0, -1.0, 5.0, 0.5]),
+        np.ones(5),
+        Weighting(floor=0.05),
+    )
+    assert updated[2] == 0
+    assert updated[4] == 0
+    assert updated.sum() == pytest.approx(3)
+    assert updated[3] / updated[0] == pytest.approx(0.02 / 1.98)
+
+
+def test_exchange_takes_nobody_in_when_nobody_leaves():
+    weights = np.array([1.0, 1.0, 0.0])
+    assert exchange(weights, np.array([1.0, 1.0, 9.0]), np.ones(3), Weighting()).tolist() == weights.tolist()
+
+
+def test_budget_moves_weight_to_cheap_negatives():
+    weights, impact, cost = np.ones(3), np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.1, 0.1])
+    free = mirror_ascent(weights, impact, 1.0, Weighting())
+    assert free @ cost > 1.0
+    held = within_budget(weights, impact, cost, 1.0, 1.0, Weighting())
+    assert held @ cost == pytest.approx(1.0, abs=1e-6)
+    assert held.sum() == pytest.approx(3)
+
+
+def test_budget_that_holds_anyway_changes_nothing():
+    weights, impact, cost = np.ones(3), np.array([3.0, 2.0, 1.0]), np.array([0.1, 0.1, 0.1])
+    held = within_budget(weights, impact, cost, 1.0, 1.0, Weighting())
+    assert held.tolist() == mirror_ascent(weights, impact, 1.0, Weighting()).tolist()
+
+
+@pytest.mark.parametrize("bad", [{"eta": -1.0}, {"rho": float("nan")}, {"floor": 1.0}, {"select": "none"}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(UserError):
+        Weighting(**bad)
