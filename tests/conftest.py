@@ -50,3 +50,13 @@ def realdata() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data here: set U2A_REAL_DATA")
     return folder
+
+
+@pytest.fixture
+def true_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a model's own casts to float32 casts to float64, so that an oracle is as exact as it looks.
+
+    Most families compute norms, rotary angles and softmax in float32 whatever the weights are.
+    """
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Optional
 
@@ -64,6 +65,8 @@ def _register(
 
 def _guarded(work: Callable[[], int]) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
+    # libraries' notes to their own developers
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         return work()
     except UserError as error:

@@ -6,7 +6,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from u2a.data.collate import collate
 from u2a.problem import Task, silent
@@ -65,6 +65,7 @@ def fine_tune(
             data_collator=batch,
             callbacks=[ShowSteps("fine-tuning", task)],
         )
+        trainer.remove_callback(PrinterCallback)
         return float(trainer.train().training_loss)
 
 

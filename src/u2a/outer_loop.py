@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
@@ -255,7 +255,7 @@ class _OuterLoop:
                 logging_strategy="no",
                 disable_tqdm=True,
             )
-            UnlearnTrainer(
+            trainer = UnlearnTrainer(
                 model=problem.policy.model,
                 args=args,
                 loss=problem.loss,
@@ -264,7 +264,9 @@ class _OuterLoop:
                 reference_model=problem.frozen,
                 processing_class=problem.policy.tokenizer,
                 callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
 
     def _result(self, state: OuterState, outcome: str) -> AlignResult:
         ledger = self.ledger

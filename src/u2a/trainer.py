@@ -231,7 +231,7 @@ class UnlearnTrainer(Trainer):
         s = response_logprobs(model, batch)
         reference = self._reference_logprobs[batch.index.cpu()].to(s)
         losses = self.loss(s, reference, response_lengths(batch).to(s))
-        self._refuse_non_finite(losses, batch)
+        self._refuse_non_finite(losses.detach(), batch)
         weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
         # The mean over a full pass's steps of (steps/Ω)·Σ_step ω·ℓ is the objective; DDP averages over
         # processes, so the sum is scaled back up by their number.

@@ -57,14 +57,14 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
         return {**encoded._asdict(), "row": row, "n_tokens": len(encoded.input_ids) - encoded.response_start}
 
     key = f"{dataset._fingerprint} {renderer.fingerprint} {response}"
-    tokenized = dataset.map(
-        tokenize,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=_FEATURES,
-        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
-        desc="tokenizing",
-    )
+    with no_progress_bars():
+        tokenized = dataset.map(
+            tokenize,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            features=_FEATURES,
+            new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+        )
     for what in ("prompt", "response"):
         cut = int(np.count_nonzero(tokenized[f"{what}_cut"]))
         if cut:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ def load_negatives(source: str | Path, *, split: str = "train") -> Dataset:
     """Negatives: the common columns (see the module) with `response` str and `weight` float64 (prior, or 1).
 
     A negative is a completion without label or with a false one, a `rejected`, an unsafe PKU-SafeRLHF
-    response (one source row may give two), the last assistant turn of `messages`, or a `text` (prompt []). An
-    empty response is not an error here; `u2a.data.validate` reports it. `split` is read for Hub data sets only.
+    response (one source row may give two), the last assistant turn of `messages`, or a `text` (prompt []).
+    An empty response is not an error here; `u2a.data.validate` reports it. `split` is read for Hub data sets.
 
     Raises:
         UserError: missing, empty or unreadable file; a row that is broken or of the wrong types, a file that
@@ -148,10 +148,12 @@ def _file_starts(description: str) -> list[tuple[str, int]]:
 
 def _load(source: str | Path, role: _Role, split: str) -> Dataset:
     found = find_source(source, split)
-    try:
-        return _write(_Reading(role, found, use_ids=True))
-    except _IdsUnusable:
-        return _write(_Reading(role, found, use_ids=False))
+    if _starts_with_id(found):
+        try:
+            return _write(_Reading(role, found, use_ids=True))
+        except _IdsUnusable:
+            pass  # a later row has none, or the same one: begin again
+    return _write(_Reading(role, found, use_ids=False))
 
 
 def _write(reading: _Reading) -> Dataset:
@@ -189,7 +191,7 @@ class _Reading:
     def _raw_rows(self) -> Iterator[tuple[int, Row]]:
         """Rows, each with the number of rows of the files before its own."""
         start = 0
-        for name, rows in self._tables():
+        for name, rows in _tables(self.source):
             self.starts.append((name, start))
             last, labelled = -1, None
             for raw in rows:
@@ -199,12 +201,6 @@ class _Reading:
                 yield start, raw
             start += last + 1
 
-    def _tables(self) -> Iterator[tuple[str, Iterable[Row]]]:
-        if self.source.hub is not None:
-            yield self.source.name, _hub_rows(self.source.hub, self.source.name)
-        for file in self.source.files:
-            yield file.name, read_file(file)
-
     def fingerprint(self) -> str:
         """Changes with the role, the files, their sizes and times of change."""
         stats = [(file.path, file.path.stat()) for file in self.source.files]
@@ -212,6 +208,23 @@ class _Reading:
         hub = None if self.source.hub is None else self.source.hub._fingerprint
         facts = json.dumps([self.role.name, self.use_ids, files, hub])
         return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+
+def _tables(source: Source) -> Iterator[tuple[str, Iterator[Row]]]:
+    """Every file's name and rows."""
+    if source.hub is not None:
+        yield source.name, _hub_rows(source.hub, source.name)
+    for file in source.files:
+        yield file.name, read_file(file)
+
+
+def _starts_with_id(source: Source) -> bool:
+    """Whether the first row has an `id`: most sources have none, and this spares them a second pass."""
+    for _, rows in _tables(source):
+        first = next(rows, None)
+        if first is not None:
+            return "id" in first.values
+    return False
 
 
 def _new_id(raw: Row, ids: set[str]) -> str:

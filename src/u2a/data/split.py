@@ -105,7 +105,7 @@ def write_split(parts: Mapping[str, Dataset], folder: str | Path) -> list[Path]:
             path = folder / f"{name}.jsonl"
             temporary[path] = folder / f".{name}.jsonl.part"
             with temporary[path].open("wb") as stream:
-                stream.writelines(_line(row) for row in part)
+                stream.writelines(_line(row) for row in _iterate(part))
         for path, part_file in temporary.items():
             part_file.replace(path)
     except OSError as fault:
@@ -119,11 +119,8 @@ def write_split(parts: Mapping[str, Dataset], folder: str | Path) -> list[Path]:
 def _rows_by_prompt(preferences: Dataset) -> list[list[int]]:
     """Positions of the rows of each prompt, prompts in the order in which they first appear."""
     groups: dict[bytes, list[int]] = {}
-    at = 0
-    for block in preferences.select_columns(["prompt"]).iter(_BLOCK):
-        for prompt in block["prompt"]:
-            groups.setdefault(prompt_key(prompt), []).append(at)
-            at += 1
+    for at, row in enumerate(_iterate(preferences.select_columns(["prompt"]))):
+        groups.setdefault(prompt_key(row["prompt"]), []).append(at)
     return list(groups.values())
 
 
@@ -149,7 +146,7 @@ def _part(
     order = sorted(positions)
 
     def rows() -> Iterator[Row]:
-        for row, (at, source) in enumerate(zip(order, preferences.select(order), strict=True)):
+        for row, (at, source) in enumerate(zip(order, _iterate(preferences.select(order)), strict=True)):
             common = {key: source[key] for key in ("id", "source_row", "prompt", "extra")}
             yield {"row": row, **common, **answer(source, at)}
 
@@ -157,6 +154,13 @@ def _part(
     part = write_rows(rows, features, hashlib.blake2b(facts.encode(), digest_size=8).hexdigest())
     part.info.description = preferences.info.description  # so that `locate` still finds the source file
     return part
+
+
+def _iterate(dataset: Dataset) -> Iterator[Row]:
+    """Row by row, fetched in blocks: one by one takes twice as long where rows are selected."""
+    for block in dataset.iter(_BLOCK):
+        for values in zip(*block.values(), strict=True):
+            yield dict(zip(block, values, strict=True))
 
 
 def _completion(row: Row, column: str) -> Row:

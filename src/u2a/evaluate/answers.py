@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 def answer(policy: Policy, renderer: Renderer, prompt: list[Message], *, max_new_tokens: int = 48) -> str:
     """Greedy continuation of a rendered prompt, without special tokens; at most `max_new_tokens` tokens."""
     tokenizer = policy.tokenizer
-    ids, start, _ = renderer.encode(prompt, " ")
-    inputs = torch.tensor([ids[:start]], device=policy.device)
+    inputs = torch.tensor([renderer.encode_prompt(prompt)], device=policy.device)
     with evaluating(policy.model), torch.no_grad():
         output = policy.model.generate(
             input_ids=inputs,
@@ -27,4 +26,4 @@ def answer(policy: Policy, renderer: Renderer, prompt: list[Message], *, max_new
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
-    return tokenizer.decode(output[0, start:], skip_special_tokens=True).strip()
+    return tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True).strip()

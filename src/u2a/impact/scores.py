@@ -138,8 +138,12 @@ def _central_difference(
 
 def _target_change(dtype: torch.dtype) -> float:
     """The change of log-prob per token that balances rounding against truncation: the cube root of the
-    arithmetic's relative precision (Nocedal & Wright, Numerical Optimization, section 8.1)."""
-    return torch.finfo(dtype).eps ** (1 / 3)
+    arithmetic's relative precision (Nocedal & Wright, Numerical Optimization, section 8.1).
+
+    Model families compute norms, rotary angles and softmax in float32 whatever the weights are, so the
+    arithmetic is never finer than that.
+    """
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** (1 / 3)
 
 
 def _choose_epsilon(context: ScoringContext, pilot: Dataset, direction: Direction) -> float:

@@ -19,8 +19,16 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from u2a.report.plots import Plot, cumulative_gain, gain_and_cost, impact_histogram, progress, scatter_positions
-from u2a.report.record import Measured, Record, Scores, read_measurements, read_record, read_scores, read_texts
+from u2a.report.plots import (
+    Plot,
+    cumulative_gain,
+    gain_and_cost,
+    impact_histogram,
+    progress,
+    scatter_positions,
+)
+from u2a.report.record import Record, read_record
+from u2a.report.scores import Measured, Scores, read_measurements, read_scores, read_texts
 from u2a.report.wording import NOTHING, excerpt, memory, number, settings, visible
 from u2a.runs import write_text
 
@@ -39,6 +47,7 @@ class Negative:
     row: int
     id: str
     impact: str
+    error: str
     cost: str
     weight: str
     tokens: str
@@ -105,13 +114,13 @@ def _plots(record: Record, scores: Scores, points: list[Measured], responses: di
 
 def _negative(scores: Scores, position: int, texts: dict[int, tuple[str, str]]) -> Negative:
     prompt, response = texts.get(position, ("", ""))
-    error = scores.se[position]
     return Negative(
         row=int(scores.row[position]),
         id=excerpt(scores.ids[position], 80),
-        impact=number(scores.impact[position]) + (f" ± {number(error)}" if np.isfinite(error) else ""),
-        cost=number(scores.cost[position]),
-        weight=NOTHING if scores.weight is None else number(scores.weight[position]),
+        impact=number(scores.impact[position], digits=3),
+        error=number(scores.se[position], digits=2) if np.isfinite(scores.se[position]) else "",
+        cost=number(scores.cost[position], digits=3),
+        weight=NOTHING if scores.weight is None else number(scores.weight[position], digits=3),
         tokens=number(scores.n_tokens[position]),
         prompt=_cut(prompt),
         response=_cut(response),
@@ -138,6 +147,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         finalize=_harmless,
     )
     environment.filters |= {

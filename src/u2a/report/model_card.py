@@ -6,6 +6,7 @@ names and secrets left out of everything that is quoted.
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from u2a.report.record import Record, read_record
-from u2a.report.wording import is_hub_id, memory, number, public_value, settings, visible, without_paths, without_secrets
+from u2a.report.wording import (
+    is_hub_id,
+    memory,
+    number,
+    public_value,
+    settings,
+    visible,
+    without_paths,
+    without_secrets,
+)
 from u2a.runs import write_text
 
 FEW_PAIRS = 30
@@ -24,7 +34,7 @@ FEW_PAIRS = 30
 DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What `--model demo` stands for."""
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#$&])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
 
 
 def write_model_card(run: Path) -> Path:
@@ -41,9 +51,14 @@ def write_model_card(run: Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         finalize=_quoted,
     )
-    environment.filters |= {"number": number, "signed": lambda value: number(value, signed=True), "memory": memory}
+    environment.filters |= {
+        "number": number,
+        "signed": lambda value: number(value, signed=True),
+        "memory": memory,
+    }
     card = environment.get_template("model_card.md.j2").render(
         record=record,
         front_matter=Markup(_front_matter(record, base, lora)),
@@ -86,5 +101,5 @@ def _quoted(value: Any) -> Any:
     """Every piece of text that the template puts out: one line, public, its Markdown and HTML inert."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    public = without_paths(without_secrets(visible(" ".join(value.split()))))
-    return _MARKDOWN.sub(r"\\\1", public)
+    public = visible(without_paths(without_secrets(re.sub(r"\s+", " ", value))))
+    return _MARKDOWN.sub(r"\\\1", html.escape(public, quote=False))

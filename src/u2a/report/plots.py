@@ -15,16 +15,39 @@ from typing import Any
 
 import numpy as np
 
-from u2a.report.record import Array, Measured, Scores
+from u2a.report.scores import Array, Measured, Scores
 from u2a.report.wording import excerpt, number, visible
 
 CURVE_POINTS = 400
 SCATTER_POINTS = 1000
 """Most points drawn, evenly spaced in the order of impact: more would only make the page heavy."""
 BINS = 40
+"""Most bars of the histogram."""
 TABLE_ROWS = 60
+"""About how many measured points the table under the curves holds."""
 
 Cell = float | int | str
+
+_AXIS = {"automargin": True, "zeroline": True, "nticks": 6} | {
+    "gridcolor": "--line",
+    "linecolor": "--line",
+    "zerolinecolor": "--quiet",
+}
+_LAYOUT = {
+    "height": 340,
+    "margin": {"l": 8, "r": 8, "t": 12, "b": 8},
+    "showlegend": False,
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "--text"},
+    "hoverlabel": {"align": "left", "bgcolor": "--surface", "bordercolor": "--line"},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
+_LOOKS: dict[str, dict[str, Any]] = {
+    "best": {"symbol": "star", "color": "--good", "size": 13},
+    "past a budget": {"symbol": "x", "color": "--bad", "size": 9},
+    "": {"symbol": "circle", "color": "--accent", "size": 7},
+}
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,11 @@ def impact_histogram(scores: Scores) -> Plot:
     impact = scores.impact[scores.order]
     low, high = np.percentile(impact, [0.5, 99.5]) if len(impact) >= 200 else (impact.min(), impact.max())
     low, high = min(float(low), 0.0), max(float(high), 0.0)
-    width = (high - low) / BINS or 1.0
-    first, last = math.floor(low / width), math.ceil(high / width)
-    edges = width * np.arange(first, max(last, first + 1) + 1)  # 0 is an edge: no bar holds both signs
-    counts, _ = np.histogram(np.clip(impact, edges[0], edges[-1]), edges)
+    width = (high - low) / min(BINS, 10 + len(impact) // 5) or 1.0
+    first = min(math.floor(low / width), -1 if impact.min() <= 0 else 0)
+    edges = width * np.arange(first, math.ceil(high / width) + 1)  # 0 is an edge: no bar holds both signs
+    # numpy's bars hold their left edge; mirrored, they hold their right one, so that 0 falls left of zero
+    counts = np.histogram(-np.clip(impact, edges[0], edges[-1]), -edges[::-1])[0][::-1]
     centres = (edges[:-1] + edges[1:]) / 2
     beyond = int(((impact < edges[0]) | (impact > edges[-1])).sum())
     helpful = int((impact > 0).sum())
@@ -124,20 +148,24 @@ def gain_and_cost(scores: Scores, texts: Mapping[int, str]) -> Plot:
     """
     shown = scatter_positions(scores)
     chosen = scores.selected if scores.selected is not None else np.zeros(len(scores.row), bool)
-    rest = "not selected" if chosen.any() else "negatives"
+    rest, colour = ("not selected", "--quiet") if chosen.any() else ("negatives", "--accent")
     traces = []
     for name, part, look in (
-        (rest, shown[~chosen[shown]], {"color": "--quiet", "symbol": "circle", "opacity": 0.55}),
+        (rest, shown[~chosen[shown]], {"color": colour, "symbol": "circle", "opacity": 0.55}),
         ("selected", shown[chosen[shown]], {"color": "--accent", "symbol": "diamond"}),
     ):
         if len(part):
             points = {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
                 "x": _short(scores.cost[part]),
                 "y": _short(scores.impact[part]),
                 "text": [_hover(scores, position, texts) for position in part.tolist()],
+                "marker": look | {"size": 7, "line": {"width": 0}},
                 "hovertemplate": "%{text}<br>impact %{y}, cost %{x}<extra></extra>",
             }
-            traces.append({"type": "scatter", "mode": "markers", "name": name, "marker": look | {"size": 7}} | points)
+            traces.append(points)
     figure = _figure(traces, "utility cost (loss of U per unit of weight)", "impact (gain of J)")
     figure["layout"]["showlegend"] = len(traces) > 1
     rows: list[list[Cell]] = []
@@ -169,57 +197,59 @@ def progress(points: list[Measured], *, restart: bool) -> Plot:
     traces: list[dict[str, Any]] = []
     axes: dict[str, Any] = {}
     for n, (name, field) in enumerate((("J", "objective"), ("U", "utility"), ("KL", "kl")), start=1):
-        axis = "" if n == 1 else str(n)
-        x, y = _lines(points, offsets, field, restart)
-        line = {"type": "scatter", "mode": "lines", "x": x, "y": y, "hoverinfo": "skip"}
-        line |= {"line": {"color": "--accent", "width": 2}}
-        traces += [trace | {"yaxis": f"y{axis}"} for trace in (line, _dots(points, offsets, field, name))]
-        axes[f"yaxis{axis}"] = _axis(name) | {"domain": [1.03 - n / 3, 1.30 - n / 3]}
+        both = (_lines(points, offsets, field, restart), _dots(points, offsets, field, name))
+        traces += [trace | {"yaxis": f"y{n}"} for trace in both]
+        axes[f"yaxis{n}"] = _axis(name) | {"domain": [1.03 - n / 3, 1.30 - n / 3]}
     figure = _figure(traces, "optimiser steps", "")
+    axes["yaxis"] = axes.pop("yaxis1")  # plotly's name for the first axis
     figure["layout"] |= axes | {"height": 560}
     figure["layout"]["xaxis"] |= {"anchor": "y3"}
-    figure["layout"]["shapes"] = [_vertical(x, "--quiet", dash="dot") for outer, x in offsets.items() if outer > 1]
+    starts = [x for outer, x in offsets.items() if outer > 1]
+    figure["layout"]["shapes"] = [_vertical(x, "--quiet", dash="dot") for x in starts]
     outside = sum(not point.admissible for point in points)
+    past = (
+        f"a cross is past a budget ({outside} of {len(points)})" if outside else "no point is past a budget"
+    )
+    begin = "original model" if restart else "best point so far"
     return Plot(
         "progress",
         "J, U and KL while unlearning",
-        "A star is a new best point; "
-        + (f"a cross is past a budget ({outside} of {len(points)}). " if outside else "no point is past a budget. ")
-        + "Dotted: a new outer step begins at the "
-        + ("original model." if restart else "best point so far."),
+        f"A star is a new best point; {past}. Dotted: a new outer step begins, at the {begin}.",
         figure,
         ["outer step", "step", "J", "U", "KL", "state"],
         [[p.outer_step, p.step, p.objective, p.utility, p.kl, _state(p)] for p in _thinned(points)],
     )
 
 
-def _lines(points: list[Measured], offsets: dict[int, int], field: str, restart: bool) -> tuple[list[Any], list[Any]]:
+def _lines(points: list[Measured], offsets: dict[int, int], field: str, restart: bool) -> dict[str, Any]:
     """Lines with gaps (None). Each inner run, repeated ones too, is drawn from the point it went on from."""
     x: list[Any] = []
     y: list[Any] = []
     origin = best = before = points[0]
     for point in points:
-        if point.outer_step != before.outer_step:
+        new_outer = point.outer_step != before.outer_step
+        if new_outer:
             origin = points[0] if restart else best
-        if point is points[0] or point.outer_step != before.outer_step or point.step <= before.step:
+        if new_outer or (x and point.step <= before.step):
             x += [None, offsets[point.outer_step]]
             y += [None, _plain(getattr(origin, field))]
         x.append(offsets[point.outer_step] + point.step)
         y.append(_plain(getattr(point, field)))
         best, before = (point if point.best else best), point
-    return x, y
+    look = {"line": {"color": "--accent", "width": 2}, "hoverinfo": "skip"}
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y} | look
 
 
 def _dots(points: list[Measured], offsets: dict[int, int], field: str, name: str) -> dict[str, Any]:
-    looks = {"best": ("star", "--good", 12), "past a budget": ("x", "--bad", 9), "": ("circle", "--accent", 7)}
-    symbols, colours, sizes = zip(*(looks[_state(point)] for point in points), strict=True)
+    looks = [_LOOKS[_state(point)] for point in points]
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [offsets[point.outer_step] + point.step for point in points],
         "y": [_plain(getattr(point, field)) for point in points],
         "text": [f"outer step {point.outer_step}, step {point.step}" for point in points],
-        "marker": {"symbol": list(symbols), "color": list(colours), "size": list(sizes)},
+        "marker": {key: [look[key] for look in looks] for key in ("symbol", "color", "size")}
+        | {"line": {"width": 0}, "opacity": 1},
         "hovertemplate": f"%{{text}}: {name} %{{y}}<extra></extra>",
     }
 
@@ -244,24 +274,11 @@ def _hover(scores: Scores, position: int, texts: Mapping[int, str]) -> str:
 
 
 def _figure(traces: list[dict[str, Any]], x: str, y: str, **layout: Any) -> dict[str, Any]:
-    base = {
-        "height": 340,
-        "margin": {"l": 8, "r": 8, "t": 12, "b": 8},
-        "showlegend": False,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "--text"},
-        "hoverlabel": {"align": "left", "bgcolor": "--surface", "bordercolor": "--line", "font": {"color": "--text"}},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": _axis(x),
-        "yaxis": _axis(y),
-    }
-    return {"data": traces, "layout": base | layout}
+    return {"data": traces, "layout": _LAYOUT | {"xaxis": _axis(x), "yaxis": _axis(y)} | layout}
 
 
 def _axis(title: str) -> dict[str, Any]:
-    colours = {"gridcolor": "--line", "linecolor": "--line", "zerolinecolor": "--quiet"}
-    return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": True, "nticks": 6} | colours
+    return _AXIS | {"title": {"text": title, "standoff": 8}}
 
 
 def _vertical(x: float, colour: str, dash: str = "dash") -> dict[str, Any]:
@@ -270,8 +287,8 @@ def _vertical(x: float, colour: str, dash: str = "dash") -> dict[str, Any]:
 
 
 def _label(x: float, text: str, *, at_left: bool) -> dict[str, Any]:
-    place = {"x": x, "y": 0.02, "yref": "paper", "yanchor": "bottom", "xanchor": "right" if at_left else "left"}
-    return {"text": text, "showarrow": False, "xshift": -5 if at_left else 5} | place
+    side = {"xanchor": "right", "xshift": -5} if at_left else {"xanchor": "left", "xshift": 5}
+    return {"text": text, "showarrow": False, "x": x, "y": 0.1, "yref": "paper", "yanchor": "bottom"} | side
 
 
 def _plain(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: settings, summary, scores, measured points, and texts on request."""
+"""The small files of a run folder as the report reads them: settings, versions and summary."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
+from u2a.report.wording import NOTHING
 from u2a.types import UserError
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,46 +63,16 @@ class Record:
         return self.path.resolve().name
 
     @property
+    def version_rows(self) -> list[list[str]]:
+        """What and which version, as text."""
+        return [
+            [name, NOTHING if version is None else str(version)] for name, version in self.versions.items()
+        ]
+
+    @property
     def measured_only(self) -> bool:
         """An `impact` run: nothing was unlearned, so there is nothing beside the original."""
         return self.command == "impact"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Impact and weights of N negatives, in the order of `impact.parquet`; all arrays are (N,).
-
-    `impact` > 0: unlearning it raises J. `cost` > 0: it lowers U. `se` is the standard error of the impact.
-    `weight` and `selected` are None for a run without weights. NaN = not known.
-    """
-
-    row: Array
-    ids: list[str]
-    impact: Array
-    cost: Array
-    se: Array
-    n_tokens: Array
-    weight: Array | None = None
-    selected: Array | None = None
-
-    @property
-    def order(self) -> Array:
-        """Positions of the negatives with a finite impact, largest impact first; ties keep file order."""
-        finite = np.flatnonzero(np.isfinite(self.impact))
-        return finite[np.argsort(-self.impact[finite], kind="stable")]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One `measurement` line of `metrics.jsonl`; NaN = not measured."""
-
-    outer_step: int
-    step: int
-    objective: float
-    utility: float
-    kl: float
-    admissible: bool
-    best: bool
 
 
 def read_record(run: Path) -> Record:
@@ -140,79 +106,7 @@ def read_record(run: Path) -> Record:
         raise UserError(f"{path}: not what a run writes ({error}); write the run again") from None
 
 
-def read_scores(run: Path) -> Scores:
-    """Reads `impact.parquet` and, where there is one, `weights.parquet`; no text of negatives.
-
-    Raises:
-        UserError: `impact.parquet` is missing, or one of the two is not what a run writes.
-    """
-    table = _columns(run / "impact.parquet", ("row", "id", "impact", "utility_cost", "n_tokens"), "impact_se")
-    row = table["row"]
-    weight = selected = None
-    if (run / "weights.parquet").exists():
-        weights = _columns(run / "weights.parquet", ("row", "weight", "selected"))
-        known = dict(zip(weights["row"].tolist(), range(len(weights["row"])), strict=True))
-        at = [known.get(r) for r in row.tolist()]
-        weight = np.array([math.nan if i is None else weights["weight"][i] for i in at], np.float64)
-        selected = np.array([i is not None and weights["selected"][i] == 1 for i in at], bool)
-    return Scores(
-        row=row.astype(np.int64),
-        ids=table["id"],
-        impact=table["impact"],
-        cost=table["utility_cost"],
-        se=table.get("impact_se", np.full(len(row), math.nan)),
-        n_tokens=table["n_tokens"],
-        weight=weight,
-        selected=selected,
-    )
-
-
-def read_texts(run: Path, positions: set[int]) -> dict[int, tuple[str, str]]:
-    """Prompt and response of the negatives at these positions of `impact.parquet`, batch by batch.
-
-    Raises:
-        UserError: the file has no readable `prompt` and `response`.
-    """
-    path = run / "impact.parquet"
-    found: dict[int, tuple[str, str]] = {}
-    start = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["prompt", "response"]):
-                wanted = [i for i in range(batch.num_rows) if start + i in positions]
-                texts = batch.take(pa.array(wanted, pa.int64())).to_pylist()
-                for i, text in zip(wanted, texts, strict=True):
-                    found[start + i] = (str(text["prompt"] or ""), str(text["response"] or ""))
-                start += batch.num_rows
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: prompt and response are not readable ({error}); write the run again") from None
-    return found
-
-
-def read_measurements(run: Path) -> list[Measured]:
-    """The measured points of `metrics.jsonl` in order of outer step; none when there is no such file.
-
-    Raises:
-        UserError: a line is not what a run writes. A last line cut off by an interruption is left out.
-    """
-    path = run / "metrics.jsonl"
-    lines = _read(path).split("\n") if path.exists() else []
-    points = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-            if event["event"] == "measurement":
-                points.append(_measured(event))
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            if number == len(lines):  # no line end: interrupted while this line was written
-                continue
-            raise UserError(f"{path}, line {number}: not a line that a run writes ({error!r})") from None
-    return sorted(points, key=lambda point: point.outer_step)
-
-
-def _read(path: Path) -> str:
+def read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -225,7 +119,7 @@ def _read(path: Path) -> str:
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
-        found = parse(_read(path))
+        found = parse(read_file(path))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: broken ({error}); write the run again") from None
     if not isinstance(found, dict):
@@ -239,7 +133,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _number(value: Any) -> float:
+def number_or_nan(value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -251,12 +145,12 @@ def _row(row: Any) -> Row:
     better = _text(row.get("better") or "")
     if better not in ("higher", "lower", ""):
         raise ValueError(f"better: {better!r:.60} must be higher, lower or empty")
-    original, aligned = _number(row.get("original")), _number(row.get("aligned"))
+    original, aligned = number_or_nan(row.get("original")), number_or_nan(row.get("aligned"))
     return Row(_text(row["metric"]), _text(row.get("unit") or ""), better, original, aligned)
 
 
 def _phase(phase: Any) -> Phase:
-    return Phase(_text(phase["name"]), _number(phase["seconds"]), int(phase.get("peak_bytes") or 0))
+    return Phase(_text(phase["name"]), number_or_nan(phase["seconds"]), int(phase.get("peak_bytes") or 0))
 
 
 def _self_check(check: Any) -> dict[str, Any] | None:
@@ -264,38 +158,6 @@ def _self_check(check: Any) -> dict[str, Any] | None:
         return None
     return {
         "examples": int(check["examples"]),
-        "relative_error": _number(check["relative_error"]),
+        "relative_error": number_or_nan(check["relative_error"]),
         "passed": check["passed"] is True,
     }
-
-
-def _measured(event: dict[str, Any]) -> Measured:
-    return Measured(
-        outer_step=int(event["outer_step"]),
-        step=int(event["step"]),
-        objective=_number(event.get("objective")),
-        utility=_number(event.get("utility")),
-        kl=_number(event.get("kl")),
-        admissible=event.get("admissible") is not False,
-        best=event.get("best") is True,
-    )
-
-
-def _columns(path: Path, names: tuple[str, ...], optional: str = "") -> dict[str, Any]:
-    """Columns as float64 arrays (null = NaN), `id` as a list of text."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the run has not finished, or its files were moved; write it again")
-    try:
-        with pq.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            if missing := [name for name in names if name not in there]:
-                raise UserError(f"{path}: column {', '.join(missing)} is missing; write the run again")
-            table = file.read(columns=[name for name in (*names, optional) if name in there])
-        return {
-            name: [str(i) for i in table[name].to_pylist()]
-            if name == "id"
-            else np.array(table[name].cast(pa.float64()).to_numpy())
-            for name in table.column_names
-        }
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable ({error}); write the run again") from None

@@ -15,25 +15,30 @@ import yaml
 NOTHING = "–"
 HIDDEN = "(hidden)"
 
-_SECRET_KEY = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key|key|credentials?|authorization)$", re.I)
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(token|secret|password|passwd|api_?key|key|credentials?|authorization)$", re.I
+)
 _SECRET_VALUE = re.compile(
     r"\b(hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|glpat-[\w-]{16,}|AKIA[0-9A-Z]{12,}|eyJ[\w-]+\.[\w-]+(\.[\w-]+)?)"
 )
 _URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/@]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?", re.I)
-_PATH = re.compile(r"(?<![\w:/\\.~-])(?:file://|~|[A-Za-z]:)?(?:[\\/]+[^\s\\/:*?\"<>|'`,;()]+)+[\\/]*")
+_NAME = r"[^\s\\/:*?\"<>|'`,;()]+"
+_PATH = re.compile(
+    rf"(?<![\w:/\\.~-])(?:(?:file://|~)?/+|[A-Za-z]:[\\/]+|\\\\){_NAME}(?:[\\/]+{_NAME})*[\\/]*"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _URL_START = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.I)
 _FILE_ENDING = re.compile(r"\.(gguf|jsonl?|csv|parquet|txt|ya?ml|safetensors|bin|pt)$", re.I)
 
 
-def number(value: float | int | None, *, signed: bool = False) -> str:
-    """Four significant digits; a dash for None and for what is not finite."""
+def number(value: float | int | None, *, digits: int = 4, signed: bool = False) -> str:
+    """So many significant digits, whole numbers in full; a dash for None and for what is not finite."""
     if value is None or not math.isfinite(value):
         return NOTHING
     sign = "+" if signed else ""
     if abs(value) >= 1e9 or 0 < abs(value) < 1e-4:
-        return f"{value:{sign}.2e}"
-    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
+        return f"{value:{sign}.{digits - 2}e}"
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.{digits}g}"
 
 
 def memory(peak: int) -> str:
@@ -55,7 +60,9 @@ def visible(text: str) -> str:
 def _shown(c: str) -> str:
     if ord(c) < 0x20:
         return chr(0x2400 + ord(c))
-    if unicodedata.category(c) in ("Zs", "Cn", "Co") or c in "\u200c\u200d\u00ad":  # harmless, and emoji need joiners
+    if (
+        unicodedata.category(c) in ("Zs", "Cn", "Co") or c in "\u200c\u200d\u00ad"
+    ):  # harmless, and emoji need joiners
         return c
     return f"\\u{ord(c):04x}"
 
@@ -107,7 +114,7 @@ def settings(config: Mapping[str, Any], *, public: bool) -> str:
     lines = []
     for key, value in config.items():
         shown = HIDDEN if _is_secret(key, value) else public_value(value) if public else _no_secrets(value)
-        lines.append(f"{visible(str(key))}: {_one_line(shown)}")
+        lines.append(f"{_one_line(str(key))}: {_one_line(shown)}")
     return "\n".join(lines)
 
 
@@ -124,11 +131,10 @@ def _is_secret(key: Any, value: Any) -> bool:
 
 
 def _one_line(value: Any) -> str:
-    """YAML of a value on one line. Text that YAML would spread over lines is written as JSON, which YAML reads."""
-    if isinstance(value, str) and not value.isprintable():
-        return visible(json.dumps(value, ensure_ascii=True))
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf).strip()
-    return text.removesuffix("\n...").strip() if "\n" in text else text
+    """YAML of a value on one line; what would take more lines is written as JSON, which YAML reads too."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return text if text.isprintable() else json.dumps(value, default=str)
 
 
 def _last_name(path: str) -> str:

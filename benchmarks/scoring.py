@@ -1,0 +1,138 @@
+"""What one direction of scoring costs, in forward passes over the same negatives, and in memory.
+
+    python benchmarks/scoring.py            # demo model, 256 negatives of ragged length, about 15 minutes
+    python benchmarks/scoring.py --negatives 32 --methods forward fd
+
+Each method runs in a process of its own (so that peak memory is its own), on the same model, direction and
+negatives, after one warm-up batch; `forward` is the plain forward pass of our own scorer: length-sorted
+batches, logits only at response tokens. `authors` is the loop of the paper's code: a batch of one, logits at
+every position, a backward pass, a dot product. The negatives are the demo's texts, one to four of them
+joined, so that lengths are as ragged as logs are. What is left out: loading the model, and ∇J itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from u2a.data.collate import Renderer, collate, tokenize_rows
+from u2a.data.load import load_negatives
+from u2a.impact.gradient import inner_product
+from u2a.impact.scores import ScoringContext, directional_derivatives
+from u2a.models import load_policy
+from u2a.runs import PhaseCost, RunFolder, write_json
+
+METHODS = ("forward", "fd", "exact", "jvp", "authors")
+RESULT = Path(__file__).parent / "results" / "scoring.json"
+MAX_TOKENS = 2048
+
+
+def ragged_negatives(count: int) -> Dataset:
+    """`count` rows made of one to four of the demo's negatives each; the same for the same count."""
+    texts = load_negatives(str(resources.files("u2a") / "demo_data" / "negatives.jsonl"))["response"]
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        parts = rng.choice(texts, size=rng.integers(1, 5), replace=False)
+        prompt = " ".join(rng.choice(texts, size=rng.integers(1, 4), replace=False))
+        rows.append(
+            {"row": i, "id": str(i), "prompt": [{"role": "user", "content": prompt}], "response": " ".join(parts)}
+        )
+    return Dataset.from_list(rows)
+
+
+def authors_loop(context: ScoringContext, texts: Dataset, direction: dict[str, Tensor]) -> Tensor:
+    """Batch of one, logits everywhere, backward, dot product."""
+    out = torch.zeros(len(texts))
+    leaves = list(context.parameters.values())
+    for i in range(len(texts)):
+        batch = collate([texts[i]], [i], pad_token_id=context.pad_token_id)
+        logits = context.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        s = -torch.nn.functional.cross_entropy(logits[0, :-1], batch.labels[0, 1:], reduction="sum")
+        gradient = torch.autograd.grad(s, leaves)
+        out[i] = inner_product(dict(zip(context.parameters, gradient, strict=True)), direction)
+    return out
+
+
+def measure(method: str, count: int) -> dict[str, Any]:
+    """Seconds and peak resident memory of one method, in this process."""
+    policy = load_policy("demo", lora_rank=16)
+    renderer = Renderer(policy.tokenizer)
+    texts = tokenize_rows(ragged_negatives(count), renderer)
+    context = ScoringContext(policy.model, policy.trainable(), MAX_TOKENS, policy.tokenizer.pad_token_id)
+    generator = torch.Generator().manual_seed(0)
+    direction = {n: torch.randn(p.shape, generator=generator) for n, p in context.parameters.items()}
+    context.logprobs(texts.select(range(4)))
+    run = RunFolder(Path(), {"work": PhaseCost("work")})
+    begin = time.perf_counter()
+    check = None
+    with run.phase("work"):
+        if method == "forward":
+            values = context.logprobs(texts)
+        elif method == "authors":
+            values = authors_loop(context, texts, direction)
+        else:
+            values, check = directional_derivatives(context, texts, direction, method=method)
+    return {
+        "method": method,
+        "seconds": time.perf_counter() - begin,
+        "peak_mib": run.phases["work"].peak_bytes / 2**20,
+        "tokens": sum(len(ids) for ids in texts["input_ids"]),
+        "values": values.tolist(),
+        "self_check": vars(check) if check else None,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--negatives", type=int, default=256)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--one", choices=METHODS, help="measure one method here and print JSON")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.negatives)))
+        return
+    found = {}
+    for method in options.methods:
+        command = [sys.executable, __file__, "--one", method, "--negatives", str(options.negatives)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found[method] = json.loads(output.splitlines()[-1])
+    report(found, options.negatives)
+
+
+def report(found: dict[str, dict[str, Any]], count: int) -> None:
+    """Prints the table in units of the forward pass and writes it to results/."""
+    from scipy.stats import spearmanr
+
+    base = found["forward"]
+    print(f"{count} negatives, {base['tokens']} tokens, {torch.get_num_threads()} threads, {platform.machine()}")
+    print("| method | seconds | forward passes | s per 1,000 tokens | peak MiB | of forward | Spearman with exact |")
+    print("|---|---|---|---|---|---|---|")
+    for method, cell in found.items():
+        exact = found.get("exact") or found.get("authors")
+        agreement = spearmanr(cell["values"], exact["values"]).statistic if exact and method != "forward" else None
+        cell["spearman"] = agreement
+        print(
+            f"| {method} | {cell['seconds']:.1f} | {cell['seconds'] / base['seconds']:.2f} | "
+            f"{1000 * cell['seconds'] / cell['tokens']:.2f} | {cell['peak_mib']:.0f} | "
+            f"{cell['peak_mib'] / base['peak_mib']:.2f} | {'–' if agreement is None else f'{agreement:.4f}'} |"
+        )
+    for cell in found.values():
+        del cell["values"]
+    write_json(RESULT, {"negatives": count, "threads": torch.get_num_threads(), "methods": found})
+
+
+if __name__ == "__main__":
+    main()

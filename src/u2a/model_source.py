@@ -1,0 +1,163 @@
+"""What a model's name stands for (folder, adapter, GGUF file, Hub id, `demo`), checked before loading."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2a.types import UserError
+
+KINDS = ("demo", "folder", "adapter", "gguf", "hub")
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """`kind` is one of `KINDS`; `path` is the folder or file, None for `hub` and `demo`."""
+
+    name: str
+    kind: str
+    path: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The path of a kind that has one."""
+        if self.path is None:
+            raise ValueError(f"{self.name} is not on disk")
+        return self.path
+
+
+def check_source(source: str | Path, *, trust_remote_code: bool = False) -> ModelSource:
+    """Says what `source` is, after a cheap look at the files; nothing is loaded or downloaded.
+
+    Args:
+        source: a folder, a PEFT adapter folder, a GGUF file, a Hub id, or `demo`.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        UserError: no such folder; no config, weights or tokenizer in it; pickled weights; a model that needs
+            its own code without `trust_remote_code`; a file that is not GGUF; an adapter without its base.
+    """
+    name = str(source)
+    path = Path(source).expanduser()
+    if name == "demo":
+        return ModelSource(name, "demo")
+    if path.is_file():
+        return ModelSource(name, "gguf", _checked_gguf(path))
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            _check_adapter(path, trust_remote_code)
+            return ModelSource(name, "adapter", path)
+        _check_folder(path, trust_remote_code)
+        return ModelSource(name, "folder", path)
+    if isinstance(source, str) and _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        return ModelSource(name, "hub")
+    raise UserError(
+        f"{name}: no such folder or file; give a folder, a Hub id (org/name), a GGUF file, or `demo`"
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer could be loaded from the folder."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _checked_gguf(path: Path) -> Path:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise UserError(f"{path} is a file but not a GGUF file; give the folder of a model, or a GGUF file")
+    return path
+
+
+def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    if not (folder / "config.json").is_file():
+        inside = sorted(folder.glob("*.gguf"))
+        hint = f"; give the file itself: {inside[0]}" if inside else ""
+        raise UserError(f"{folder} has no config.json and so is not a model folder{hint}")
+    config = _json(folder / "config.json")
+    if "auto_map" in config and not trust_remote_code and not _is_native(config):
+        raise UserError(
+            f"{folder}: this model runs Python code that comes with it (auto_map in config.json). "
+            "Read that code; if you trust it, use --trust-remote-code"
+        )
+    if config.get("is_encoder_decoder"):
+        raise UserError(f"{folder} is an encoder-decoder model; u2a needs a causal language model")
+    _check_weights(folder, "model")
+    if not has_tokenizer(folder):
+        raise UserError(
+            f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, …): copy the tokenizer files of "
+            "the model it was made from into it, or save the tokenizer beside the model with save_pretrained"
+        )
+
+
+def _is_native(config: dict[str, Any]) -> bool:
+    """Whether transformers itself has this architecture, so that the model's own code is not needed."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def _check_weights(folder: Path, stem: str) -> None:
+    """Refuses a folder whose weights are pickled or absent; `stem` is `model` or `adapter_model`."""
+    names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
+    if any((folder / name).is_file() for name in names):
+        return
+    pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickles:
+        raise UserError(
+            f"{folder} has only pickled weights ({pickles[0].name}), which can run code when loaded. "
+            "Get the safetensors version, or load it where you trust it and save_pretrained it again"
+        )
+    raise UserError(f"{folder} has no weights ({names[0]})")
+
+
+def _check_adapter(folder: Path, trust_remote_code: bool) -> None:
+    base = adapter_base(folder)
+    _check_weights(folder, "adapter_model")
+    if Path(base).expanduser().resolve() == folder.resolve():
+        raise UserError(f"{folder}/adapter_config.json names the adapter itself as its base model")
+    try:
+        check_source(base, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        raise UserError(
+            f"the base model of the adapter {folder} (base_model_name_or_path): {error}"
+        ) from error
+
+
+def adapter_base(folder: Path) -> str:
+    """The base model that an adapter folder names.
+
+    Raises:
+        UserError: it names none.
+    """
+    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{folder}/adapter_config.json names no base model: write it into base_model_name_or_path"
+        )
+    return str(base)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content

@@ -1,0 +1,262 @@
+"""The policy: a causal language model, its tokenizer and what of it is trained.
+
+With LoRA the reference π_ref is the adapters off, so there is never a second copy. A source that is itself an
+adapter is merged into its base first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from u2a.demo_model import demo_model
+from u2a.model_loading import load_source
+from u2a.model_source import ModelSource, check_source
+from u2a.types import UserError
+
+__all__ = ["Policy", "add_adapter", "check_source", "demo_model", "ensure_pad_token", "load_policy"]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass
+class Policy:
+    """A model under alignment, in eval mode; `source` is what it was loaded from.
+
+    `model` is a `PeftModel` when `has_adapter`, else the transformers model itself (full fine-tuning).
+    """
+
+    model: Any
+    tokenizer: Any
+    has_adapter: bool
+    source: str
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """φ: the trained parameters by name, in the model's own order. Empty within `reference()`."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """Within, the model is π_ref: the adapters are off.
+
+        Raises:
+            UserError: full fine-tuning has no adapters; its reference log-probs must be cached beforehand.
+        """
+        if not self.has_adapter:
+            raise UserError(
+                "full fine-tuning (--lora-rank 0) keeps no reference model: its reference log-probs must be "
+                "computed once, before training, and cached; a KL term needs a frozen copy"
+            )
+        with self.model.disable_adapter():
+            yield self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.model.parameters()).device
+
+    def merge(self) -> PreTrainedModel:
+        """The whole model with the adapter folded in, to be saved; no copy, so the policy is merged after it.
+
+        Raises:
+            UserError: the base is quantised; folding into 4 bits would round the adapter away.
+        """
+        if not self.has_adapter:
+            return self.model
+        if getattr(self.model.get_base_model(), "is_quantized", False):
+            raise UserError(
+                "an adapter cannot be merged into a base in 4 bits without loss: save the adapter, then load "
+                "it with --quantize none"
+            )
+        self.model = self.model.merge_and_unload()
+        self.has_adapter = False
+        return self.model
+
+
+def load_policy(
+    source: str | Path,
+    *,
+    lora_rank: int = 16,
+    lora_alpha: int | None = None,
+    lora_dropout: float = 0.0,
+    lora_targets: str = "all-linear",
+    dtype: str = "auto",
+    quantize: str = "none",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> Policy:
+    """Loads a model and puts a new LoRA adapter with B = 0 on it, so that it starts as the original model.
+
+    Args:
+        source: a folder with safetensors, a Hub id, a GGUF file, a PEFT adapter folder (merged into its base
+            first), or `demo`.
+        lora_rank: 0 = full fine-tuning. lora_alpha: default 2·rank.
+        lora_targets: `all-linear`, or names of linear layers separated by commas.
+        dtype: of the base; `auto` = bfloat16 on accelerators that have it, else float32. Adapters of a 16-bit
+            base are float32.
+        quantize: `4bit` (NF4, double quantisation) needs an accelerator, bitsandbytes and an adapter.
+        seed: of the adapter's A; the global random state is left alone.
+        device: default the accelerator of this process, else the CPU.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: the source or an option is unusable.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: take one of auto, {', '.join(DTYPES)}")
+    if lora_rank < 0:
+        raise UserError(f"--lora-rank {lora_rank}: take 0 (full fine-tuning) or more")
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    checked = check_source(source, trust_remote_code=trust_remote_code)
+    if checked.kind == "demo":
+        checked = ModelSource("demo", "folder", demo_model())
+    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if where.type != "cpu":
+        options["device_map"] = {"": where}
+    if quantize != "none":
+        options["quantization_config"] = _quantization(quantize, checked, lora_rank, where, kind)
+    model, tokenizer = load_source(checked, **options)
+    ensure_pad_token(tokenizer, model)
+    model = model.to(where) if quantize == "none" else model
+    if lora_rank == 0:
+        model.requires_grad_(True)
+        return Policy(model.eval(), tokenizer, False, checked.name)
+    if quantize != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model = add_adapter(
+        model, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets, seed=seed
+    )
+    # PEFT would note the base of a merged adapter, or the folder of a GGUF file: not what we started from.
+    started_from = checked.name if checked.path is None else str(checked.path.resolve())
+    model.peft_config["default"].base_model_name_or_path = started_from
+    return Policy(model, tokenizer, True, checked.name)
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    *,
+    rank: int = 16,
+    alpha: int | None = None,
+    dropout: float = 0.0,
+    targets: str = "all-linear",
+    seed: int = 0,
+) -> PeftModel:
+    """A new LoRA adapter (Hu et al., arXiv 2106.09685) around `model`: B = 0, A drawn from `seed`; eval mode.
+
+    Raises:
+        UserError: a target is no linear layer of the model, or the dropout is not in [0, 1).
+    """
+    if not 0 <= dropout < 1:
+        raise UserError(f"--lora-dropout {dropout}: take a number from 0 to below 1")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=_targets(model, targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            # GPT-2 may mix Conv1D and Linear; PEFT sets each layer right and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's own calls of transformers
+            wrapped = get_peft_model(model, config)
+    return wrapped.eval()
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """A tokenizer without a pad token gets its EOS token for it: padding is masked by position, not by id."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+# -- options ------------------------------------------------------------------------------------------------
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"--device {device}: {error}") from error
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    name = kind.type if kind else "cpu"
+    rank = os.environ.get("LOCAL_RANK")  # set by torchrun and accelerate: one device a process
+    return torch.device(name) if rank is None else torch.device(name, int(rank))
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if device.type == "cuda":  # emulated bfloat16 is slower than float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", lambda: False)
+    return torch.bfloat16 if device.type != "cpu" and supported() else torch.float32
+
+
+def _quantization(
+    quantize: str, source: ModelSource, lora_rank: int, device: torch.device, dtype: torch.dtype
+) -> BitsAndBytesConfig:
+    if quantize != "4bit":
+        raise UserError(f"--quantize {quantize}: take one of none, 4bit")
+    if lora_rank == 0:
+        raise UserError("--quantize 4bit trains an adapter on a frozen base: it needs --lora-rank above 0")
+    if source.kind in ("adapter", "gguf"):
+        raise UserError(
+            f"--quantize 4bit cannot load {source.name} ({source.kind}): save it as safetensors first"
+        )
+    if device.type == "cpu":
+        raise UserError("--quantize 4bit needs an accelerator, and there is none here: use --quantize none")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--quantize 4bit needs bitsandbytes: pip install 'u2a[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _targets(model: nn.Module, targets: str) -> str | list[str]:
+    """`all-linear`, or the given names, each of which ends the name of some linear layer."""
+    if targets == "all-linear":
+        return targets
+    names = [name.strip() for name in targets.split(",") if name.strip()]
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    unknown = [t for t in names if not any(n == t or n.endswith(f".{t}") for n in linear)]
+    if unknown or not names:
+        known = sorted({n.rpartition(".")[2] for n in linear})
+        raise UserError(
+            f"--lora-targets {targets}: no linear layer is named so; this model has {', '.join(known)}"
+        )
+    return names

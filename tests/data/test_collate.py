@@ -1,0 +1,176 @@
+"""Tokenised data sets, padding and length-sorted batches."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+
+import cases
+from u2a.data.collate import Renderer, collate, length_sorted_batches, tokenize_rows
+from u2a.types import IGNORE, UserError
+
+
+def rows(count: int = 7) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": 10 + i,
+            "id": f"id-{i}",
+            "prompt": [{"role": "user", "content": "tea " * (1 + i * 3 % 5)}],
+            "response": "coffee " * (1 + i * 5 % 7) + "please",
+        }
+        for i in range(count)
+    ]
+
+
+def test_tokenized_rows_keep_the_order_and_count_response_tokens(family: str) -> None:
+    renderer = Renderer(cases.tiny_tokenizer(family))
+    tokenized = tokenize_rows(Dataset.from_list(rows()), renderer)
+    assert tokenized.column_names == ["row", "input_ids", "response_start", "n_tokens"]
+    assert tokenized["row"][:] == [10, 11, 12, 13, 14, 15, 16]
+    for given, made in zip(rows(), tokenized, strict=True):
+        ids, start, _ = renderer.encode(given["prompt"], given["response"])
+        assert (made["input_ids"], made["response_start"]) == (ids, start)
+        assert made["n_tokens"] == len(ids) - start
+
+
+def test_row_is_the_position_when_there_is_no_such_column() -> None:
+    data = Dataset.from_list(rows(3)).remove_columns(["row", "id"])
+    tokenized = tokenize_rows(data, Renderer(cases.tiny_tokenizer("qwen")))
+    assert tokenized["row"][:] == [0, 1, 2]
+
+
+def test_other_response_columns_can_be_joined() -> None:
+    pairs = Dataset.from_list([{**row, "chosen": "Yes.", "rejected": "No!"} for row in rows(2)])
+    renderer = Renderer(cases.tiny_tokenizer("qwen"))
+    parts = [tokenize_rows(pairs, renderer, response=name) for name in ("chosen", "rejected")]
+    joined = concatenate_datasets(parts)
+    texts = [renderer.tokenizer.decode(r["input_ids"][r["response_start"] :]) for r in joined]
+    assert texts == ["Yes.<|im_end|>", "Yes.<|im_end|>", "No!<|im_end|>", "No!<|im_end|>"]
+
+
+def test_response_without_tokens_names_the_row() -> None:
+    data = rows(3)
+    data[1]["response"] = "  "
+    with pytest.raises(UserError, match=r"row 11 \(id id-1\): the `response` has no tokens"):
+        tokenize_rows(Dataset.from_list(data), Renderer(cases.tiny_tokenizer("llama")))
+
+
+def test_refused_conversation_names_the_row() -> None:
+    data = rows(3)
+    data[2]["prompt"] = data[2]["prompt"] * 2
+    with pytest.raises(UserError, match=r"row 12 \(id id-2\): .*must alternate"):
+        tokenize_rows(Dataset.from_list(data), Renderer(cases.tiny_tokenizer("gemma")))
+
+
+def write_jsonl(path: Path) -> Dataset:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
+    return Dataset.from_json(str(path), cache_dir=str(path.parent / "cache"))  # type: ignore[return-value]
+
+
+def test_cut_rows_are_counted_also_from_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl")
+    tokenizer = cases.tiny_tokenizer("gpt2")
+    lengths = [Renderer(tokenizer).encode(row["prompt"], row["response"]) for row in rows()]
+    limit = 20
+    too_long = sum(len(ids) > limit for ids, _, _ in lengths)
+    response_too_long = sum(len(ids) - start >= limit for ids, start, _ in lengths)
+    assert 0 < response_too_long < too_long
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="u2a"):
+            tokenized = tokenize_rows(data, Renderer(tokenizer, max_length=limit))
+        assert max(len(ids) for ids in tokenized["input_ids"]) == limit
+        said = [record.getMessage() for record in caplog.records]
+        assert said == [
+            f"{too_long} of 7 prompts were cut on the left to --max-length 20 (column response)",
+            f"{response_too_long} of 7 responses were cut on the right to --max-length 20 (column response)",
+        ]
+
+
+def test_result_is_cached_under_tokenizer_template_and_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl")
+    first = tokenize_rows(data, Renderer(cases.tiny_tokenizer("llama")))
+    calls: list[str] = []
+    encode = Renderer._encode
+
+    def counted(self: Renderer, prompt: Any, response: str) -> Any:
+        calls.append(response)
+        return encode(self, prompt, response)
+
+    monkeypatch.setattr(Renderer, "_encode", counted)
+    again = tokenize_rows(data, Renderer(cases.tiny_tokenizer("llama")))
+    assert calls == []
+    assert again[:] == first[:]
+    for other in (
+        Renderer(cases.tiny_tokenizer("llama"), max_length=30),
+        Renderer(cases.tiny_tokenizer("llama"), template="none"),
+        Renderer(cases.tiny_tokenizer("qwen")),
+    ):
+        calls.clear()
+        assert tokenize_rows(data, other)[:] != first[:]
+        assert len(calls) == 7
+
+
+TEXTS = [{"input_ids": [5, 6, 7, 8], "response_start": 2}, {"input_ids": [9, 4], "response_start": 1}]
+
+
+def test_right_padding_by_hand() -> None:
+    batch = collate(TEXTS, [3, 0], pad_token_id=1)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 4, 1, 1]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.labels.tolist() == [[IGNORE, IGNORE, 7, 8], [IGNORE, 4, IGNORE, IGNORE]]
+    assert batch.index.tolist() == [3, 0]
+    assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.index)} == {
+        torch.int64
+    }
+
+
+def test_left_padding_by_hand() -> None:
+    batch = collate(TEXTS, [3, 0], pad_token_id=1, padding_side="left")
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [1, 1, 9, 4]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert batch.labels.tolist() == [[IGNORE, IGNORE, 7, 8], [IGNORE, IGNORE, IGNORE, 4]]
+
+
+def test_pad_token_inside_a_response_is_not_masked() -> None:
+    """The pad token is often the EOS token, which ends every response."""
+    batch = collate([{"input_ids": [5, 1], "response_start": 1}, TEXTS[0]], [0, 1], pad_token_id=1)
+    assert batch.labels[0].tolist() == [IGNORE, 1, IGNORE, IGNORE]
+    assert batch.attention_mask[0].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("max_tokens", [1, 40, 70, 10_000])
+def test_batches_hold_every_row_once_longest_first_within_the_budget(
+    max_tokens: int, padding_side: str
+) -> None:
+    tokenized = tokenize_rows(Dataset.from_list(rows(9)), Renderer(cases.tiny_tokenizer("llama")))
+    tokenized = tokenized.select([4, 1, 8, 0, 2, 3])  # an indices mapping, as splits have
+    batches = list(
+        length_sorted_batches(tokenized, max_tokens=max_tokens, pad_token_id=2, padding_side=padding_side)
+    )
+    seen = torch.cat([batch.index for batch in batches]).tolist()
+    assert sorted(seen) == list(range(6))
+    lengths = [len(tokenized[i]["input_ids"]) for i in seen]
+    assert lengths == sorted(lengths, reverse=True)
+    for batch in batches:
+        assert batch.input_ids.numel() <= max_tokens or len(batch.index) == 1
+        for b, position in enumerate(batch.index.tolist()):
+            row = tokenized[position]
+            kept = batch.attention_mask[b].bool()
+            assert batch.input_ids[b][kept].tolist() == row["input_ids"]
+            answer = batch.labels[b][batch.labels[b] != IGNORE].tolist()
+            assert answer == row["input_ids"][row["response_start"] :]
+            assert bool(kept[0 if padding_side == "right" else -1])
+    if max_tokens == 10_000:
+        assert len(batches) == 1
+    if max_tokens == 1:
+        assert len(batches) == 6

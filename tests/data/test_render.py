@@ -1,0 +1,300 @@
+"""`Renderer`: what is tokenised is what generation sees, and the response mask is exact, for every family."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cases
+from u2a.data.render import Renderer
+from u2a.types import Message, UserError
+
+END_OF_TURN = {
+    "llama": "<|eot_id|>",
+    "qwen": "<|im_end|>",
+    "gemma": "<end_of_turn>",
+    "gpt2": "<|endoftext|>",
+    "mistral": "</s>",
+}
+LEAD = {"gpt2": " ", "mistral": " "}  # a space the template itself puts before an answer
+TEMPLATED = [f for f in cases.FAMILIES if f != "gpt2"]
+
+QUESTION: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
+PROMPTS: dict[str, list[Message]] = {
+    "question": QUESTION,
+    "spaces": [{"role": "user", "content": "  What?\n\n"}],
+    "multi-turn": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello, how are you?"},
+        {"role": "user", "content": "Fine ☕, thanks."},
+    ],
+    "system": [{"role": "system", "content": "Be kind."}, *QUESTION],
+}
+RESPONSES = [
+    "Paris.",
+    " Paris. ",
+    "\n\nParis\n",
+    "\n",
+    "Zoë said: naïve café 東京 🙂👩‍👩‍👧",
+    "a  b   c\t\td",
+    "User: no\n\nAssistant: yes [INST] x [/INST]",
+]
+
+
+def split_text(renderer: Renderer, ids: list[int], start: int) -> tuple[str, str]:
+    """The texts of the tokens before and from `start`, decoded in one piece."""
+    before = renderer.tokenizer.decode(ids[:start])
+    whole = renderer.tokenizer.decode(ids)
+    assert whole.startswith(before)
+    return before, whole[len(before) :]
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_masked_part_is_the_response_and_its_end_of_turn(
+    family: str, prompt: list[Message], response: str
+) -> None:
+    renderer = Renderer(cases.tiny_tokenizer(family))
+    ids, start, cut = renderer.encode(prompt, response)
+    before, answer = split_text(renderer, ids, start)
+    assert answer == LEAD.get(family, "") + response + END_OF_TURN[family]
+    assert "Paris" not in before
+    assert not cut
+    assert "".join(renderer.render(prompt, response)).endswith(answer)
+
+
+@pytest.mark.parametrize("family", TEMPLATED)
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_prompt_tokens_are_those_of_generation(family: str, prompt: list[Message]) -> None:
+    if family == "gemma" and prompt[0]["role"] == "system":
+        pytest.skip("Gemma's template refuses system turns")
+    tokenizer = cases.tiny_tokenizer(family)
+    expected = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    renderer = Renderer(tokenizer)
+    ids, start, _ = renderer.encode(prompt, "\nParis")
+    assert ids[:start] == expected == renderer.encode_prompt(prompt)
+
+
+def test_response_tokens_are_those_of_the_whole_conversation(family: str) -> None:
+    """Where the boundary splits no token, the answer has the same tokens as in one rendered text."""
+    renderer = Renderer(cases.tiny_tokenizer(family))
+    ids, start, _ = renderer.encode(QUESTION, "The capital of France is Paris.")
+    whole = renderer.tokenizer("".join(renderer.render(QUESTION, "The capital of France is Paris.")))
+    opening = [] if family in ("gpt2", "qwen") else [renderer.tokenizer.bos_token_id]
+    assert (ids if family == "gpt2" else opening + ids) == whole["input_ids"]
+    assert start > 1
+
+
+def test_system_turn_goes_into_the_first_user_turn_when_the_template_refuses_it() -> None:
+    renderer = Renderer(cases.tiny_tokenizer("gemma"))
+    before, _ = renderer.render(PROMPTS["system"], "Paris.")
+    assert before == (
+        "<bos><start_of_turn>user\nBe kind.\n\nWhat is the capital of France?<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+    alone, _ = renderer.render(PROMPTS["system"][:1], "Paris.")
+    assert alone == "<bos><start_of_turn>user\nBe kind.<end_of_turn>\n<start_of_turn>model\n"
+
+
+def test_plain_template_without_a_chat_template() -> None:
+    renderer = Renderer(cases.tiny_tokenizer("gpt2"))
+    assert renderer.render(PROMPTS["system"], "Paris.") == (
+        "System: Be kind.\n\nUser: What is the capital of France?\n\nAssistant:",
+        " Paris.<|endoftext|>",
+    )
+
+
+def test_refused_conversation_is_an_error_that_names_the_roles() -> None:
+    renderer = Renderer(cases.tiny_tokenizer("mistral"))
+    with pytest.raises(UserError, match=r"must alternate.*user, user.*--template none"):
+        renderer.encode([*QUESTION, *QUESTION], "Paris.")
+
+
+@pytest.mark.parametrize("option", [{"template": "chatml"}, {"max_length": 1}])
+def test_bad_options_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=str(next(iter(option.values())))):
+        Renderer(cases.tiny_tokenizer("gpt2"), **option)
+
+
+# -- forged special tokens ----------------------------------------------------------------------------------
+
+
+def special_tokens(renderer: Renderer, ids: list[int]) -> Counter[int]:
+    added = renderer.tokenizer.added_tokens_decoder
+    return Counter(i for i in ids if i in added)
+
+
+def test_data_cannot_forge_special_tokens(family: str) -> None:
+    renderer = Renderer(cases.tiny_tokenizer(family))
+    forged = "".join(t.content for t in renderer.tokenizer.added_tokens_decoder.values())
+    honest, start, _ = renderer.encode(
+        [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}], "x"
+    )
+    evil = [{"role": "system", "content": f"x{forged}"}, {"role": "user", "content": f"{forged}\n{forged}x"}]
+    ids, start, _ = renderer.encode(evil, f" {forged}x{forged}y")  # type: ignore[arg-type]
+    assert special_tokens(renderer, ids) == special_tokens(renderer, honest)
+    before, answer = split_text(renderer, ids, start)
+    assert answer == f"{LEAD.get(family, '')} {forged}x{forged}y{END_OF_TURN[family]}"
+    assert f"{forged}\n{forged}x" in before
+    assert renderer.encode_prompt(evil) == ids[:start]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+@settings(max_examples=60, deadline=None, database=None)
+@given(data=st.data())
+def test_any_text_comes_back_and_forges_nothing(family: str, data: st.DataObject) -> None:
+    renderer = Renderer(cases.tiny_tokenizer(family), max_length=10_000)
+    pieces = [re.escape(t.content) for t in renderer.tokenizer.added_tokens_decoder.values()]
+    letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁\ufdd0"), max_size=4)
+    bits = st.sampled_from([p.replace("\\", "") for p in pieces] + ["<", "|", ">", "<|", "im_end|>", "\n"])
+    response = "".join(data.draw(st.lists(letters | bits, max_size=6))) + "."
+    ids, start, _ = renderer.encode(QUESTION, response)
+    _, answer = split_text(renderer, ids, start)
+    assert answer == LEAD.get(family, "") + response + END_OF_TURN[family]
+    honest, _, _ = renderer.encode(QUESTION, "x")
+    assert special_tokens(renderer, ids) == special_tokens(renderer, honest)
+
+
+def test_own_end_of_turn_is_not_doubled(family: str) -> None:
+    renderer = Renderer(cases.tiny_tokenizer(family))
+    end = END_OF_TURN[family]
+    assert renderer.encode(QUESTION, "Paris." + end) == renderer.encode(QUESTION, "Paris.")
+
+
+# -- raw text -----------------------------------------------------------------------------------------------
+
+
+def test_raw_text_is_read_as_the_tokenizer_reads_it(family: str) -> None:
+    """Prompts rendered elsewhere keep their special tokens; a BOS is neither lost nor doubled."""
+    tokenizer = cases.tiny_tokenizer(family)
+    renderer = Renderer(tokenizer, template="none")
+    for text, opened in [("Once", False), (f"{tokenizer.bos_token}Once{END_OF_TURN[family]} more", True)]:
+        ids, start, _ = renderer.encode([{"role": "user", "content": text}], " upon a time")
+        assert ids[:start] == tokenizer(text, add_special_tokens=not opened)["input_ids"]
+        assert split_text(renderer, ids, start)[1] == " upon a time" + tokenizer.eos_token
+        assert (
+            renderer.encode([{"role": "user", "content": text}], f" upon a time{tokenizer.eos_token}")[0]
+            == ids
+        )
+
+
+@pytest.mark.parametrize("template", ["auto", "none"])
+def test_text_without_a_prompt(family: str, template: str) -> None:
+    """A BOS token is the context of the first token; without one (Qwen), the first token is not scored."""
+    tokenizer = cases.tiny_tokenizer(family)
+    ids, start, _ = Renderer(tokenizer, template=template).encode([], "Once upon a time")
+    assert start == 1
+    whole = tokenizer("Once upon a time", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    assert ids == (whole if family == "qwen" else [tokenizer.bos_token_id, *whole])
+
+
+# -- cutting ------------------------------------------------------------------------------------------------
+
+
+def test_long_prompt_is_cut_on_its_left_after_bos(family: str) -> None:
+    tokenizer = cases.tiny_tokenizer(family)
+    long: list[Message] = [{"role": "user", "content": "tea or coffee " * 30}]
+    whole, start, _ = Renderer(tokenizer).encode(long, "Tea.")
+    response = whole[start:]
+    limit = len(response) + 10
+    ids, cut_start, response_cut = Renderer(tokenizer, max_length=limit).encode(long, "Tea.")
+    assert len(ids) == limit
+    assert ids[cut_start:] == response
+    assert not response_cut
+    if family in ("gpt2", "qwen"):
+        assert ids[:cut_start] == whole[start - 10 : start]
+    else:
+        assert ids[:cut_start] == [tokenizer.bos_token_id, *whole[start - 9 : start]]
+
+
+def test_response_is_cut_only_when_it_does_not_fit_alone(family: str) -> None:
+    tokenizer = cases.tiny_tokenizer(family)
+    whole, start, _ = Renderer(tokenizer).encode(QUESTION, "tea " * 40)
+    response = whole[start:]
+    ids, cut_start, cut = Renderer(tokenizer, max_length=len(response) + 1).encode(QUESTION, "tea " * 40)
+    assert (ids, cut_start, cut) == ([whole[start - 1], *response], 1, False)
+    ids, cut_start, cut = Renderer(tokenizer, max_length=len(response)).encode(QUESTION, "tea " * 40)
+    assert (ids, cut_start, cut) == ([whole[start - 1], *response[:-1]], 1, True)
+
+
+# -- templates of other families ----------------------------------------------------------------------------
+
+
+def with_template(template: str) -> Renderer:
+    tokenizer = cases.tiny_tokenizer("qwen")
+    tokenizer.chat_template = template
+    return Renderer(tokenizer)
+
+
+def test_empty_think_block_is_prompt_unless_the_response_thinks() -> None:
+    """Qwen3: the last answer of a rendered conversation gets an empty think block."""
+    renderer = with_template(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if loop.last and m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    before, after = renderer.render(QUESTION, "Paris.")
+    assert before.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert after == "Paris.<|im_end|>"
+    before, after = renderer.render(QUESTION, "<think>France?</think>\n\nParis.")
+    assert before.endswith("<|im_start|>assistant\n")
+    assert after == "<think>France?</think>\n\nParis.<|im_end|>"
+
+
+def test_prompt_that_is_no_prefix_of_the_conversation() -> None:
+    """DeepSeek-R1: the generation prompt opens a think block that finished conversations lack."""
+    renderer = with_template(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: <think>\n' }}{% endif %}"
+    )
+    assert renderer.render([{"role": "user", "content": "x"}], "Paris.") == (
+        "user: x<|im_end|>assistant: <think>\n",
+        "Paris.<|im_end|>",
+    )
+
+
+@pytest.mark.parametrize(
+    ("tail", "end"),
+    [
+        ("<|im_end|>\n<|endoftext|>", "<|im_end|>"),  # Phi-3
+        ("\n\n", "<|im_end|>"),  # nothing to stop at: the EOS token
+        ("###\n", "###"),
+    ],
+)
+def test_end_of_turn(tail: str, end: str) -> None:
+    renderer = with_template("{% for m in messages %}{{ m['content'] }}" + tail + "{% endfor %}")
+    assert renderer.render([{"role": "user", "content": "x"}], "Paris.")[1] == f"Paris.{end}"
+
+
+# -- fingerprint --------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_is_that_of_the_tokens() -> None:
+    """Same tokens, same fingerprint, also after leftovers of padding; any change of the rendering shows."""
+    used = cases.tiny_tokenizer("llama")
+    used(["a", "b c"], padding=True, truncation=True, max_length=4)
+    fresh = Renderer(cases.tiny_tokenizer("llama")).fingerprint
+    assert Renderer(used).fingerprint == fresh
+    dated = cases.tiny_tokenizer("llama")
+    dated.chat_template = "{{ strftime_now('%Y') }}" + str(dated.chat_template)
+    others = [
+        Renderer(dated),
+        Renderer(cases.tiny_tokenizer("llama"), max_length=100),
+        Renderer(cases.tiny_tokenizer("llama"), template="none"),
+        Renderer(cases.tiny_tokenizer("mistral")),
+    ]
+    assert len({fresh, *(r.fingerprint for r in others)}) == 5
+
+
+def test_fingerprint_changes_with_a_date_in_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = cases.tiny_tokenizer("llama")
+    fresh = Renderer(tokenizer).fingerprint
+    chat = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: "Today is Monday. " + chat(*a, **k))
+    assert Renderer(tokenizer).fingerprint != fresh

@@ -1,0 +1,113 @@
+"""What the user may name as a source, and what each wrong name is answered with."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+
+from u2a.data.load import load_negatives, load_preferences
+from u2a.types import UserError
+
+LINE = b'{"prompt": "Q", "completion": "A"}\n'
+
+
+def feed_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed_stdin(monkeypatch, LINE * 3)
+    assert load_negatives("-")["response"] == ["A"] * 3
+
+
+def test_faults_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed_stdin(monkeypatch, LINE + b"{")
+    with pytest.raises(UserError, match=r"^standard input, line 2: not valid json"):
+        load_negatives("-")
+    feed_stdin(monkeypatch, b"")
+    with pytest.raises(UserError, match=r"^standard input: it is empty, no rows"):
+        load_negatives("-")
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "bad.jsonl").write_bytes(LINE)
+    assert len(load_negatives("~/bad.jsonl")) == 1
+
+
+def test_upper_case_ending(tmp_path: Path) -> None:
+    (tmp_path / "bad.JSONL").write_bytes(LINE)
+    assert len(load_negatives(tmp_path / "bad.JSONL")) == 1
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "data/missing.jsonl", "/no/such/folder", "a/b/c"])
+def test_missing_file(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}: no such file or folder; give a path"):
+        load_negatives(name)
+
+
+def test_unknown_kind(tmp_path: Path) -> None:
+    (tmp_path / "bad.xlsx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"bad\.xlsx: unknown kind of file '\.xlsx'; accepted are \.jsonl, "):
+        load_negatives(tmp_path / "bad.xlsx")
+
+
+def test_folder_without_data(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("no rows")
+    with pytest.raises(UserError, match="the folder holds no data files"):
+        load_negatives(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match=r"pipe\.jsonl: not a regular file; pass `-`"):
+        load_negatives(tmp_path / "pipe.jsonl")
+
+
+def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake(name: str, *, split: str) -> Dataset:
+        calls.append((name, split))
+        return Dataset.from_dict(
+            {"prompt": ["Q", "Q"], "chosen": ["A", "B"], "rejected": ["C", "D"], "score": [None, 2]}
+        )
+
+    monkeypatch.setattr("datasets.load_dataset", fake)
+    loaded = load_preferences("some-org/pairs", split="validation")
+    assert calls == [("some-org/pairs", "validation")]
+    assert loaded["rejected"] == ["C", "D"]
+    assert loaded["extra"] == ["{}", '{"score": 2}']
+
+
+def test_hub_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> Dataset:
+        raise ConnectionError("Couldn't reach the Hub\nmore")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(
+        UserError, match=r"^org/gone: no such file or folder, .*'train'.*\(Couldn't reach the Hub\)$"
+    ):
+        load_negatives("org/gone")
+
+    table = Dataset.from_dict({"prompt": ["Q"], "score": [1]})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: table)
+    with pytest.raises(
+        UserError, match=r"^org/odd, row 1: no columns for negatives; found `prompt`, `score`;"
+    ):
+        load_negatives("org/odd")
+
+
+def test_a_path_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "rows.jsonl").write_bytes(LINE)
+    assert load_negatives("org/name")["response"] == ["A"]

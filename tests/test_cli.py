@@ -1,0 +1,232 @@
+"""The command line: speed of --help, exit statuses, one clear message for every kind of bad input."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from cases import save_tiny
+from typer.testing import CliRunner
+from u2a.cli import app
+
+PAIR = {"prompt": "Hi there", "chosen": "Hello, how can I help?", "rejected": "Go away."}
+PAIRS = [{**PAIR, "prompt": f"Question {i}?", "chosen": f"Answer {i}, with care."} for i in range(6)]
+BAD = [{"prompt": f"Bad {i}?", "completion": "No. " * (i + 1)} for i in range(6)]
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(save_tiny(tmp_path_factory.mktemp("model"), "qwen"))
+
+
+@pytest.fixture
+def given(tmp_path, model):
+    """Options of a small, valid run."""
+    return {
+        "--model": model,
+        "--negatives": jsonl(tmp_path / "bad.jsonl", BAD),
+        "--preferences": jsonl(tmp_path / "pairs.jsonl", PAIRS),
+        "--output": str(tmp_path / "run"),
+    }
+
+
+def call(command, options):
+    return CliRunner().invoke(app, [command, *(word for pair in options.items() for word in pair)])
+
+
+def test_help_answers_in_half_a_second():
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "u2a.cli", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.5
+
+
+def test_help_loads_nothing_heavy():
+    code = "import u2a.cli, sys; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["check", "split", "impact", "align", "report", "demo"])
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
+BAD_INPUT = {
+    "missing file": ({"--negatives": "nowhere.jsonl"}, ["nowhere.jsonl"]),
+    "missing pairs": ({"--preferences": ""}, ["--preferences"]),
+    "unknown loss": ({"--loss": "dpo"}, ["dpo", "npo"]),
+    "option of another loss": ({"--loss": "ga", "--beta": "0.2"}, ["--beta"]),
+    "contradiction": ({"--loss": "graddiff", "--retain-loss": "kl"}, ["graddiff"]),
+    "selection": ({"--select": "0%"}, ["--select"]),
+    "missing model": ({"--model": "./no-such-folder"}, ["no-such-folder"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_options_exit_2_and_write_nothing(given, tmp_path, case, monkeypatch):
+    changed, words = BAD_INPUT[case]
+    _refused(given | changed, words, tmp_path, monkeypatch)
+
+
+BAD_FILES = {
+    "broken json": ('{"prompt": "a", "completion": "b"}\n{"prompt": \n', ["bad.jsonl", "2"]),
+    "missing column": ('{"question": "a"}\n', ["bad.jsonl", "question"]),
+    "empty": ("", ["bad.jsonl"]),
+    "wrong type": ('{"prompt": 3, "completion": "b"}\n', ["bad.jsonl", "1", "prompt"]),
+    "negative weight": ('{"prompt": "a", "completion": "b", "weight": -1}\n', ["bad.jsonl", "1", "weight"]),
+    "no response": ('{"prompt": "a", "completion": ""}\n', ["bad.jsonl", "1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_exit_2_and_write_nothing(given, tmp_path, case, monkeypatch):
+    content, words = BAD_FILES[case]
+    (tmp_path / "bad.jsonl").write_text(content)
+    _refused(given, words, tmp_path, monkeypatch)
+
+
+def _refused(options, words, tmp_path, monkeypatch):
+    import u2a.models
+
+    def never(*_, **__):
+        raise AssertionError("a model was loaded before the data had been checked")
+
+    monkeypatch.setattr(u2a.models, "load_policy", never)
+    result = call("align", options)
+    assert result.exit_code == 2, result.output
+    message = result.stderr.strip()
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_is_not_empty_is_refused(given, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious")
+    result = call("align", given)
+    assert result.exit_code == 2
+    assert "not empty" in result.stderr
+    assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
+
+
+def test_a_folder_without_a_tokenizer_is_refused(given, tmp_path, model):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    result = call("align", {**given, "--model": str(bare)})
+    assert result.exit_code == 2
+    assert "tokenizer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("kl_bugdet: 0.1\n", ["kl_bugdet", "kl_budget"]),
+        ("epochs: many\n", ["epochs", "number"]),
+        ("resume: 1\n", ["resume", "true or false"]),
+        ("- a list\n", ["keys and values"]),
+        ("loss: [\n", ["YAML"]),
+    ],
+)
+def test_bad_yaml_exits_2(given, tmp_path, content, words):
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    result = call("align", {**given, "--config": str(file)})
+    assert result.exit_code == 2
+    for word in words:
+        assert word in result.stderr
+
+
+def test_align_end_to_end(given, tmp_path):
+    options = {
+        **given,
+        "--test": given["--preferences"],
+        "--retain": jsonl(tmp_path / "good.jsonl", [{"prompt": "Tea?", "completion": "Yes, with milk."}] * 3),
+        "--lora-rank": "2",
+        "--learning-rate": "1e-2",
+        "--kl-budget": "10",
+        "--max-nll-rise": "10",
+        "--outer-steps": "1",
+        "--select": "4",
+    }
+    result = call("align", options)
+    assert result.exit_code in (0, 1), result.output
+    run = tmp_path / "run"
+    files = {p.name for p in run.iterdir()}
+    assert files >= {
+        "adapter", "weights.parquet", "impact.parquet", "metrics.jsonl", "report.html", "README.md",
+        "config.yaml", "versions.json", "summary.json", "run.log",
+    }  # fmt: skip
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    import pyarrow.parquet as pq
+
+    impact = pq.read_table(run / "impact.parquet")
+    assert impact.column_names == [
+        "row", "id", "prompt", "response", "impact", "utility_cost", "loss", "n_tokens", "impact_se", "cosine",
+        "grad_norm",
+    ]  # fmt: skip
+    weights = pq.read_table(run / "weights.parquet").to_pydict()
+    assert list(weights) == ["row", "id", "weight", "selected", "weight_1"]
+    assert sum(weights["selected"]) <= 4
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["loss"] == "npo"
+    assert config["learning_rate"] == 1e-2
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["event"] == "measurement"
+    assert "held-out margin" in result.output
+    assert "Each outer step" in result.output
+
+
+def test_the_written_config_replays_the_run(given, tmp_path):
+    first = {**given, "--lora-rank": "2"}
+    assert call("impact", first).exit_code == 0
+    again = call(
+        "impact", {"--config": str(tmp_path / "run" / "config.yaml"), "--output": str(tmp_path / "again")}
+    )
+    assert again.exit_code == 0, again.output
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(tmp_path / name / "impact.parquet")["impact"] for name in ("run", "again")]
+    assert tables[0].to_pylist() == tables[1].to_pylist()
+
+
+def test_check_finds_and_exits_1(tmp_path):
+    bad = jsonl(tmp_path / "bad.jsonl", [*BAD, BAD[0], {"prompt": "x", "completion": " "}])
+    result = call("check", {"--negatives": bad})
+    assert result.exit_code == 1
+    assert "duplicate" in result.output
+    assert "empty-response" in result.output
+
+
+def test_check_of_sound_data_exits_0(tmp_path, model):
+    bad = jsonl(tmp_path / "bad.jsonl", BAD)
+    assert call("check", {"--negatives": bad, "--model": model}).exit_code == 0
+    long = call("check", {"--negatives": bad, "--model": model, "--max-length": "20"})
+    assert long.exit_code == 0
+    assert "too-long" in long.output
+
+
+def test_split_writes_the_parts(tmp_path):
+    rows = [{**PAIR, "prompt": f"Question {i}?"} for i in range(30)]
+    source = jsonl(tmp_path / "all.jsonl", rows)
+    result = CliRunner().invoke(
+        app,
+        ["split", source, "--output", str(tmp_path / "parts"), "--validation", "5", "--test", "5"],
+    )
+    assert result.exit_code == 0, result.output
+    names = {p.name for p in (tmp_path / "parts").iterdir()}
+    assert names == {f"{n}.jsonl" for n in ("original", "forget", "retain", "validation", "test")}
+    assert len((tmp_path / "parts" / "original.jsonl").read_text().splitlines()) == 20

@@ -1,0 +1,119 @@
+"""What a model's name stands for, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cases
+from u2a.model_source import check_source
+from u2a.types import UserError
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def adapter(folder: Path, base: str | None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=base, peft_type="LORA")
+    return folder
+
+
+def test_kinds(model_folder: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF\x03\x00")
+    lora = adapter(tmp_path / "lora", str(model_folder))
+    found = {
+        str(source): check_source(source).kind
+        for source in ("demo", str(model_folder), lora, gguf, "gpt2", "org/name-1.5B")
+    }
+    assert list(found.values()) == ["demo", "folder", "adapter", "gguf", "hub", "hub"]
+
+
+@pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "a/b/c", "missing.gguf", ""])
+def test_missing_source(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = "no config.json" if source == "" else "no such folder or file"
+    with pytest.raises(UserError, match=message):
+        check_source(source)
+
+
+def test_folder_that_is_no_model_points_to_a_gguf_file_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"no config.json.*a\.gguf"):
+        check_source(tmp_path)
+
+
+def test_file_that_is_not_gguf(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match="not a GGUF file"):
+        check_source(tmp_path / "a.gguf")
+
+
+def test_missing_tokenizer(model_folder: Path) -> None:
+    (model_folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer.*copy the tokenizer files"):
+        check_source(model_folder)
+
+
+def test_pickled_weights_are_refused(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model.bin\).*safetensors"):
+        check_source(model_folder)
+
+
+def test_no_weights(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights \(model.safetensors\)"):
+        check_source(model_folder)
+
+
+def test_sharded_weights_are_weights(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").rename(model_folder / "model-00001-of-00001.safetensors")
+    edit_json(model_folder / "model.safetensors.index.json", weight_map={})
+    assert check_source(model_folder).kind == "folder"
+
+
+def test_code_of_the_model_runs_only_when_trusted(model_folder: Path) -> None:
+    edit_json(model_folder / "config.json", model_type="mine", auto_map={"AutoConfig": "configuration.Mine"})
+    with pytest.raises(UserError, match="runs Python code.*--trust-remote-code"):
+        check_source(model_folder)
+    assert check_source(model_folder, trust_remote_code=True).kind == "folder"
+    edit_json(model_folder / "config.json", model_type="llama")  # transformers has this one itself
+    assert check_source(model_folder).kind == "folder"
+
+
+def test_encoder_decoder(model_folder: Path) -> None:
+    edit_json(model_folder / "config.json", is_encoder_decoder=True)
+    with pytest.raises(UserError, match="encoder-decoder"):
+        check_source(model_folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_broken_config(model_folder: Path, content: str) -> None:
+    (model_folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        check_source(model_folder)
+
+
+def test_adapter_problems_name_the_adapter(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names no base model"):
+        check_source(adapter(tmp_path / "none", None))
+    with pytest.raises(UserError, match=r"base model of the adapter .*gone.*no such folder"):
+        check_source(adapter(tmp_path / "gone", "/no/such/base"))
+    with pytest.raises(UserError, match="names the adapter itself"):
+        check_source(adapter(tmp_path / "self", str(tmp_path / "self")))
+    pickled = adapter(tmp_path / "pickled", str(model_folder))
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"only pickled weights \(adapter_model.bin\)"):
+        check_source(pickled)
+
+
+def test_every_family_passes(family: str, tmp_path: Path) -> None:
+    assert check_source(cases.save_tiny(tmp_path / family, family)).kind == "folder"

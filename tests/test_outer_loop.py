@@ -1,0 +1,162 @@
+"""The outer loop on tiny models: it raises J, keeps the best point, obeys its budgets, and resumes."""
+
+import numpy as np
+import pytest
+import torch
+from problems import tiny_problem
+from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.ledger import snapshot
+from u2a.outer_loop import align
+from u2a.types import GuardStop
+
+FREE = {"kl_budget": 0.0, "max_nll_rise": 100.0, "min_gain": -100.0, "measurements": 2, "halvings": 0}
+STRONG = UnlearnOptions(learning_rate=3e-3, max_steps=4, batch_size=2)
+
+
+def problem(**options):
+    return tiny_problem("llama", random_b=False, dtype=torch.float32, **options)
+
+
+def run(tiny, *, unlearn=STRONG, select="100%", **options):
+    outer = OuterOptions(**{**FREE, "outer_steps": 2, **options.pop("outer", {})})
+    return align(tiny, unlearn=unlearn, weights=WeightOptions(select=select), outer=outer, **options)
+
+
+def test_it_raises_j_and_keeps_the_best_measured_point():
+    tiny = problem()
+    result = run(tiny)
+    assert result.improved
+    admissible = [p.figures["objective"] for p in result.points if p.admissible]
+    assert result.best.objective == pytest.approx(max(admissible), abs=1e-6)
+    assert tiny.measure().objective == pytest.approx(result.best.objective, abs=1e-6)
+    assert [p for p in result.points if p.best][-1].figures["objective"] == pytest.approx(max(admissible))
+
+
+def test_points_are_measured_in_every_inner_run():
+    result = run(problem())
+    assert [(p.outer_step, p.step) for p in result.points] == [(0, 0), (1, 2), (1, 4), (2, 2), (2, 4)]
+    assert len(result.history) == 2
+    assert result.points[0].figures["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert result.points[-1].figures["kl"] > 0
+
+
+def test_a_run_that_only_harms_keeps_the_original_and_says_so():
+    """Weights on the negatives of lowest impact, at a rate that wrecks the model."""
+    tiny = problem()
+    original = snapshot(tiny)
+    from u2a.impact.table import score_impact
+
+    worst = np.zeros(6)
+    worst[np.argsort(score_impact(tiny).impact)[:2]] = 1.0
+    result = run(tiny, fixed_weights=worst, unlearn=UnlearnOptions(learning_rate=0.3, max_steps=4, batch_size=2))
+    if not result.improved:
+        assert "original model is kept" in result.outcome
+        assert all(torch.equal(p, original[name]) for name, p in snapshot(tiny).items())
+    assert result.best.objective >= result.start.objective
+
+
+def test_the_kl_budget_holds_for_the_kept_point_and_halves_the_rate():
+    result = run(problem(), outer={"kl_budget": 1e-3, "halvings": 8, "outer_steps": 1})
+    assert result.best.kl <= 1e-3
+    assert any(not p.admissible for p in result.points)
+    rates = [p.learning_rate for p in result.points]
+    assert rates[-1] < rates[0]
+    assert rates[0] / rates[-1] == 2 ** round(np.log2(rates[0] / rates[-1]))
+
+
+def test_a_guard_on_the_retain_nll_stops_an_inner_run():
+    result = run(problem(), outer={"max_nll_rise": -1.0, "outer_steps": 1})
+    assert [p.admissible for p in result.points] == [True, False]
+    assert not result.improved
+
+
+def test_a_utility_budget_is_held_by_measurement():
+    strong = UnlearnOptions(learning_rate=3e-2, max_steps=4, batch_size=2)
+    free = run(problem(), unlearn=strong)
+    falls = [free.start.utility - p.figures["utility"] for p in free.points]
+    assert max(falls) > 0
+    held = run(problem(), unlearn=strong, outer={"utility_budget": max(falls) / 2})
+    assert held.start.utility - held.best.utility <= max(falls) / 2
+    assert not all(p.admissible for p in held.points)
+
+
+def test_nothing_worth_unlearning_is_a_result(monkeypatch):
+    from u2a import outer_loop
+    from u2a.impact.table import score_impact
+
+    tiny = problem()
+    table = score_impact(tiny)
+    harmful = type(table)(-np.abs(table.impact), table.utility_cost, table.loss, table.n_tokens)
+    monkeypatch.setattr(outer_loop, "score_impact", lambda *_, **__: harmful)
+    result = run(tiny)
+    assert "Nothing here is worth unlearning" in result.outcome
+    assert not result.weights.any()
+    assert result.points == []
+
+
+def test_weights_grow_with_impact():
+    result = run(problem(), outer={"outer_steps": 1})
+    selected = result.weights > 0
+    order = np.argsort(result.impact.impact[selected])
+    assert (np.diff(result.weights[selected][order]) >= 0).all()
+    assert result.weights.sum() == pytest.approx(selected.sum())
+    assert (result.impact.impact[selected] > 0).all()
+
+
+def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    whole_problem = problem()
+    whole = run(whole_problem, folder=tmp_path / "whole", outer={"outer_steps": 3})
+
+    from u2a import outer_loop
+
+    broken_problem, real, calls = problem(), outer_loop._OuterLoop._inner_run, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken_problem, folder=tmp_path / "broken", outer={"outer_steps": 3})
+    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", real)
+    resumed_problem = problem()
+    resumed = run(resumed_problem, folder=tmp_path / "broken", resume=True, outer={"outer_steps": 3})
+
+    assert resumed.points == whole.points
+    np.testing.assert_array_equal(resumed.weights, whole.weights)
+    for name, p in snapshot(resumed_problem).items():
+        assert torch.equal(p, snapshot(whole_problem)[name])
+
+
+def test_non_finite_values_stop_the_run_and_keep_the_best_step(monkeypatch):
+    from u2a.problem import Problem
+
+    real, calls = Problem.measure, []
+
+    def failing(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise GuardStop("the log-prob of row 3 is nan")
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Problem, "measure", failing)
+    tiny = problem()
+    result = run(tiny)
+    assert result.stopped_by_guard
+    assert "row 3" in result.outcome
+    assert result.best.objective >= result.start.objective
+
+
+def test_full_fine_tuning_with_a_frozen_copy():
+    tiny = tiny_problem("qwen", lora_rank=0, dtype=torch.float32, keep_frozen_copy=True)
+    result = run(tiny, unlearn=UnlearnOptions(learning_rate=1e-3, max_steps=4, batch_size=2))
+    assert result.points[0].figures["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert result.points[-1].figures["kl"] > 0
+
+
+@pytest.mark.parametrize("retain_loss", ["none", "nll", "kl", "l2"])
+def test_every_retain_term_runs(retain_loss):
+    result = run(problem(), retain_loss=retain_loss, outer={"outer_steps": 1})
+    assert len(result.points) == 3
