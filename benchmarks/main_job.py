@@ -1,7 +1,7 @@
-"""U2A against uniform and random-k unlearning on real data, in the same harness: the table of docs/results.md.
+"""U2A against uniform and random-k unlearning on real data, in the same harness.
 
-    python benchmarks/main_job.py --data PATH/hh_harmless.jsonl --work runs/main_job   # resumable: run again
-    python benchmarks/main_job.py --table                                             # results -> docs/results.md
+    python benchmarks/main_job.py --data PATH/hh_harmless.jsonl   # resumable: run it again
+    python benchmarks/main_job.py --table                         # cells -> docs/results.md
 
 What is done: a seeded split by prompt of the short rows; the original model is SmolLM2-135M-Instruct
 fine-tuned on 35 % chosen and 65 % rejected answers; its rejected answers are the negatives. Every method
@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.data.collate import Renderer, tokenize_rows
+from u2a.data.collate import tokenize_rows
 from u2a.data.load import load_negatives, load_preferences, load_retain
+from u2a.data.render import Renderer
 from u2a.data.split import split_rows, write_split
 from u2a.finetune import fine_tune
 from u2a.impact.table import ImpactTable, score_impact
@@ -133,7 +135,7 @@ def table_of(problem: Problem, loss: str, seed: int, work: Path) -> tuple[Impact
 def run_cell(
     method: str, loss: str, rate: float, seed: int, parts: Path, base: Path, work: Path
 ) -> dict[str, Any]:
-    """Unlearns by one method from the original model and measures it on validation (and keeps φ in memory)."""
+    """Unlearns by one method from the original model; the problem comes back with the best φ set."""
     problem = load_problem(loss, seed, parts, base)
     fixed, first, scoring_seconds = None, None, 0.0
     count = len(problem.negatives)
@@ -195,7 +197,7 @@ def best_rate(method: str, loss: str) -> float:
 
 
 def run_all(data: Path, work: Path, max_chars: int) -> None:
-    """Runs every cell that is not there yet. Held-out pairs are measured in every cell, read for the picked."""
+    """Runs every missing cell. Held-out pairs are measured in every cell, read only for the picked rate."""
     parts = split(data, work, max_chars)
     base = original(parts, work)
     if not (CELLS / "original.json").is_file():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from u2a.evaluate.preference import pair_margins
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
@@ -76,7 +77,8 @@ def write_table(
             seconds = np.array([c["scoring_seconds"] + c["unlearning_seconds"] for c in found])
             scoring = np.array([c["scoring_seconds"] for c in found])
             rows.append(
-                f"| {loss} | {method} | {rate:g} | {len(found)} | {gain.mean():+.4f} | {shown(change['margin'])} | "
+                f"| {loss} | {method} | {rate:g} | {len(found)} | {gain.mean():+.4f} | "
+                f"{shown(change['margin'])} | "
                 f"{shown(change['margin per token'], 4)} | {shown(change['accuracy'])} | "
                 f"{change['chosen log-prob'].mean():+.2f} | {nll.mean():+.4f} ({nll.max():+.4f}) | "
                 f"{scoring.mean():.0f} + {(seconds - scoring).mean():.0f} |"
@@ -85,7 +87,8 @@ def write_table(
         [
             BEGIN,
             *_header(base, before),
-            "| loss | method | rate | seeds | ΔJ validation | Δ margin, summed | Δ margin per token | Δ accuracy | "
+            "| loss | method | rate | seeds | ΔJ validation | Δ margin, summed | Δ margin per token | "
+            "Δ accuracy | "
             "Δ chosen log-prob | Δ retain NLL (worst) | seconds: scoring + unlearning |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
             *rows,

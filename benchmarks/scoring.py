@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from u2a.data.collate import Renderer, collate, tokenize_rows
+
+from u2a.data.collate import collate, tokenize_rows
 from u2a.data.load import load_negatives
+from u2a.data.render import Renderer
 from u2a.impact.gradient import inner_product
 from u2a.impact.scores import ScoringContext, directional_derivatives
 from u2a.models import load_policy
@@ -47,7 +49,12 @@ def ragged_negatives(count: int) -> Dataset:
         parts = rng.choice(texts, size=rng.integers(1, 5), replace=False)
         prompt = " ".join(rng.choice(texts, size=rng.integers(1, 4), replace=False))
         rows.append(
-            {"row": i, "id": str(i), "prompt": [{"role": "user", "content": prompt}], "response": " ".join(parts)}
+            {
+                "row": i,
+                "id": str(i),
+                "prompt": [{"role": "user", "content": prompt}],
+                "response": " ".join(parts),
+            }
         )
     return Dataset.from_list(rows)
 
@@ -117,17 +124,24 @@ def report(found: dict[str, dict[str, Any]], count: int) -> None:
     from scipy.stats import spearmanr
 
     base = found["forward"]
-    print(f"{count} negatives, {base['tokens']} tokens, {torch.get_num_threads()} threads, {platform.machine()}")
-    print("| method | seconds | forward passes | s per 1,000 tokens | peak MiB | of forward | Spearman with exact |")
+    print(
+        f"{count} negatives, {base['tokens']} tokens, {torch.get_num_threads()} threads, {platform.machine()}"
+    )
+    print(
+        "| method | seconds | forward passes | s / 1,000 tokens | peak MiB | of forward | Spearman to exact |"
+    )
     print("|---|---|---|---|---|---|---|")
     for method, cell in found.items():
         exact = found.get("exact") or found.get("authors")
-        agreement = spearmanr(cell["values"], exact["values"]).statistic if exact and method != "forward" else None
+        agreement = (
+            spearmanr(cell["values"], exact["values"]).statistic if exact and method != "forward" else None
+        )
         cell["spearman"] = agreement
+        ranks = "–" if agreement is None else f"{agreement:.4f}"
         print(
             f"| {method} | {cell['seconds']:.1f} | {cell['seconds'] / base['seconds']:.2f} | "
             f"{1000 * cell['seconds'] / cell['tokens']:.2f} | {cell['peak_mib']:.0f} | "
-            f"{cell['peak_mib'] / base['peak_mib']:.2f} | {'–' if agreement is None else f'{agreement:.4f}'} |"
+            f"{cell['peak_mib'] / base['peak_mib']:.2f} | {ranks} |"
         )
     for cell in found.values():
         del cell["values"]

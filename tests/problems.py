@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import cases
 import torch
 from datasets import Dataset
+
+import cases
 
 if TYPE_CHECKING:
     from u2a.problem import Problem

@@ -7,8 +7,9 @@ import time
 
 import pytest
 import yaml
-from cases import save_tiny
 from typer.testing import CliRunner
+
+from cases import save_tiny
 from u2a.cli import app
 
 PAIR = {"prompt": "Hi there", "chosen": "Hello, how can I help?", "rejected": "Go away."}
@@ -51,7 +52,8 @@ def test_help_answers_in_half_a_second():
 
 
 def test_help_loads_nothing_heavy():
-    code = "import u2a.cli, sys; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'datasets', 'pyarrow')"
+    code = f"import u2a.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "[]"
 
@@ -113,7 +115,7 @@ def _refused(options, words, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_folder_that_is_not_empty_is_refused(given, tmp_path, monkeypatch):
+def test_an_output_folder_that_is_not_empty_is_refused(given, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
     result = call("align", given)
@@ -122,7 +124,7 @@ def test_an_output_folder_that_is_not_empty_is_refused(given, tmp_path, monkeypa
     assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
 
 
-def test_a_folder_without_a_tokenizer_is_refused(given, tmp_path, model):
+def test_a_folder_without_a_tokenizer_is_refused(given, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
@@ -175,8 +177,8 @@ def test_align_end_to_end(given, tmp_path):
 
     impact = pq.read_table(run / "impact.parquet")
     assert impact.column_names == [
-        "row", "id", "prompt", "response", "impact", "utility_cost", "loss", "n_tokens", "impact_se", "cosine",
-        "grad_norm",
+        "row", "id", "prompt", "response", "impact", "utility_cost", "loss", "n_tokens", "impact_se",
+        "cosine", "grad_norm",
     ]  # fmt: skip
     weights = pq.read_table(run / "weights.parquet").to_pydict()
     assert list(weights) == ["row", "id", "weight", "selected", "weight_1"]

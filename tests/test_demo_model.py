@@ -189,7 +189,7 @@ def test_damaged_folder_is_told(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written .*U2A_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be written .*U2A_CACHE"):
         demo_model(tmp_path / "file" / "cache")
 
 

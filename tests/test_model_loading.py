@@ -65,7 +65,7 @@ def test_adapter_on_an_adapter(model_folder: Path, tmp_path: Path) -> None:
     for name, parameter in policy.trainable().items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    policy.model.save_pretrained(tmp_path / "second")
+    policy.save(tmp_path / "second")
     model, _ = load_source(check_source(tmp_path / "second"), **OPTIONS)
     torch.testing.assert_close(logits(model), logits(policy.model), rtol=1e-5, atol=1e-5)
 

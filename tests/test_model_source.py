@@ -58,7 +58,7 @@ def test_file_that_is_not_gguf(tmp_path: Path) -> None:
 
 def test_missing_tokenizer(model_folder: Path) -> None:
     (model_folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="has no tokenizer.*copy the tokenizer files"):
+    with pytest.raises(UserError, match=r"has no tokenizer.*copy the tokenizer files"):
         check_source(model_folder)
 
 
@@ -82,7 +82,7 @@ def test_sharded_weights_are_weights(model_folder: Path) -> None:
 
 def test_code_of_the_model_runs_only_when_trusted(model_folder: Path) -> None:
     edit_json(model_folder / "config.json", model_type="mine", auto_map={"AutoConfig": "configuration.Mine"})
-    with pytest.raises(UserError, match="runs Python code.*--trust-remote-code"):
+    with pytest.raises(UserError, match=r"runs Python code.*--trust-remote-code"):
         check_source(model_folder)
     assert check_source(model_folder, trust_remote_code=True).kind == "folder"
     edit_json(model_folder / "config.json", model_type="llama")  # transformers has this one itself

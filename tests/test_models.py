@@ -78,12 +78,29 @@ def test_merge_folds_the_adapter_in(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(again(IDS).logits, before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_saved_policy_is_a_source(
+    model_folder: Path, tmp_path: Path, lora_rank: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy = load_policy(model_folder, lora_rank=lora_rank)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    capfd.readouterr()
+    policy.save(tmp_path / "saved")
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "saved" / "adapter_config.json").is_file() == (lora_rank > 0)
+    again = load_policy(tmp_path / "saved")
+    torch.testing.assert_close(logits(again), logits(policy), rtol=1e-4, atol=1e-4)
+    assert again.tokenizer.chat_template == policy.tokenizer.chat_template
+
+
 def test_full_fine_tuning(model_folder: Path) -> None:
     policy = load_policy(model_folder, lora_rank=0)
     assert not policy.has_adapter
     assert len(policy.trainable()) == len(list(cases.tiny_model("llama").parameters()))
     assert policy.merge() is policy.model
-    with pytest.raises(UserError, match="keeps no reference model.*cached"), policy.reference():
+    with pytest.raises(UserError, match=r"keeps no reference model.*cached"), policy.reference():
         pass
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from problems import tiny_problem
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.ledger import snapshot
@@ -48,7 +49,9 @@ def test_a_run_that_only_harms_keeps_the_original_and_says_so():
 
     worst = np.zeros(6)
     worst[np.argsort(score_impact(tiny).impact)[:2]] = 1.0
-    result = run(tiny, fixed_weights=worst, unlearn=UnlearnOptions(learning_rate=0.3, max_steps=4, batch_size=2))
+    result = run(
+        tiny, fixed_weights=worst, unlearn=UnlearnOptions(learning_rate=0.3, max_steps=4, batch_size=2)
+    )
     if not result.improved:
         assert "original model is kept" in result.outcome
         assert all(torch.equal(p, original[name]) for name, p in snapshot(tiny).items())

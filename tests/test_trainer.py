@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from cases import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from datasets import Dataset
+
+from cases import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from problems import BAD, GOOD, answers
 from u2a.logprobs import response_logprobs
 from u2a.losses import LOSSES
 from u2a.trainer import U2AConfig, UnlearnTrainer, resolve_loss
 from u2a.types import GuardStop, UserError
-
 
 pytestmark = pytest.mark.usefixtures("true_float64")
 
@@ -56,7 +56,8 @@ def full_pass_gradient(trainer):
 
 def expected_gradient(policy, rows, weights, loss):
     """∇ (1/Ω)·Σ ω_i·ℓ_i, one example at a time, by autograd."""
-    from u2a.data.collate import Renderer, collate, tokenize_rows
+    from u2a.data.collate import collate, tokenize_rows
+    from u2a.data.render import Renderer
 
     texts = tokenize_rows(rows, Renderer(policy.tokenizer, template="auto", max_length=512))
     parameters = list(policy.trainable().values())
@@ -66,10 +67,15 @@ def expected_gradient(policy, rows, weights, loss):
         s = response_logprobs(policy.model, batch)
         with policy.reference(), torch.no_grad():
             reference = response_logprobs(policy.model, batch)
-        objective = objective + weight / sum(weights) * loss(s, reference, torch.tensor([texts[i]["n_tokens"]]))
+        objective = objective + weight / sum(weights) * loss(
+            s, reference, torch.tensor([texts[i]["n_tokens"]])
+        )
     gradients = torch.autograd.grad(objective.sum(), parameters, allow_unused=True)
     return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)]
+        [
+            (torch.zeros_like(p) if g is None else g).flatten()
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
     )
 
 
@@ -125,13 +131,12 @@ def test_unit_weights_are_the_unweighted_loss(tmp_path):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_side_does_not_change_logprobs(side):
-    from u2a.data.collate import Renderer, collate, tokenize_rows
+    from u2a.data.collate import collate, tokenize_rows
+    from u2a.data.render import Renderer
 
     for family in FAMILIES:
         policy = tiny_policy(family, dtype=torch.float64)
-        texts = tokenize_rows(
-            answers(BAD), Renderer(policy.tokenizer, template="auto", max_length=512)
-        )
+        texts = tokenize_rows(answers(BAD), Renderer(policy.tokenizer, template="auto", max_length=512))
         rows = [texts[i] for i in range(len(texts))]
         padded = collate(rows, range(len(rows)), pad_token_id=0, padding_side=side)
         together = response_logprobs(policy.model, padded)
@@ -154,7 +159,8 @@ def test_retain_nll_is_per_token_of_the_step(tmp_path, accumulation):
     without = _trainer(tmp_path, rows, **common)
     found = full_pass_gradient(with_retain) - full_pass_gradient(without)
     policy = tiny_policy("llama", dtype=torch.float64)
-    from u2a.data.collate import Renderer, collate, tokenize_rows
+    from u2a.data.collate import collate, tokenize_rows
+    from u2a.data.render import Renderer
 
     texts = tokenize_rows(retain, Renderer(policy.tokenizer, template="auto", max_length=512))
     batch = collate([texts[i] for i in range(3)], range(3), pad_token_id=0)
@@ -201,7 +207,8 @@ def test_training_makes_the_negatives_less_likely_and_is_seeded(tmp_path):
     other, _ = train(2)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    from u2a.data.collate import Renderer, collate, tokenize_rows
+    from u2a.data.collate import collate, tokenize_rows
+    from u2a.data.render import Renderer
 
     texts = tokenize_rows(answers(BAD), Renderer(policy.tokenizer, template="auto", max_length=512))
     batch = collate([texts[i] for i in range(6)], range(6), pad_token_id=0)
@@ -216,7 +223,9 @@ def test_alone_in_ten_lines(tmp_path):
     from peft import LoraConfig
 
     tokenizer = tiny_tokenizer("qwen")
-    bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away."}, {"prompt": "Yo", "completion": "No."}])
+    bad = Dataset.from_list(
+        [{"prompt": "Hi!", "completion": "Go away."}, {"prompt": "Yo", "completion": "No."}]
+    )
     trainer = UnlearnTrainer(
         model=tiny_model("qwen", tokenizer=tokenizer),
         args=U2AConfig(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no"),
@@ -247,8 +256,10 @@ def test_kl_of_full_fine_tuning_needs_a_frozen_copy(tmp_path):
 
 
 def test_a_non_finite_loss_names_the_row_and_the_step(tmp_path):
-    trainer = _trainer(tmp_path, answers(BAD).add_column("ref_logprob", [0.0, 0.0, float("nan"), 0.0, 0.0, 0.0]))
-    with pytest.raises(GuardStop, match="negative 2 is nan at step \\d"):
+    trainer = _trainer(
+        tmp_path, answers(BAD).add_column("ref_logprob", [0.0, 0.0, float("nan"), 0.0, 0.0, 0.0])
+    )
+    with pytest.raises(GuardStop, match=r"negative 2 is nan at step \d"):
         full_pass_gradient(trainer)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from u2a.types import UserError
 from u2a.weighting import (
     Weighting,
@@ -75,11 +76,13 @@ def test_weights_stay_on_the_scaled_simplex_and_grow_with_impact(impact, eta, rh
 
 
 def test_scale_is_the_root_mean_square_of_the_selected():
-    assert impact_scale(np.array([3.0, 4.0, 100.0]), np.array([1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(12.5))
+    assert impact_scale(np.array([3.0, 4.0, 100.0]), np.array([1.0, 1.0, 0.0])) == pytest.approx(
+        math.sqrt(12.5)
+    )
 
 
 def test_exchange_lets_a_better_negative_in_for_a_leaver():
-    """0.02 is under the floor: it leaves; outside 5.0 beats the stayers' least impact 1.0 and enters at 0.02."""
+    """0.02 is under the floor and leaves; 5.0 beats the stayers' least impact 1.0 and enters at 0.02."""
     updated = exchange(
         np.array([1.98, 1.0, 0.02, 0.0, 0.0]),
         np.array([2.0, 1.0, -1.0, 5.0, 0.5]),

@@ -6,14 +6,21 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from u2a.outer_loop import AlignResult, align
-    from u2a.impact.curvature import Identity
-    from u2a.impact.table import ImpactTable, score_impact
-    from u2a.losses import GradientAscent, NPO, SimNPO
-    from u2a.models import Policy, load_policy
-    from u2a.problem import Problem, prepare
-    from u2a.trainer import U2AConfig, UnlearnTrainer
+if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` loads them
+    from u2a.impact.curvature import Identity as Identity
+    from u2a.impact.table import ImpactTable as ImpactTable
+    from u2a.impact.table import score_impact as score_impact
+    from u2a.losses import NPO as NPO
+    from u2a.losses import GradientAscent as GradientAscent
+    from u2a.losses import SimNPO as SimNPO
+    from u2a.models import Policy as Policy
+    from u2a.models import load_policy as load_policy
+    from u2a.outer_loop import AlignResult as AlignResult
+    from u2a.outer_loop import align as align
+    from u2a.problem import Problem as Problem
+    from u2a.problem import prepare as prepare
+    from u2a.trainer import U2AConfig as U2AConfig
+    from u2a.trainer import UnlearnTrainer as UnlearnTrainer
 
 __version__ = version("u2a")
 
@@ -34,7 +41,7 @@ _HOME = {
     "score_impact": "u2a.impact.table",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

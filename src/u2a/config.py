@@ -11,6 +11,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,15 +208,14 @@ class Schema:
         if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if spec.type is float and isinstance(value, str):  # YAML reads 1e-4 as text
-            try:
+            with suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         if spec.name == "select" and isinstance(value, int):
             value = str(value)
         if type(value) is not spec.type:
             raise UserError(
-                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r} ({type(value).__name__}) in {source}"
+                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r} ({type(value).__name__}) "
+                f"in {source}"
             )
         if spec.choices and value not in spec.choices:
             raise UserError(f"{spec.flag} {value}: take one of {', '.join(spec.choices)}")

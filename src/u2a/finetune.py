@@ -1,4 +1,4 @@
-"""Plain supervised fine-tuning on answers, good or bad: how the demo and the benchmarks make an original model."""
+"""Plain supervised fine-tuning on answers, good or bad: how an original model is made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from u2a.data.collate import collate
 from u2a.problem import Task, silent

@@ -32,7 +32,7 @@ class Point:
 
 @dataclass
 class Ledger:
-    """Keeps every measured point, and a copy of φ at the best admissible one. `start` is the original model."""
+    """Keeps every measured point, and a copy of φ at the best admissible one; `start` is the original."""
 
     problem: Problem
     options: OuterOptions

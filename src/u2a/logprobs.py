@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 """Called with the number of rows that have just been done."""
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> Any:
     """The transformers model under PEFT, DDP and compile wrappers."""
     while True:
         if hasattr(model, "get_base_model"):
@@ -48,7 +48,7 @@ def _output_layer_sees(model: nn.Module, predicts: Tensor) -> Iterator[None]:
             return None
         return (hidden[predicts].unsqueeze(0), *args[1:])
 
-    layer = unwrapped(model).get_output_embeddings()  # type: ignore[operator]
+    layer = unwrapped(model).get_output_embeddings()
     if layer is None:
         yield
         return
@@ -163,6 +163,6 @@ def refuse_non_finite(values: Tensor, texts: Dataset, what: str) -> None:
         first = int(bad[0])
         row = texts[first].get("row", first)
         raise GuardStop(
-            f"the {what} of row {row} is {float(values[first])} ({len(bad)} of {len(values)} rows are not finite). "
-            "Look at that row; if it is sound, try --dtype float32."
+            f"the {what} of row {row} is {float(values[first])} ({len(bad)} of {len(values)} rows are not "
+            "finite). Look at that row; if it is sound, try --dtype float32."
         )

@@ -22,7 +22,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.pytorch_utils import Conv1D
 
 from u2a.demo_model import demo_model
-from u2a.model_loading import load_source
+from u2a.model_loading import load_source, quiet_transformers
 from u2a.model_source import ModelSource, check_source
 from u2a.types import UserError
 
@@ -71,6 +71,14 @@ class Policy:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.model.parameters()).device
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the adapter (full fine-tuning: the whole model) and the tokenizer, as safetensors."""
+        # The vocabulary is never grown, and PEFT's way of finding that out asks the Hub for the base.
+        options = {"save_embedding_layers": False} if self.has_adapter else {}
+        with quiet_transformers():
+            self.model.save_pretrained(folder, **options)
+        self.tokenizer.save_pretrained(folder)
 
     def merge(self) -> PreTrainedModel:
         """The whole model with the adapter folded in, to be saved; no copy, so the policy is merged after it.
@@ -257,6 +265,7 @@ def _targets(model: nn.Module, targets: str) -> str | list[str]:
     if unknown or not names:
         known = sorted({n.rpartition(".")[2] for n in linear})
         raise UserError(
-            f"--lora-targets {targets}: no linear layer is named so; this model has {', '.join(known)}"
+            f"--lora-targets {targets}: no linear layer is named {', '.join(unknown) or 'that'}; "
+            f"this model has {', '.join(known)}"
         )
     return names

@@ -144,9 +144,7 @@ class _OuterLoop:
         original = snapshot(self.problem)
         state = self._first_state()
         if not state.weights.any():
-            return self._result(
-                state, "Nothing here is worth unlearning: no negative has a positive impact."
-            )
+            return self._result(state, "Nothing here is worth unlearning: no negative has a positive impact.")
         if resume:
             state = self.checkpoints.load(state, self.ledger, self.task)
         if state.outer_step == 0:

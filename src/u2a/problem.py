@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from u2a.data.collate import Renderer, length_sorted_batches, tokenize_rows
+from u2a.data.collate import length_sorted_batches, tokenize_rows
+from u2a.data.render import Renderer
 from u2a.logprobs import (
     Progress,
     dataset_logprobs,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from u2a.models import Policy
 
 Task = Callable[[str, int], AbstractContextManager[Progress | None]]
-"""Shows one piece of work: called with its name and its number of rows, gives what is called as rows are done."""
+"""Shows one piece of work: called with its name and number of rows, gives what to call as rows are done."""
 
 
 def silent(_name: str, _total: int) -> AbstractContextManager[None]:

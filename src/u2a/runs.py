@@ -98,9 +98,8 @@ class RunFolder:
             before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
             changed = sorted(key for key in kept if before.get(key) != kept[key])
             if changed:
-                raise UserError(
-                    f"--resume: {', '.join(changed)} differ from {path / 'config.yaml'}; keep them as they were"
-                )
+                names = ", ".join(changed)
+                raise UserError(f"--resume: {names} differ from {path / 'config.yaml'}; keep them")
         path.mkdir(parents=True, exist_ok=True)
         if not resume:
             write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))

@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from u2a.data.collate import Renderer, collate, tokenize_rows
-from u2a.logprobs import dataset_logprobs, evaluating, response_lengths, response_logits, response_logprobs
+from u2a.data.collate import collate, tokenize_rows
+from u2a.data.render import Renderer
+from u2a.logprobs import (
+    dataset_logprobs,
+    evaluating,
+    response_lengths,
+    response_logits,
+    response_logprobs,
+    unwrapped,
+)
 from u2a.losses import COMPOSED, LOSSES, RETAIN_TERMS, UnlearningLoss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.types import Batch, GuardStop, UserError
@@ -43,7 +51,7 @@ class U2AConfig(TrainingArguments):
     """
 
     loss_type: str = field(default="npo", metadata={"help": "ga, npo, simnpo, graddiff or ga+kl."})
-    loss_options: dict[str, Any] | str | None = field(
+    loss_options: dict[str, Any] | None = field(
         default=None, metadata={"help": "Options of the loss, as a dictionary."}
     )
     retain_loss: str | None = field(default=None, metadata={"help": "none, nll, kl or l2."})
@@ -82,9 +90,9 @@ class UnlearnTrainer(Trainer):
         model: a causal language model, or a PEFT model (then the reference is the adapter switched off).
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
-        train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`, and
-            optionally `weight` (ω_i ≥ 0, default 1); or already tokenised ones (`input_ids`, `response_start`,
-            `n_tokens`, optionally `weight` and `ref_logprob`).
+        train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
+            and optionally `weight` (ω_i ≥ 0, default 1); or already tokenised ones (`input_ids`,
+            `response_start`, `n_tokens`, optionally `weight` and `ref_logprob`).
         retain_dataset: texts to keep, same columns; needed by the `nll` and `kl` retain terms.
         reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
@@ -130,7 +138,7 @@ class UnlearnTrainer(Trainer):
         if processing_class is None:
             from transformers import AutoTokenizer
 
-            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+            processing_class = AutoTokenizer.from_pretrained(unwrapped(model).config.name_or_path)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -149,6 +157,8 @@ class UnlearnTrainer(Trainer):
         self._pad_token_id = _pad_token_id(processing_class)
         weights = np.asarray(train_dataset["weight"] if "weight" in train_dataset.column_names else [], float)
         self.weights = _checked_weights(weights, len(train_dataset))
+        self.args: U2AConfig
+        self.model: Any
         super().__init__(
             model=model,
             args=args,
@@ -208,7 +218,7 @@ class UnlearnTrainer(Trainer):
         return batches, None
 
     def _retain_rows(self) -> np.ndarray:
-        """Positions of the retain rows of the current optimiser step: a seeded endless shuffle, cut in steps."""
+        """Positions of the current optimiser step's retain rows: a seeded endless shuffle, cut in steps."""
         total = len(self._retain)  # type: ignore[arg-type]
         count = self.args.retain_batch_size or self._rows_per_step()
         first = self.state.global_step * count
@@ -244,7 +254,7 @@ class UnlearnTrainer(Trainer):
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def _steps_per_pass(self) -> int:
-        return -(-np.count_nonzero(self.weights) // self._rows_per_step())
+        return -(-int(np.count_nonzero(self.weights)) // self._rows_per_step())
 
     def _retain_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
         if self._retain_name == "l2":
@@ -347,6 +357,6 @@ def _tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
     return tokenize_rows(rows, renderer, response=response)
 
 
-def _adapter_off(model: nn.Module) -> AbstractContextManager[Any]:
+def _adapter_off(model: Any) -> AbstractContextManager[Any]:
     """The reference: the adapter switched off. Without one, the model as it is when training begins."""
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()  # type: ignore[operator]
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -119,6 +119,21 @@ def test_result_is_cached_under_tokenizer_template_and_length(
         assert len(calls) == 7
 
 
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["ultrafeedback_eval.jsonl", "hh_harmless.jsonl"])
+def test_real_answers_come_back(realdata: Path, family: str, name: str) -> None:
+    from u2a.data.load import load_preferences
+
+    pairs = load_preferences(realdata / name).select(range(20))
+    renderer = Renderer(cases.tiny_tokenizer(family), max_length=100_000)
+    for row, made in zip(pairs, tokenize_rows(pairs, renderer, response="rejected"), strict=True):
+        ids, start = made["input_ids"], made["response_start"]
+        answer = renderer.tokenizer.decode(ids)[len(renderer.tokenizer.decode(ids[:start])) :]
+        assert answer.endswith(renderer.render(row["prompt"], row["rejected"])[1])
+        assert row["rejected"] in answer
+        assert made["n_tokens"] == len(ids) - start
+
+
 TEXTS = [{"input_ids": [5, 6, 7, 8], "response_start": 2}, {"input_ids": [9, 4], "response_start": 1}]
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
+
 from cases import FAMILIES
 from problems import tiny_problem
-from scipy.stats import spearmanr
 from u2a.impact.gradient import inner_product, objective_gradient, weighted_logprob_gradient
 from u2a.impact.scores import ScoringContext, directional_derivatives, shifted
 from u2a.impact.table import score_impact
@@ -74,12 +75,14 @@ def test_shifted_restores_the_very_bits():
     problem = tiny_problem("llama", dtype=torch.float32)
     parameters = problem.policy.trainable()
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    with (
-        pytest.raises(RuntimeError, match="inside"),
-        shifted(parameters, _direction(problem), 0.1),
-    ):
-        assert any((p != before[name]).any() for name, p in parameters.items())
-        raise RuntimeError("inside")
+
+    def fails_inside():
+        with shifted(parameters, _direction(problem), 0.1):
+            assert any((p != before[name]).any() for name, p in parameters.items())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fails_inside()
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
 
 

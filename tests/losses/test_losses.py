@@ -4,12 +4,20 @@ import math
 
 import pytest
 import torch
+
 from u2a.losses import LOSSES, NPO, GradientAscent, SimNPO
 
 S = torch.tensor([-6.0, -20.0], dtype=torch.float64)
 REF = torch.tensor([-6.0, -10.0], dtype=torch.float64)
 LENGTH = torch.tensor([3.0, 5.0], dtype=torch.float64)
-ALL = [GradientAscent(), NPO(), NPO(length_normalise=True), NPO(beta=2.0), SimNPO(), SimNPO(beta=2.5, gamma=0.5)]
+ALL = [
+    GradientAscent(),
+    NPO(),
+    NPO(length_normalise=True),
+    NPO(beta=2.0),
+    SimNPO(),
+    SimNPO(beta=2.5, gamma=0.5),
+]
 
 
 def test_ga_is_the_mean_logprob_per_token():

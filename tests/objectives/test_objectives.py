@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+
 from u2a.objectives import MeanLogProb, Preference
 
 PAIRS = Dataset.from_dict({"n_tokens": [2, 3, 4, 1]})

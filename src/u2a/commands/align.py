@@ -31,9 +31,10 @@ from u2a.runs import RunFolder, whole_file
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.outer_loop import AlignResult
     from u2a.evaluate.preference import PairMetrics
+    from u2a.impact.table import ImpactTable
     from u2a.models import Policy
+    from u2a.outer_loop import AlignResult
     from u2a.problem import Problem
 
 
@@ -66,8 +67,8 @@ def run(values: Mapping[str, Any]) -> int:
 
 
 def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
-    from u2a.outer_loop import align
     from u2a.impact.curvature import CURVATURES
+    from u2a.outer_loop import align
     from u2a.trainer import resolve_loss
 
     return align(
@@ -112,23 +113,25 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
     # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
     unlearning = 4 * passes + options["measurements"] * (sizes.measuring + sizes.negatives)
     total = options["outer_steps"] * (sizes.scoring(options["scoring"]) + unlearning)
+    scoring = sizes.scoring(options["scoring"]) / sizes.negatives
     return (
-        f"Each outer step: scoring costs about {sizes.scoring(options['scoring']) / sizes.negatives:.1f} forward passes "
-        f"over the {len(problem.negatives)} negatives, unlearning and measuring about {unlearning / sizes.negatives:.1f}. "
-        f"{options['outer_steps']} outer steps take at most about {minutes(total * seconds_per_token(problem))}."
+        f"Each outer step: scoring costs about {scoring:.1f} forward passes over the "
+        f"{len(problem.negatives)} negatives, unlearning and measuring about "
+        f"{unlearning / sizes.negatives:.1f}. {options['outer_steps']} outer steps take at most about "
+        f"{minutes(total * seconds_per_token(problem))}."
     )
 
 
 def _write_results(
     run: RunFolder, result: AlignResult, data: Data, policy: Policy, values: Mapping[str, Any]
 ) -> None:
-    result.impact.write(run.path / "impact.parquet", data.negatives)
+    _table(result).write(run.path / "impact.parquet", data.negatives)
     write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
     save_policy(policy, run.path, merge=values["merge"])
 
 
 def save_policy(policy: Policy, folder: Path, *, merge: bool) -> None:
-    """Writes `adapter/` (LoRA) or `model/` (full fine-tuning); with `merge` also `merged/`, all safetensors."""
+    """Writes `adapter/` (LoRA) or `model/` (full fine-tuning); with `merge` also `merged/`: safetensors."""
     target = folder / ("adapter" if policy.has_adapter else "model")
     policy.model.save_pretrained(target)
     policy.tokenizer.save_pretrained(target)
@@ -150,18 +153,25 @@ def write_weights(path: Path, negatives: Dataset, weights: np.ndarray, history: 
         pq.write_table(pa.table(columns), temporary)
 
 
+def _table(result: AlignResult) -> ImpactTable:
+    if result.impact is None:
+        raise ValueError("this command always scores, so there is a table")
+    return result.impact
+
+
 def _conclude(run: RunFolder, result: AlignResult, data: Data, rows: list[Row]) -> int:
     from u2a.report.html import write_report
     from u2a.report.model_card import write_model_card
 
+    table = _table(result)
     print_summary(rows, run)
     write_summary(
         run,
         "align",
-        f"{describe(result.impact)} {result.outcome}",
+        f"{describe(table)} {result.outcome}",
         rows,
-        counts=counts(result.impact, data, selected=int((result.weights > 0).sum())),
-        self_check=self_check_figures(result.impact),
+        counts=counts(table, data, selected=int((result.weights > 0).sum())),
+        self_check=self_check_figures(table),
         warnings=data.warnings,
     )
     write_report(run.path)

@@ -42,7 +42,7 @@ def run(values: Mapping[str, Any]) -> int:
 
 
 def _token_counter(values: Mapping[str, Any]) -> Callable[[list[Message], str], int]:
-    from u2a.data.collate import Renderer
+    from u2a.data.render import Renderer
     from u2a.models import load_tokenizer
 
     unlimited = 1 << 30

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from u2a.models import Policy
     from u2a.types import Message
 
-SPOILING = {"epochs": 3.0, "learning_rate": 1e-3, "batch_size": 8}
+SPOILING: dict[str, Any] = {"epochs": 3.0, "learning_rate": 1e-3, "batch_size": 8}
 """How the original model is made: enough to be rude at a glance."""
 
 SETTINGS: dict[str, Any] = {
@@ -48,7 +48,7 @@ def run(values: Mapping[str, Any]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     say("1/3  Spoiling SmolLM2-135M-Instruct with rude answers: this becomes the original model.")
-    answers = {"pretrained": [], "original": [], "aligned": []}
+    answers: dict[str, list[str]] = {"pretrained": [], "original": [], "aligned": []}
     prompts = _prompts(data)
     with Bars() as bars:
         policy = _spoil(data, folder / "original", values["seed"], prompts, answers, bars)
@@ -73,7 +73,8 @@ def run(values: Mapping[str, Any]) -> int:
         ],
     )
     _worthwhile(data, folder / "align")
-    say(f"Whole demo: {(time.perf_counter() - begin) / 60:.1f} minutes. Open {folder / 'align' / 'report.html'}")
+    say(f"Whole demo: {(time.perf_counter() - begin) / 60:.1f} minutes.")
+    say(f"Open {folder / 'align' / 'report.html'}")
     return status
 
 
@@ -98,8 +99,9 @@ def _spoil(
     """Fine-tunes the pretrained model on the mixture; writes the adapter that makes it the original."""
     from datasets import concatenate_datasets
 
-    from u2a.data.collate import Renderer, tokenize_rows
+    from u2a.data.collate import tokenize_rows
     from u2a.data.load import load_negatives, load_retain
+    from u2a.data.render import Renderer
     from u2a.evaluate.answers import answer
     from u2a.finetune import fine_tune
     from u2a.models import load_policy
@@ -140,7 +142,7 @@ def _answers_of(
     """Answers of the aligned model, loaded from disk as a user would."""
     from peft import PeftModel
 
-    from u2a.data.collate import Renderer
+    from u2a.data.render import Renderer
     from u2a.evaluate.answers import answer
     from u2a.models import load_policy
 
@@ -185,8 +187,9 @@ def _worthwhile(data: Path, run: Path) -> None:
     rank[order] = np.arange(len(order))
     auc = np.mean([(rank[i] > rank[~flagged]).mean() for i in np.flatnonzero(flagged)])
     say(
-        f"Flagged negatives (mislabelled or harmless on purpose): mean weight {weights[flagged].mean():.2f} against "
-        f"{weights[~flagged].mean():.2f} of the others; {int((weights[flagged] > 0).sum())} of {flagged.sum()} selected. "
-        f"A flagged one ranks below an unflagged one with probability {auc:.2f} (0.5 = impact cannot tell them)."
+        "Flagged negatives (mislabelled or harmless on purpose): "
+        f"mean weight {weights[flagged].mean():.2f} against {weights[~flagged].mean():.2f} of the others; "
+        f"{int((weights[flagged] > 0).sum())} of {flagged.sum()} selected. A flagged one ranks below an "
+        f"unflagged one with probability {auc:.2f} (0.5 = impact cannot tell them)."
     )
     console.print()

@@ -126,9 +126,7 @@ def build_problem(
     budget = schema.part(OuterOptions, values).kl_budget if "kl_budget" in values else 0.0
     keep_copy = full and (budget > 0 or retain_loss == "kl")
     if keep_copy:
-        say(
-            "Full fine-tuning with a KL budget keeps a second, frozen copy of the model (--kl-budget 0: none)."
-        )
+        say("Full fine-tuning with a KL budget keeps a second, frozen copy of the model.")
     begin = time.perf_counter()
     problem = prepare(
         policy,

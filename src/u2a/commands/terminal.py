@@ -1,4 +1,4 @@
-"""The terminal: progress bars with the time left, tables, and messages. Plain text where there is no terminal."""
+"""The terminal: progress bars with the time left, tables, messages; plain text where there is none."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 
 from u2a.data.render import Renderer
+from u2a.data.scratch import no_progress_bars
 from u2a.types import IGNORE, Batch, UserError
 
 __all__ = ["Renderer", "collate", "length_sorted_batches", "tokenize_rows"]

@@ -9,7 +9,7 @@ import torch
 from u2a.logprobs import evaluating
 
 if TYPE_CHECKING:
-    from u2a.data.collate import Renderer
+    from u2a.data.render import Renderer
     from u2a.models import Policy
     from u2a.types import Message
 

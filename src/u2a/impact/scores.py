@@ -24,7 +24,7 @@ from u2a.logprobs import (
     response_logprobs,
     unwrapped,
 )
-from u2a.types import UserError
+from u2a.types import Batch, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -217,11 +217,11 @@ def _eager_attention(model: nn.Module) -> Iterator[None]:
     """Fused attention kernels have no forward-mode derivative; the plain one has."""
     base = unwrapped(model)
     before = base.config._attn_implementation
-    base.set_attn_implementation("eager")  # type: ignore[operator]
+    base.set_attn_implementation("eager")
     try:
         yield
     finally:
-        base.set_attn_implementation(before)  # type: ignore[operator]
+        base.set_attn_implementation(before)
 
 
 def _forward_mode(
@@ -242,10 +242,10 @@ def _forward_mode(
         for batch in batches:
             on_device = batch.to(device)
 
-            def logprobs(phi: Direction, batch=on_device) -> Tensor:
+            def logprobs(phi: Direction, batch: Batch = on_device) -> Tensor:
                 return functional_call(module, {f"model.{n}": v for n, v in phi.items()}, (batch,))
 
-            _, derivative = jvp(logprobs, (primals,), (tangents,))
+            derivative = jvp(logprobs, (primals,), (tangents,))[1]
             out[batch.index] = derivative.double().cpu()
             if progress:
                 progress(len(batch.index))
@@ -259,7 +259,7 @@ class _LogProbModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         return response_logprobs(self.model, batch)
 
 
