@@ -24,8 +24,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@echo "==> u2a demo: spoils SmolLM2-135M-Instruct with rude answers, then aligns it from them"
-	@rm -rf runs/demo
-	@$(BIN)/u2a demo --output runs/demo
+	@$(BIN)/u2a demo --output runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
 	@echo "==> tests (make lint, make types: style and types)"

@@ -5,7 +5,7 @@
 
 What is done: a seeded split by prompt of the short rows; the original model is SmolLM2-135M-Instruct
 fine-tuned on 35 % chosen and 65 % rejected answers; its rejected answers are the negatives. Every method
-takes the same number of optimiser steps from the same adapter, with the same measured points, the same
+takes the same number of optimiser steps from the same adapter, measured at the end, with the same
 guard (retain NLL may rise by 0.1 nat per token) and the best point by validation J. The learning rate of
 each method and loss is picked on validation J at the first seed, from the same three values; the other
 seeds (LoRA's A, order, random subset) use it. Held-out pairs are read once, with the picked rate.
@@ -20,11 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.data.collate import tokenize_rows
@@ -33,12 +35,14 @@ from u2a.data.render import Renderer
 from u2a.data.split import split_rows, write_split
 from u2a.finetune import fine_tune
 from u2a.impact.table import ImpactTable, score_impact
+from u2a.ledger import restore, snapshot
+from u2a.losses import LOSSES as LOSS_CLASSES
+from u2a.losses import resolve_loss
 from u2a.models import load_policy
 from u2a.outer_loop import align
-from u2a.problem import Problem, pair_texts, prepare
+from u2a.problem import Measurement, Problem, pair_texts, prepare
 from u2a.runs import write_json
-from u2a.trainer import resolve_loss
-from u2a.weighting import select_greedily
+from u2a.weighting import parse_selection
 
 HERE = Path(__file__).parent
 CELLS = HERE / "results" / "main_job"
@@ -48,8 +52,11 @@ RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 SELECT = "50%"
 STEPS = 12
+MICRO = 2
+"""Rows of a micro-batch: small, so that ragged rows are padded little; eight rows make a step."""
+PARTS = ("original", "forget", "retain", "validation", "test")
 RETAIN_ROWS = 32
-OUTER = OuterOptions(outer_steps=1, measurements=2, kl_budget=0.0, max_nll_rise=0.1, halvings=0)
+OUTER = OuterOptions(outer_steps=1, measurements=1, kl_budget=0.0, max_nll_rise=0.1, halvings=0)
 
 
 def split(data: Path, work: Path, max_chars: int) -> Path:
@@ -89,8 +96,7 @@ def original(parts: Path, work: Path) -> Path:
     )
     begin = time.perf_counter()
     loss = fine_tune(policy, tokenize_rows(mixture, renderer), epochs=3, learning_rate=5e-4, seed=0)
-    policy.model.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
+    policy.save(folder)
     write_json(
         folder / "done.json",
         {"rows": len(mixture), "train_loss": loss, "seconds": time.perf_counter() - begin},
@@ -98,79 +104,122 @@ def original(parts: Path, work: Path) -> Path:
     return folder
 
 
-def load_problem(loss: str, seed: int, parts: Path, base: Path) -> Problem:
-    """A fresh adapter on the original model, at φ₀."""
-    plain, _ = resolve_loss(loss, None)
-    return prepare(
-        load_policy(str(base), lora_rank=16, seed=seed),
-        negatives=load_negatives(str(parts / "forget.jsonl")),
-        preferences=load_preferences(str(parts / "validation.jsonl")),
-        retain=load_retain(str(parts / "retain.jsonl")).select(range(RETAIN_ROWS)),
-        loss=plain,
-        max_length=256,
-    )
+@dataclass
+class Bench:
+    """What is the same for every cell: texts, reference log-probs, and the measurement at the original.
 
+    A new adapter has B = 0, so all of this holds for every seed.
+    """
 
-def table_of(problem: Problem, loss: str, seed: int, work: Path) -> tuple[ImpactTable, float]:
-    """Impacts at the original model, scored once for each loss and seed: they do not depend on the rate."""
-    path = work / f"impact-{loss}-{seed}.json"
-    if not path.is_file():
-        begin = time.perf_counter()
-        table = score_impact(problem, at=problem.measure())
-        write_json(
-            path,
-            {
+    parts: Path
+    work: Path
+    base: Path
+    first: Problem | None = None
+    start: Measurement | None = None
+    prepare_seconds: float = 0.0
+
+    def problem(self, loss: str, seed: int) -> Problem:
+        """The problem of that loss with a fresh adapter of that seed, at φ₀."""
+        policy = load_policy(str(self.base), lora_rank=16, seed=seed)
+        if self.first is None:
+            begin = time.perf_counter()
+            self.first = prepare(
+                policy,
+                negatives=load_negatives(str(self.parts / "forget.jsonl")),
+                preferences=load_preferences(str(self.parts / "validation.jsonl")),
+                retain=load_retain(str(self.parts / "retain.jsonl")).select(range(RETAIN_ROWS)),
+                max_length=256,
+            )
+            self.start = self.first.measure()
+            self.prepare_seconds = time.perf_counter() - begin
+        plain = LOSS_CLASSES[resolve_loss(loss, None)[0]]()
+        return replace(self.first, policy=policy, loss=plain)
+
+    def table(self, problem: Problem, seed: int) -> tuple[ImpactTable, float]:
+        """Impacts at the original model: one scoring for each seed serves every loss and rate.
+
+        At the reference npo's slope dℓ/ds is 1, so its impact is minus the directional derivative, from
+        which the other losses' follow by their own slope.
+        """
+        path = self.work / f"impact-{seed}.json"
+        if not path.is_file():
+            begin = time.perf_counter()
+            table = score_impact(replace(problem, loss=LOSS_CLASSES["npo"]()), at=self.start)
+            saved = {
                 "seconds": time.perf_counter() - begin,
                 "impact": table.impact.tolist(),
                 "utility_cost": table.utility_cost.tolist(),
-                "loss": table.loss.tolist(),
                 "self_checks": [vars(check) for check in table.self_checks],
-            },
+            }
+            write_json(path, saved)
+        saved = json.loads(path.read_text())
+        s, lengths = problem.reference.double(), problem.lengths.double()
+        slope = problem.loss.derivative(s, s, lengths).numpy()
+        table = ImpactTable(
+            impact=slope * np.asarray(saved["impact"]),
+            utility_cost=slope * np.asarray(saved["utility_cost"]),
+            loss=problem.loss(s, s, lengths).numpy(),
+            n_tokens=problem.lengths.numpy(),
         )
-    saved = json.loads(path.read_text())
-    arrays = {name: np.asarray(saved[name]) for name in ("impact", "utility_cost", "loss")}
-    return ImpactTable(**arrays, n_tokens=problem.lengths.numpy()), saved["seconds"]
+        return table, saved["seconds"]
 
 
-def run_cell(
-    method: str, loss: str, rate: float, seed: int, parts: Path, base: Path, work: Path
-) -> dict[str, Any]:
-    """Unlearns by one method from the original model; the problem comes back with the best φ set."""
-    problem = load_problem(loss, seed, parts, base)
+def run_cell(bench: Bench, method: str, loss: str, rate: float, seed: int) -> None:
+    """Unlearns by one method from the original model; writes the figures, and φ to the work folder."""
+    problem = bench.problem(loss, seed)
     fixed, first, scoring_seconds = None, None, 0.0
     count = len(problem.negatives)
     if method == "uniform":
         fixed = np.ones(count)
     elif method == "random-k":
-        order = np.random.default_rng(seed).permutation(count).astype(float) + 1.0
-        fixed = select_greedily(order, count // 2, np.ones(count))
+        drawn = np.random.default_rng(seed).permutation(count)[: parse_selection(SELECT, count)]
+        fixed = np.isin(np.arange(count), drawn).astype(float)
     else:
-        first, scoring_seconds = table_of(problem, loss, seed, work)
+        first, scoring_seconds = bench.table(problem, seed)
     begin = time.perf_counter()
     result = align(
         problem,
-        unlearn=UnlearnOptions(learning_rate=rate, max_steps=STEPS, batch_size=8),
+        unlearn=UnlearnOptions(
+            learning_rate=rate, max_steps=STEPS, batch_size=MICRO, gradient_accumulation=8 // MICRO
+        ),
         weights=WeightOptions(select=SELECT),
         outer=OUTER,
         retain_loss=resolve_loss(loss, None)[1],
         fixed_weights=fixed,
+        start=bench.start,
         first_table=first,
         seed=seed,
     )
-    seconds = time.perf_counter() - begin
-    return {
+    name = cell_path(method, loss, rate, seed)
+    save_file(snapshot(problem), bench.work / f"{name.stem}.safetensors")
+    gain = result.best.objective - result.start.objective
+    cell = {
         "method": method,
         "loss": loss,
         "rate": rate,
         "seed": seed,
+        "steps": STEPS,
+        "threads": torch.get_num_threads(),
         "scoring_seconds": scoring_seconds,
-        "unlearning_seconds": seconds,
+        "unlearning_seconds": time.perf_counter() - begin,
         "selected": int((result.weights > 0).sum()),
         "start": result.start.figures,
         "best": result.best.figures,
         "points": [vars(point) for point in result.points],
-        "problem": problem,
     }
+    write_json(name, cell)
+    print(f"{name.stem}: J {gain:+.4f}, {cell['unlearning_seconds']:.0f} s", flush=True)
+
+
+def add_held_out(bench: Bench, method: str, loss: str, rate: float, seed: int) -> None:
+    """Measures the held-out pairs at a finished cell's φ and adds them to the cell."""
+    name = cell_path(method, loss, rate, seed)
+    cell = json.loads(name.read_text())
+    if "test" in cell:
+        return
+    problem = bench.problem(loss, seed)
+    restore(problem, load_file(bench.work / f"{name.stem}.safetensors"))
+    write_json(name, {**cell, "test": held_out(problem, bench.parts)})
 
 
 def held_out(problem: Problem, parts: Path) -> dict[str, Any]:
@@ -197,36 +246,26 @@ def best_rate(method: str, loss: str) -> float:
 
 
 def run_all(data: Path, work: Path, max_chars: int) -> None:
-    """Runs every missing cell. Held-out pairs are measured in every cell, read only for the picked rate."""
+    """Runs every missing cell; held-out pairs are measured only for the picked rates."""
     parts = split(data, work, max_chars)
-    base = original(parts, work)
+    bench = Bench(parts, work, original(parts, work))
     if not (CELLS / "original.json").is_file():
-        problem = load_problem("npo", 0, parts, base)
-        info = json.loads((base / "done.json").read_text())
-        sizes = {
-            name: len((parts / f"{name}.jsonl").read_text().splitlines())
-            for name in ("original", "forget", "retain", "validation", "test")
-        }
-        write_json(CELLS / "original.json", {**held_out(problem, parts), "sizes": sizes, "fine_tuning": info})
-    grid = [(m, loss, rate, SEEDS[0]) for rate in RATES for loss in LOSSES for m in METHODS]
-    for name in grid:
-        _run_missing(name, parts, base, work)
-    for seed in SEEDS[1:]:
+        info = json.loads((bench.base / "done.json").read_text())
+        sizes = {name: len((parts / f"{name}.jsonl").read_text().splitlines()) for name in PARTS}
+        figures = held_out(bench.problem("npo", 0), parts)
+        write_json(CELLS / "original.json", {**figures, "sizes": sizes, "fine_tuning": info})
+    for rate in RATES:
         for loss in LOSSES:
             for method in METHODS:
-                _run_missing((method, loss, best_rate(method, loss), seed), parts, base, work)
-
-
-def _run_missing(name: tuple[str, str, float, int], parts: Path, base: Path, work: Path) -> None:
-    if read_cell(*name) is not None:
-        return
-    cell = run_cell(*name, parts, base, work)
-    problem = cell.pop("problem")
-    cell["test"] = held_out(problem, parts)
-    cell["threads"] = torch.get_num_threads()
-    write_json(cell_path(*name), cell)
-    gain = cell["best"]["objective"] - cell["start"]["objective"]
-    print(f"{name}: J {gain:+.4f}, {cell['unlearning_seconds']:.0f} s", flush=True)
+                if read_cell(method, loss, rate, SEEDS[0]) is None:
+                    run_cell(bench, method, loss, rate, SEEDS[0])
+    for seed in SEEDS:
+        for loss in LOSSES:
+            for method in METHODS:
+                rate = best_rate(method, loss)
+                if read_cell(method, loss, rate, seed) is None:
+                    run_cell(bench, method, loss, rate, seed)
+                add_held_out(bench, method, loss, rate, seed)
 
 
 def main() -> None:

@@ -125,9 +125,9 @@ def test_an_output_folder_that_is_not_empty_is_refused(given, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(given, tmp_path):
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    bare = save_tiny(tmp_path / "bare", "qwen")
+    for file in bare.glob("*token*"):
+        file.unlink()
     result = call("align", {**given, "--model": str(bare)})
     assert result.exit_code == 2
     assert "tokenizer" in result.stderr

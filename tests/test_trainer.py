@@ -8,8 +8,8 @@ from datasets import Dataset
 from cases import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from problems import BAD, GOOD, answers
 from u2a.logprobs import response_logprobs
-from u2a.losses import LOSSES
-from u2a.trainer import U2AConfig, UnlearnTrainer, resolve_loss
+from u2a.losses import LOSSES, resolve_loss
+from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import GuardStop, UserError
 
 pytestmark = pytest.mark.usefixtures("true_float64")

@@ -8,6 +8,7 @@ A part's fields are its options. Every option has one flat name, the same in YAM
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,21 @@ import yaml
 from u2a.types import UserError
 
 
-def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
-    """A dataclass field that is an option: its help stands in `--help`, the docs and the errors."""
-    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    *,
+    least: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field that is an option: its help stands in `--help`, the docs and the errors.
+
+    Args:
+        least: smallest value; above: a bound that the value must exceed.
+    """
+    bounds = {"least": least, "above": above}
+    return field(default=default, metadata={"help": help, "choices": tuple(choices), **bounds})
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,9 @@ class DataOptions:
     test: str = option("", "Held-out pairs, only for the final table.")
     retain: str = option("", "Good texts whose likelihood must stay: utility U is measured on them.")
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
-    max_length: int = option(512, "Longest prompt + response, in tokens; prompts are cut on the left.")
+    max_length: int = option(
+        512, "Longest prompt + response, in tokens; prompts are cut on the left.", least=2
+    )
 
 
 @dataclass(frozen=True)
@@ -43,9 +58,9 @@ class ModelOptions:
     """The original model and what of it is trained."""
 
     model: str = option("", "Original model: folder, Hub id, GGUF file, adapter folder, or `demo`.")
-    lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.")
-    lora_alpha: int = option(0, "LoRA's alpha; 0 = twice the rank.")
-    lora_dropout: float = option(0.0, "LoRA's dropout while unlearning.")
+    lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
+    lora_alpha: int = option(0, "LoRA's alpha; 0 = twice the rank.", least=0)
+    lora_dropout: float = option(0.0, "LoRA's dropout while unlearning.", least=0)
     lora_targets: str = option("all-linear", "Modules that get an adapter: all-linear, or names by commas.")
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     quantize: str = option("none", "4bit loads the frozen base in 4 bits (QLoRA).", ("none", "4bit"))
@@ -61,8 +76,10 @@ class ImpactOptions:
     objective: str = option("preference", "What alignment means: preference, or nll of preferred texts.")
     curvature: str = option("identity", "Curvature H of the inner problem.")
     scoring: str = option("fd", "How log-probs are differentiated along ∇J.", ("fd", "jvp", "exact"))
-    self_check: int = option(4, "Examples on which fd is compared with exact gradients; 0 = none.")
-    score_tokens: int = option(2048, "Most padded tokens of one forward pass when scoring or measuring.")
+    self_check: int = option(4, "Examples on which fd is compared with exact gradients; 0 = none.", least=0)
+    score_tokens: int = option(
+        2048, "Most padded tokens of one forward pass when scoring or measuring.", least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -70,9 +87,9 @@ class WeightOptions:
     """How impacts become weights."""
 
     select: str = option("50%", "How many negatives at most: a percentage, or a number.")
-    eta: float = option(0.5, "Step of the mirror ascent on weights (no unit).")
-    rho: float = option(0.0, "Sparsity: strength of the penalty on the square root of weights.")
-    weight_floor: float = option(0.05, "A weight below it leaves the selection (mean weight is 1).")
+    eta: float = option(0.5, "Step of the mirror ascent on weights (no unit).", least=0)
+    rho: float = option(0.0, "Sparsity: strength of the penalty on the square root of weights.", least=0)
+    weight_floor: float = option(0.05, "A weight below it leaves the selection (mean weight is 1).", least=0)
 
 
 @dataclass(frozen=True)
@@ -80,12 +97,14 @@ class UnlearnOptions:
     """The inner run: weighted unlearning steps."""
 
     retain_loss: str = option("", "Retain term: none, nll, kl, l2; empty = what --loss says, else none.")
-    retain_weight: float = option(1.0, "Weight λ of the retain term.")
-    learning_rate: float = option(1e-4, "AdamW's learning rate; halved when KL passes its budget at once.")
-    epochs: float = option(1.0, "Passes over the selected negatives in each outer step.")
-    max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.")
-    batch_size: int = option(8, "Negatives in each optimiser step.")
-    gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.")
+    retain_weight: float = option(1.0, "Weight λ of the retain term.", least=0)
+    learning_rate: float = option(
+        1e-4, "AdamW's learning rate; halved when KL passes its budget at once.", above=0
+    )
+    epochs: float = option(1.0, "Passes over the selected negatives in each outer step.", above=0)
+    max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
+    batch_size: int = option(8, "Negatives in each optimiser step.", least=1)
+    gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")
 
 
@@ -93,13 +112,19 @@ class UnlearnOptions:
 class OuterOptions:
     """The outer loop, its budgets and guards."""
 
-    outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.")
-    measurements: int = option(4, "How often J, U and KL are measured in each inner run.")
+    outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)
+    measurements: int = option(4, "How often J, U and KL are measured in each inner run.", least=1)
     min_gain: float = option(1e-3, "Stop when an outer step raises J by no more than this.")
-    halvings: int = option(4, "How often an outer step may halve the learning rate to keep its budgets.")
-    kl_budget: float = option(0.1, "Largest KL(policy ‖ original) per retain token, in nats; 0 = no limit.")
-    max_nll_rise: float = option(0.1, "Largest rise of the retain NLL, in nats per token.")
-    utility_budget: float = option(0.0, "Largest fall of U that weights may cost; 0 = only the guards.")
+    halvings: int = option(
+        4, "How often an outer step may halve the learning rate to keep its budgets.", least=0
+    )
+    kl_budget: float = option(
+        0.1, "Largest KL(policy ‖ original) per retain token, in nats; 0 = no limit.", least=0
+    )
+    max_nll_rise: float = option(0.1, "Largest rise of the retain NLL, in nats per token.", least=0)
+    utility_budget: float = option(
+        0.0, "Largest fall of U that weights may cost; 0 = only the guards.", least=0
+    )
     restart: bool = option(False, "Begin every outer step at the original model again.")
 
 
@@ -108,7 +133,7 @@ class RunOptions:
     """The run itself."""
 
     output: str = option("", "Run folder; must be empty or new unless --resume.")
-    seed: int = option(0, "Seed of everything that is drawn.")
+    seed: int = option(0, "Seed of everything that is drawn.", least=0)
     resume: bool = option(False, "Go on with an interrupted run in --output.")
 
 
@@ -122,6 +147,8 @@ class OptionSpec:
     help: str
     choices: tuple[str, ...]
     owner: str
+    least: float | None = None
+    above: float | None = None
 
     @property
     def flag(self) -> str:
@@ -163,7 +190,10 @@ class Schema:
                 continue
             name = prefix + f.name
             kind = _plain_type(hints.get(f.name, f.type))
-            spec = OptionSpec(name, kind, f.default, f.metadata["help"], f.metadata.get("choices", ()), owner)
+            more = {key: f.metadata[key] for key in ("choices", "least", "above") if key in f.metadata}
+            spec = OptionSpec(
+                name, kind, f.default, f.metadata["help"], owner=owner, **{"choices": (), **more}
+            )
             known = self.specs.setdefault(name, spec)
             if known.owner != owner or known.type is not kind:
                 raise ValueError(f"two options are called {name}: in {known.owner} and in {owner}")
@@ -219,6 +249,13 @@ class Schema:
             )
         if spec.choices and value not in spec.choices:
             raise UserError(f"{spec.flag} {value}: take one of {', '.join(spec.choices)}")
+        # written so that NaN fails too
+        if spec.least is not None and not value >= spec.least:
+            raise UserError(f"{spec.flag} {value}: must be at least {spec.least:g}")
+        if spec.above is not None and not value > spec.above:
+            raise UserError(f"{spec.flag} {value}: must be above {spec.above:g}")
+        if spec.type is float and math.isinf(value):
+            raise UserError(f"{spec.flag} {value}: must be finite")
         return value
 
     def part(self, cls: type, values: Mapping[str, Any]) -> Any:

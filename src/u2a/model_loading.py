@@ -56,6 +56,29 @@ def load_source(source: ModelSource, **options: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone, without the model.
+
+    Args:
+        source: from `check_source`, of any kind but `demo`.
+
+    Raises:
+        UserError: there is none, or transformers cannot load it.
+    """
+    name, options = str(source.path or source.name), {"trust_remote_code": trust_remote_code}
+    try:
+        with quiet_transformers():
+            if source.kind == "gguf":
+                gguf = source.folder
+                return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            if source.kind == "adapter" and not has_tokenizer(source.folder):
+                base = check_source(adapter_base(source.folder), trust_remote_code=trust_remote_code)
+                return load_tokenizer(base, trust_remote_code=trust_remote_code)
+            return AutoTokenizer.from_pretrained(name, **options)
+    except _LOADING_ERRORS as error:
+        raise UserError(f"{source.name}: its tokenizer cannot be loaded: {error}") from error
+
+
 def _load(source: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
     if source.kind == "gguf":
         gguf = source.folder

@@ -69,6 +69,7 @@ def align(
     scoring: str = "fd",
     self_check: int = 4,
     fixed_weights: np.ndarray | None = None,
+    start: Measurement | None = None,
     first_table: ImpactTable | None = None,
     seed: int = 0,
     folder: Path | None = None,
@@ -85,7 +86,7 @@ def align(
         retain_loss: `none`, `nll`, `kl` or `l2`; `nll` and `kl` use the texts of U.
         curvature, scoring, self_check: as in `score_impact`.
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
-        first_table: the impact table at the original model, if it has been scored already.
+        start, first_table: the measurement and the impact table at the original model, if there are any.
         folder: where checkpoints of outer steps go (none are written without it).
         resume: go on from the last checkpoint in `folder`.
         record: called with an event's name and figures; task: shows progress; phase: times a phase.
@@ -103,8 +104,9 @@ def align(
 
     phase = phase or (lambda _name: nullcontext())
     outer = outer or OuterOptions()
-    with phase("measuring"):
-        start = problem.measure(task, negatives=True)
+    if start is None:
+        with phase("measuring"):
+            start = problem.measure(task, negatives=True)
     loop = _OuterLoop(
         problem=problem,
         unlearn=unlearn or UnlearnOptions(),

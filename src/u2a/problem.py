@@ -47,7 +47,8 @@ class Measurement:
     `objective` J and `utility` U as in design section 2, higher = better; `kl` is KL(π_φ ‖ π_ref) in nats
     per response token of the utility's texts, exact over the vocabulary (NaN without a reference);
     `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
-    `s_objective` (N,) and `s_utility` (N,) are the log-probs behind J and U, for their gradients.
+    `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
+    order of the texts: scoring at the same φ needs them again.
     """
 
     objective: float
@@ -55,6 +56,7 @@ class Measurement:
     kl: float
     s_objective: Tensor
     s_utility: Tensor
+    s_negatives: Tensor | None = None
     negative_logprob: float | None = None
 
     @property
@@ -119,18 +121,24 @@ class Problem:
         with task("measuring J, U and KL", rows) as progress:
             s_objective = self.logprobs(self.objective.texts, progress)
             s_utility, kl = self._utility_and_kl(progress)
-            per_token = None
+            s_negatives, per_token = None, None
             if negatives:
-                s = self.logprobs(self.negative_texts, progress).double()
-                per_token = float((s / self.lengths).mean())
+                s_negatives = self.logprobs(self.negative_texts, progress)
+                per_token = float((s_negatives.double() / self.lengths).mean())
         return Measurement(
             objective=float(self.objective.terms(s_objective.double()).mean()),
             utility=float(self.utility.terms(s_utility.double()).mean()),
             kl=kl,
             s_objective=s_objective,
             s_utility=s_utility,
+            s_negatives=s_negatives,
             negative_logprob=per_token,
         )
+
+    def measure_negatives(self, task: Task = silent) -> Tensor:
+        """s (N,) of the negatives at the current φ."""
+        with task("log-probs of the negatives", len(self.negative_texts)) as progress:
+            return self.logprobs(self.negative_texts, progress)
 
     def _utility_and_kl(self, progress: Progress | None) -> tuple[Tensor, float]:
         if not self.policy.has_adapter and self.frozen is None:

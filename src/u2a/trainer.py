@@ -27,7 +27,7 @@ from u2a.logprobs import (
     response_logprobs,
     unwrapped,
 )
-from u2a.losses import COMPOSED, LOSSES, RETAIN_TERMS, UnlearningLoss
+from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.types import Batch, GuardStop, UserError
 
@@ -64,23 +64,6 @@ class U2AConfig(TrainingArguments):
         self.remove_unused_columns = False
         super().__post_init__()
         self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
-
-
-def resolve_loss(loss: str, retain_loss: str | None) -> tuple[str, str]:
-    """Plain loss and retain term for a name of the literature: `graddiff` -> (`ga`, `nll`).
-
-    Raises:
-        UserError: an unknown name, or a retain term that contradicts the composed name.
-    """
-    if loss not in LOSSES and loss not in COMPOSED:
-        raise UserError(f"--loss {loss}: not a loss; take one of {', '.join([*LOSSES, *COMPOSED])}")
-    plain, implied = COMPOSED.get(loss, (loss, None))
-    if implied and retain_loss not in (None, implied):
-        raise UserError(f"--loss {loss} means --retain-loss {implied}; for another, use --loss {plain}")
-    retain = implied or retain_loss or "none"
-    if retain not in RETAIN_TERMS:
-        raise UserError(f"--retain-loss {retain}: take one of {', '.join(RETAIN_TERMS)}")
-    return plain, retain
 
 
 class UnlearnTrainer(Trainer):

@@ -124,7 +124,7 @@ def test_result_is_cached_under_tokenizer_template_and_length(
 def test_real_answers_come_back(realdata: Path, family: str, name: str) -> None:
     from u2a.data.load import load_preferences
 
-    pairs = load_preferences(realdata / name).select(range(20))
+    pairs = load_preferences(realdata / name).select(range(5))
     renderer = Renderer(cases.tiny_tokenizer(family), max_length=100_000)
     for row, made in zip(pairs, tokenize_rows(pairs, renderer, response="rejected"), strict=True):
         ids, start = made["input_ids"], made["response_start"]

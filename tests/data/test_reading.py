@@ -106,6 +106,10 @@ def test_positions_and_places(tmp_path: Path) -> None:
         (0, "a.json, row 1 (line 2)", json.loads(GOOD)),
         (1, "a.json, row 2 (line 4)", json.loads(GOOD)),
     ]
+    assert [row.where for row in rows_of(tmp_path, "a.json", '[{"text":\n\n"A"}, {"text":\n"B"}]')] == [
+        "a.json, row 1 (line 1)",
+        "a.json, row 2 (line 3)",
+    ]
     assert rows_of(tmp_path, "a.csv", 'text\n"A\nB"\n\nC\n') == [
         (0, "a.csv, row 1 (line 2)", {"text": "A\nB"}),
         (1, "a.csv, row 2 (line 5)", {"text": "C"}),
@@ -160,9 +164,12 @@ def test_a_line_of_a_megabyte(tmp_path: Path, name: str) -> None:
         "a.csv": f'text\n"{text}"\nB\n',
         "a.txt": f"{text}\nB\n",
     }[name]
-    limit = csv.field_size_limit()
-    assert [row.values for row in rows_of(tmp_path, name, content)] == [{"text": text}, {"text": "B"}]
-    assert csv.field_size_limit() == limit
+    before = csv.field_size_limit(1000)
+    try:
+        assert [row.values for row in rows_of(tmp_path, name, content)] == [{"text": text}, {"text": "B"}]
+    finally:
+        after = csv.field_size_limit(before)
+    assert after == 1000
     assert load_negatives(tmp_path / name)["response"] == [text, "B"]
 
 

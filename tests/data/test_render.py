@@ -90,6 +90,18 @@ def test_response_tokens_are_those_of_the_whole_conversation(family: str) -> Non
     assert start > 1
 
 
+def test_token_across_the_boundary_is_split_there(family: str) -> None:
+    """Generation starts after the whole prompt and could never produce the merged token."""
+    tokenizer = cases.tiny_tokenizer(family)
+    renderer = Renderer(tokenizer, template="none")
+    merged = tokenizer("assistant", add_special_tokens=False)["input_ids"]
+    prompt = tokenizer("assist")["input_ids"]
+    assert merged[: len(prompt)] != prompt
+    ids, start, _ = renderer.encode([{"role": "user", "content": "assist"}], "ant")
+    assert ids[:start] == prompt
+    assert split_text(renderer, ids, start)[1] == f"ant{tokenizer.eos_token}"
+
+
 def test_system_turn_goes_into_the_first_user_turn_when_the_template_refuses_it() -> None:
     renderer = Renderer(cases.tiny_tokenizer("gemma"))
     before, _ = renderer.render(PROMPTS["system"], "Paris.")
@@ -145,7 +157,7 @@ def test_data_cannot_forge_special_tokens(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=25, deadline=None, database=None)
 @given(data=st.data())
 def test_any_text_comes_back_and_forges_nothing(family: str, data: st.DataObject) -> None:
     renderer = Renderer(cases.tiny_tokenizer(family), max_length=10_000)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from u2a.losses import LOSSES, NPO, GradientAscent, SimNPO
+from u2a.types import UserError
 
 S = torch.tensor([-6.0, -20.0], dtype=torch.float64)
 REF = torch.tensor([-6.0, -10.0], dtype=torch.float64)
@@ -85,7 +86,7 @@ def test_npo_stays_finite_far_from_the_reference():
 @pytest.mark.parametrize("cls", [NPO, SimNPO])
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
 def test_beta_must_be_positive(cls, beta):
-    with pytest.raises(ValueError, match="beta must be positive"):
+    with pytest.raises(UserError, match="must be positive"):
         cls(beta=beta)
 
 

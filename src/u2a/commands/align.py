@@ -43,7 +43,7 @@ def run(values: Mapping[str, Any]) -> int:
     folder = output_path(values)
     if values["output"]:
         RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values)
+    data = load_data(values, ALIGN)
 
     from u2a.models import check_source
 
@@ -68,8 +68,8 @@ def run(values: Mapping[str, Any]) -> int:
 
 def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
     from u2a.impact.curvature import CURVATURES
+    from u2a.losses import resolve_loss
     from u2a.outer_loop import align
-    from u2a.trainer import resolve_loss
 
     return align(
         problem,
@@ -133,8 +133,7 @@ def _write_results(
 def save_policy(policy: Policy, folder: Path, *, merge: bool) -> None:
     """Writes `adapter/` (LoRA) or `model/` (full fine-tuning); with `merge` also `merged/`: safetensors."""
     target = folder / ("adapter" if policy.has_adapter else "model")
-    policy.model.save_pretrained(target)
-    policy.tokenizer.save_pretrained(target)
+    policy.save(target)
     if merge and policy.has_adapter:
         policy.merge().save_pretrained(folder / "merged")
         policy.tokenizer.save_pretrained(folder / "merged")

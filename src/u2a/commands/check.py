@@ -43,8 +43,11 @@ def run(values: Mapping[str, Any]) -> int:
 
 def _token_counter(values: Mapping[str, Any]) -> Callable[[list[Message], str], int]:
     from u2a.data.render import Renderer
-    from u2a.models import load_tokenizer
+    from u2a.demo_model import demo_model
+    from u2a.model_loading import load_tokenizer
+    from u2a.model_source import check_source
 
     unlimited = 1 << 30
-    renderer = Renderer(load_tokenizer(values["model"]), template=values["template"], max_length=unlimited)
+    source = check_source(str(demo_model()) if values["model"] == "demo" else values["model"])
+    renderer = Renderer(load_tokenizer(source), template=values["template"], max_length=unlimited)
     return lambda prompt, response: len(renderer.encode(prompt, response)[0])

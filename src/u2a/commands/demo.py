@@ -117,8 +117,7 @@ def _spoil(
     mixture = tokenize_rows(concatenate_datasets(parts), renderer)
     fine_tune(policy, mixture, seed=seed, task=bars.task, **SPOILING)
     answers["original"] += [answer(policy, renderer, prompt) for prompt in prompts]
-    policy.model.save_pretrained(output)
-    policy.tokenizer.save_pretrained(output)
+    policy.save(output)
     return policy
 
 

@@ -30,7 +30,7 @@ def run(values: Mapping[str, Any]) -> int:
     folder = output_path(values)
     if values["output"]:
         RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values)
+    data = load_data(values, IMPACT)
 
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.table import score_impact

@@ -44,7 +44,7 @@ class CheckOptions:
     retain: str = option("", "Good texts to keep.")
     model: str = option("", "Model whose tokenizer counts tokens; without it, length is not checked.")
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
-    max_length: int = option(512, "Longest prompt + response, in tokens.")
+    max_length: int = option(512, "Longest prompt + response, in tokens.", least=2)
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class SplitOptions:
     """How `split` cuts a file of preference pairs."""
 
     output: str = option("", "Folder for the parts; must be empty or new.")
-    seed: int = option(0, "Seed of the split.")
-    validation: int = option(64, "Pairs for validation.")
-    test: int = option(128, "Held-out pairs.")
-    train: int = option(0, "Training prompts for the mixture; 0 = all the rest.")
+    seed: int = option(0, "Seed of the split.", least=0)
+    validation: int = option(64, "Pairs for validation.", least=1)
+    test: int = option(128, "Held-out pairs.", least=1)
+    train: int = option(0, "Training prompts for the mixture; 0 = all the rest.", least=0)
     chosen_fraction: float = option(0.35, "Share of good answers in the original model's mixture.")
 
 
@@ -64,7 +64,7 @@ class DemoOptions:
     """The demo."""
 
     output: str = option("u2a-demo", "Run folder; must be empty or new.")
-    seed: int = option(0, "Seed of everything that is drawn.")
+    seed: int = option(0, "Seed of everything that is drawn.", least=0)
 
 
 CHECK = Schema((CheckOptions,))

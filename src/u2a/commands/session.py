@@ -36,7 +36,7 @@ class Data:
     warnings: list[str] = field(default_factory=list)
 
 
-def load_data(values: Mapping[str, Any]) -> Data:
+def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
     """Loads and checks the rows that the options name, before any model is loaded.
 
     Raises:
@@ -46,6 +46,7 @@ def load_data(values: Mapping[str, Any]) -> Data:
     from u2a.data.validate import check_data
 
     _require(values)
+    _check_choices(values, schema)
     negatives = load_negatives(values["negatives"])
     if values["objective"] == "nll":
         preferences = load_retain(values["preferences"])
@@ -93,6 +94,20 @@ def _require(values: Mapping[str, Any]) -> None:
         raise UserError(f"only one of {', '.join('--' + s for s in stdin)} can be read from standard input")
 
 
+def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
+    """Builds what the options choose, for its errors: nothing may fail later that could fail now."""
+    from u2a.impact.curvature import CURVATURES
+    from u2a.losses import LOSSES, resolve_loss
+    from u2a.weighting import Weighting
+
+    LOSSES[resolve_loss(values["loss"], values.get("retain_loss") or None)[0]](
+        **schema.chosen_options("loss", values)
+    )
+    CURVATURES[values["curvature"]](**schema.chosen_options("curvature", values))
+    if "select" in values:
+        Weighting(values["select"], values["eta"], values["rho"], values["weight_floor"])
+
+
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
     """The policy that the model options name."""
     from u2a.models import load_policy
@@ -116,8 +131,8 @@ def build_problem(
     values: Mapping[str, Any], schema: Schema, data: Data, policy: Policy, bars: Bars
 ) -> Problem:
     """Tokenises and measures the reference log-probs; says how long one pass over the negatives takes."""
+    from u2a.losses import resolve_loss
     from u2a.problem import prepare
-    from u2a.trainer import resolve_loss
 
     options: ImpactOptions = schema.part(ImpactOptions, values)
     rows: DataOptions = schema.part(DataOptions, values)

@@ -159,9 +159,7 @@ class Renderer:
 
     def _marked(self, text: str) -> str:
         """`text` with a mark behind the first character of each special token that it spells out."""
-        if not self._special.search(text):
-            return text
-        return self._special.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
+        return self._special.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
 
     # -- tokens -------------------------------------------------------------------------------------------
 

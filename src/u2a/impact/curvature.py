@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from u2a.types import UserError
+
 if TYPE_CHECKING:
     from u2a.impact.gradient import Direction
 
@@ -20,7 +22,7 @@ class Identity:
 
     def __post_init__(self) -> None:
         if not self.gamma > 0:
-            raise ValueError(f"curvature gamma must be positive, got {self.gamma}")
+            raise UserError(f"--curvature-gamma {self.gamma}: must be positive")
 
     def solve(self, gradient: Direction) -> Direction:
         """H⁻¹·g, tensors of the shapes of g."""

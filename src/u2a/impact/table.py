@@ -87,7 +87,7 @@ def score_impact(
         curvature: H; default `Identity()`.
         scoring: `fd`, `jvp` or `exact`.
         self_check: examples on which `fd` is compared with exact gradients.
-        at: the measurement at this very φ, if there is one: saves two forward passes over its texts.
+        at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
@@ -97,8 +97,7 @@ def score_impact(
     context = ScoringContext(
         problem.policy.model, problem.policy.trainable(), problem.max_tokens, problem.pad_token_id
     )
-    with task("log-probs of the negatives", len(problem.negative_texts)) as progress:
-        s = problem.logprobs(problem.negative_texts, progress).double()
+    s = (problem.measure_negatives(task) if at.s_negatives is None else at.s_negatives).double()
     lengths = problem.lengths.double()
     reference = problem.reference.double()
     slope = problem.loss.derivative(s, reference, lengths)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from u2a.losses.ga import GradientAscent
 from u2a.losses.npo import NPO
 from u2a.losses.simnpo import SimNPO
+from u2a.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,3 +38,20 @@ COMPOSED = {"graddiff": ("ga", "nll"), "ga+kl": ("ga", "kl")}
 
 RETAIN_TERMS = ("none", "nll", "kl", "l2")
 """Names of the retain terms R; see `u2a.losses.retain`."""
+
+
+def resolve_loss(loss: str, retain_loss: str | None) -> tuple[str, str]:
+    """Plain loss and retain term for a name of the literature: `graddiff` -> (`ga`, `nll`).
+
+    Raises:
+        UserError: an unknown name, or a retain term that contradicts the composed name.
+    """
+    if loss not in LOSSES and loss not in COMPOSED:
+        raise UserError(f"--loss {loss}: not a loss; take one of {', '.join([*LOSSES, *COMPOSED])}")
+    plain, implied = COMPOSED.get(loss, (loss, None))
+    if implied and retain_loss not in (None, implied):
+        raise UserError(f"--loss {loss} means --retain-loss {implied}; for another, use --loss {plain}")
+    retain = implied or retain_loss or "none"
+    if retain not in RETAIN_TERMS:
+        raise UserError(f"--retain-loss {retain}: take one of {', '.join(RETAIN_TERMS)}")
+    return plain, retain

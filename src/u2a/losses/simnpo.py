@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from u2a.types import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +25,7 @@ class SimNPO:
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}")
+            raise UserError(f"--beta {self.beta}: must be positive")
 
     def __call__(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002
         from torch.nn.functional import softplus

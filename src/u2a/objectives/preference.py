@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from u2a.types import UserError
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
@@ -28,7 +30,7 @@ class Preference:
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise ValueError(f"objective beta must be positive, got {self.beta}")
+            raise UserError(f"--objective-beta {self.beta}: must be positive")
         if len(self.texts) % 2 or len(self.texts) != len(self.reference):
             raise ValueError(
                 "preference needs the chosen texts, then as many rejected ones, and their log-probs"
