@@ -249,6 +249,44 @@ def test_bad_input_is_refused(tmp_path, options, words):
         _trainer(tmp_path, answers(BAD), **options)
 
 
+def test_an_sgd_step_of_the_trainer_itself_is_minus_the_rate_times_the_gradient(tmp_path):
+    """Through `train()`: accumulation, clipping and scaling of the framework included."""
+    rate, weights = 1e-3, [0.5, 2.0, 1.0, 0.25, 3.0, 1.5]
+    for size, accumulation in ((6, 1), (2, 3), (1, 6)):
+        policy = tiny_policy("llama", dtype=torch.float64)
+        expected = expected_gradient(policy, answers(BAD), weights, LOSSES["npo"]())
+        before = torch.cat([p.detach().flatten().clone() for p in policy.trainable().values()])
+        trainer = _trainer(
+            tmp_path,
+            answers(BAD),
+            weights=weights,
+            policy=policy,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=1,
+            learning_rate=rate,
+            optim="sgd",
+            lr_scheduler_type="constant",
+        )
+        trainer.train()
+        after = torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+        torch.testing.assert_close((before - after) / rate, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_conversational_completion_is_read(tmp_path):
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": question}],
+                "completion": [{"role": "assistant", "content": reply}],
+            }
+            for question, reply in BAD
+        ]
+    )
+    plain = full_pass_gradient(_trainer(tmp_path, answers(BAD)))
+    torch.testing.assert_close(full_pass_gradient(_trainer(tmp_path, rows)), plain)
+
+
 def test_kl_of_full_fine_tuning_needs_a_frozen_copy(tmp_path):
     policy = tiny_policy("llama", lora_rank=0)
     with pytest.raises(UserError, match="frozen copy"):

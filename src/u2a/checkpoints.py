@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 
 from u2a.ledger import Ledger, Point, restore
-from u2a.problem import Task
+from u2a.problem import Problem, Task
 from u2a.runs import whole_file, write_json
+from u2a.types import UserError
 
 
 @dataclass
@@ -21,7 +23,7 @@ class OuterState:
 
     `weights` (N,) are the current ones, `history` those of every outer step so far; `scale` s of the scores
     is frozen at the first step; `cost_calibration` is measured over predicted utility cost (None before the
-    first measurement).
+    first measurement); `outcome` is the sentence of the stopping rule that ended the loop, if one did.
     """
 
     weights: np.ndarray
@@ -29,6 +31,7 @@ class OuterState:
     learning_rate: float
     outer_step: int = 0
     cost_calibration: float | None = None
+    outcome: str = ""
     history: list[np.ndarray] = field(default_factory=list)
 
 
@@ -47,14 +50,22 @@ class Checkpoints:
             save_file({name: p.contiguous() for name, p in ledger.best_parameters.items()}, temporary)
         kept = {key: value for key, value in vars(state).items() if key not in ("weights", "history")}
         history = [weights.tolist() for weights in state.history]
-        write_json(path, {**kept, "history": history, "points": [vars(p) for p in ledger.points]})
+        points = [vars(point) for point in ledger.points]
+        digest = _digest(ledger.problem)
+        write_json(path, {**kept, "history": history, "points": points, "negatives": digest})
 
     def load(self, state: OuterState, ledger: Ledger, task: Task) -> OuterState:
-        """The last whole checkpoint's state, with the ledger and φ brought to it; `state` itself if none."""
+        """The last whole checkpoint's state, with the ledger and φ brought to it; `state` itself if none.
+
+        Raises:
+            UserError: the negatives are not those of the checkpoint.
+        """
         found = sorted(self.folder.glob("outer-*.json")) if self.folder else []
         if not found:
             return state
         saved: dict[str, Any] = json.loads(found[-1].read_text(encoding="utf-8"))
+        if saved.pop("negatives") != _digest(ledger.problem):
+            raise UserError("--resume: the negatives, or their tokens, changed since the run began")
         ledger.points = [Point(**point) for point in saved.pop("points")]
         ledger.best_parameters = load_file(found[-1].with_suffix(".safetensors"))
         restore(ledger.problem, ledger.best_parameters)
@@ -62,3 +73,11 @@ class Checkpoints:
             ledger.best = ledger.problem.measure(task)
         history = [np.asarray(weights) for weights in saved.pop("history")]
         return OuterState(weights=history[-1], history=history, **saved)
+
+
+def _digest(problem: Problem) -> str:
+    """Changes when the tokens of some negative do."""
+    digest = hashlib.sha256()
+    for ids in problem.negative_texts["input_ids"]:
+        digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()

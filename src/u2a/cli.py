@@ -1,7 +1,7 @@
 """The command line: flags made from the options, errors for people, exit statuses. Nothing heavy here.
 
 Exit status: 0 done; 1 done, with findings; 2 bad usage or bad input, nothing run; 3 stopped by a guard or
-interrupted, resumable.
+interrupted, resumable; 70 a fault of ours.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Optional
@@ -19,7 +20,7 @@ from u2a.commands import schemas
 from u2a.config import OptionSpec, Schema
 from u2a.types import GuardStop, UserError
 
-DONE, FINDINGS, BAD_INPUT, STOPPED = 0, 1, 2, 3
+DONE, FINDINGS, BAD_INPUT, STOPPED, FAULT = 0, 1, 2, 3, 70
 
 app = typer.Typer(
     name="u2a",
@@ -67,8 +68,11 @@ def _guarded(work: Callable[[], int]) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from u2a.commands.terminal import shown_log
+
     try:
-        return work()
+        with shown_log():
+            return work()
     except UserError as error:
         print(f"u2a: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -76,11 +80,12 @@ def _guarded(work: Callable[[], int]) -> int:
         print(f"u2a: stopped by a guard: {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print(
-            "u2a: interrupted; the same command with --resume goes on from the last outer step",
-            file=sys.stderr,
-        )
+        print("u2a: interrupted; `align --resume` goes on from the last outer step", file=sys.stderr)
         return STOPPED
+    except Exception:
+        traceback.print_exc()
+        print("u2a: this is a fault of u2a's own, or of the machine: please report it", file=sys.stderr)
+        return FAULT
 
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD

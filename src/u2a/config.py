@@ -29,13 +29,15 @@ def option(
     *,
     least: float | None = None,
     above: float | None = None,
+    flag_only: bool = False,
 ) -> Any:
     """A dataclass field that is an option: its help stands in `--help`, the docs and the errors.
 
     Args:
         least: smallest value; above: a bound that the value must exceed.
+        flag_only: a YAML file alone cannot set it: a shared file must not run code.
     """
-    bounds = {"least": least, "above": above}
+    bounds = {"least": least, "above": above, "flag_only": flag_only}
     return field(default=default, metadata={"help": help, "choices": tuple(choices), **bounds})
 
 
@@ -45,12 +47,18 @@ class DataOptions:
 
     negatives: str = option("", "Bad answers to unlearn: file, folder, Hub id, or - for standard input.")
     preferences: str = option("", "Preference pairs for validation: J is measured on them.")
-    test: str = option("", "Held-out pairs, only for the final table.")
     retain: str = option("", "Good texts whose likelihood must stay: utility U is measured on them.")
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
     max_length: int = option(
         512, "Longest prompt + response, in tokens; prompts are cut on the left.", least=2
     )
+
+
+@dataclass(frozen=True)
+class TestOptions:
+    """What only the final table reads."""
+
+    test: str = option("", "Held-out pairs, only for the final table.")
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,9 @@ class ModelOptions:
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     quantize: str = option("none", "4bit loads the frozen base in 4 bits (QLoRA).", ("none", "4bit"))
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model. Only if you trust it.")
+    trust_remote_code: bool = option(
+        False, "Run code that comes with the model. Only if you trust it.", flag_only=True
+    )
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,14 @@ class OuterOptions:
 class RunOptions:
     """The run itself."""
 
-    output: str = option("", "Run folder; must be empty or new unless --resume.")
+    output: str = option("", "Run folder; must be empty or new.")
     seed: int = option(0, "Seed of everything that is drawn.", least=0)
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Going on after an interruption."""
+
     resume: bool = option(False, "Go on with an interrupted run in --output.")
 
 
@@ -149,6 +165,7 @@ class OptionSpec:
     owner: str
     least: float | None = None
     above: float | None = None
+    flag_only: bool = False
 
     @property
     def flag(self) -> str:
@@ -190,7 +207,11 @@ class Schema:
                 continue
             name = prefix + f.name
             kind = _plain_type(hints.get(f.name, f.type))
-            more = {key: f.metadata[key] for key in ("choices", "least", "above") if key in f.metadata}
+            more = {
+                key: f.metadata[key]
+                for key in ("choices", "least", "above", "flag_only")
+                if key in f.metadata
+            }
             spec = OptionSpec(
                 name, kind, f.default, f.metadata["help"], owner=owner, **{"choices": (), **more}
             )
@@ -208,6 +229,9 @@ class Schema:
                 loss, objective or curvature does not have.
         """
         given = _read_yaml(config_file, self.specs) if config_file else {}
+        for name, spec in self.specs.items():
+            if spec.flag_only and given.get(name) and not flags.get(name):
+                raise UserError(f"{name} in {config_file} counts only together with the flag {spec.flag}")
         given.update({key: value for key, value in flags.items() if value is not None})
         source = f"{config_file} or a flag" if config_file else "a flag"
         values = {
@@ -242,6 +266,7 @@ class Schema:
                 value = float(value)
         if spec.name == "select" and isinstance(value, int):
             value = str(value)
+        number: Any = value
         if type(value) is not spec.type:
             raise UserError(
                 f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r} ({type(value).__name__}) "
@@ -250,11 +275,11 @@ class Schema:
         if spec.choices and value not in spec.choices:
             raise UserError(f"{spec.flag} {value}: take one of {', '.join(spec.choices)}")
         # written so that NaN fails too
-        if spec.least is not None and not value >= spec.least:
+        if spec.least is not None and not number >= spec.least:
             raise UserError(f"{spec.flag} {value}: must be at least {spec.least:g}")
-        if spec.above is not None and not value > spec.above:
+        if spec.above is not None and not number > spec.above:
             raise UserError(f"{spec.flag} {value}: must be above {spec.above:g}")
-        if spec.type is float and math.isinf(value):
+        if spec.type is float and math.isinf(number):
             raise UserError(f"{spec.flag} {value}: must be finite")
         return value
 

@@ -32,12 +32,17 @@ class Point:
 
 @dataclass
 class Ledger:
-    """Keeps every measured point, and a copy of φ at the best admissible one; `start` is the original."""
+    """Keeps every measured point, and a copy of φ at the best admissible one; `start` is the original.
+
+    With `keep_last` the last admissible point counts as the best, even when J fell: comparisons at equal
+    strength need what a method did, not what a guard would have saved it from.
+    """
 
     problem: Problem
     options: OuterOptions
     start: Measurement
     record: Callable[..., None]
+    keep_last: bool = False
     best: Measurement = field(init=False)
     best_parameters: Parameters = field(init=False)
     points: list[Point] = field(default_factory=list)
@@ -52,7 +57,7 @@ class Ledger:
     def consider(self, measured: Measurement, outer_step: int, step: int, learning_rate: float) -> bool:
         """Notes a measured point, keeps φ when it is the best so far; says whether it is admissible."""
         admissible = self.admissible(measured)
-        best = admissible and measured.objective > self.best.objective
+        best = admissible and (self.keep_last or measured.objective > self.best.objective)
         if best:
             self.best, self.best_parameters = measured, snapshot(self.problem)
         self._note(Point(outer_step, step, measured.figures, learning_rate, admissible, best))
@@ -61,8 +66,8 @@ class Ledger:
     def admissible(self, measured: Measurement) -> bool:
         """Within the KL budget, the largest rise of the retain NLL, and the utility budget."""
         fall = self.start.utility - measured.utility
-        # KL is NaN where there is no reference to measure it against; then it guards nothing
-        within_kl = self.options.kl_budget <= 0 or not measured.kl > self.options.kl_budget
+        # without a reference there is no KL to guard
+        within_kl = measured.kl is None or not 0 < self.options.kl_budget < measured.kl
         within_cost = self.options.utility_budget <= 0 or fall <= self.options.utility_budget
         return within_kl and within_cost and fall <= self.options.max_nll_rise
 

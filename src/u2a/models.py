@@ -134,7 +134,9 @@ def load_policy(
     if lora_rank < 0:
         raise UserError(f"--lora-rank {lora_rank}: take 0 (full fine-tuning) or more")
     where = _device(device)
-    kind = _dtype(dtype, where)
+    # AdamW steps of a usual size would be rounded away in 16-bit parameters
+    full = dtype == "auto" and lora_rank == 0
+    kind = torch.float32 if full else _dtype(dtype, where)
     checked = check_source(source, trust_remote_code=trust_remote_code)
     if checked.kind == "demo":
         checked = ModelSource("demo", "folder", demo_model())

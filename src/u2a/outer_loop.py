@@ -41,9 +41,9 @@ Score = Callable[[Measurement], ImpactTable]
 class AlignResult:
     """What `align` found. The policy holds the parameters of the best admissible measured point.
 
-    `weights` (N,) are the last outer step's; `history` has one such array an outer step. `impact` is the
-    table taken at the original model (None with fixed weights). `start` and `best` are measured with the
-    negatives. `outcome` is a sentence for people; `improved` says whether any admissible point raised J
+    `weights` (N,) are those of the outer step that led to it (the last one's when the original is kept);
+    `history` has one such array an outer step. `impact` is the table taken at the original model (None with
+    fixed weights). `start` and `best` are measured with the negatives. `outcome` is a sentence for people; `improved` says whether any admissible point raised J
     above the original's; `stopped_by_guard` whether something that is not finite ended the run.
     """
 
@@ -71,6 +71,7 @@ def align(
     fixed_weights: np.ndarray | None = None,
     start: Measurement | None = None,
     first_table: ImpactTable | None = None,
+    keep_last: bool = False,
     seed: int = 0,
     folder: Path | None = None,
     resume: bool = False,
@@ -87,6 +88,7 @@ def align(
         curvature, scoring, self_check: as in `score_impact`.
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
         start, first_table: the measurement and the impact table at the original model, if there are any.
+        keep_last: keep the last admissible point instead of the best: for comparisons at equal strength.
         folder: where checkpoints of outer steps go (none are written without it).
         resume: go on from the last checkpoint in `folder`.
         record: called with an event's name and figures; task: shows progress; phase: times a phase.
@@ -117,7 +119,7 @@ def align(
         fixed_weights=fixed_weights,
         seed=seed,
         checkpoints=Checkpoints(folder),
-        ledger=Ledger(problem, outer, start, record or (lambda _event, **_figures: None)),
+        ledger=Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last),
         task=task,
         phase=phase,
         first=first_table,
@@ -145,13 +147,18 @@ class _OuterLoop:
     def run(self, resume: bool) -> AlignResult:
         original = snapshot(self.problem)
         state = self._first_state()
-        if not state.weights.any():
-            return self._result(state, "Nothing here is worth unlearning: no negative has a positive impact.")
         if resume:
             state = self.checkpoints.load(state, self.ledger, self.task)
         if state.outer_step == 0:
             self.ledger.begin(state.learning_rate)
-        return self._result(state, self._outer_steps(state, original))
+        if not state.weights.any():
+            why = (
+                "no negative has a positive impact" if self.problem.prior.any() else "every prior weight is 0"
+            )
+            return self._result(state, f"Nothing here is worth unlearning: {why}.")
+        if not state.outcome:
+            return self._result(state, self._outer_steps(state, original))
+        return self._result(state, state.outcome)
 
     def _first_state(self) -> OuterState:
         """Scores at the original model and selects greedily; or takes the fixed weights."""
@@ -172,10 +179,12 @@ class _OuterLoop:
         for k in range(state.outer_step + 1, self.outer.outer_steps + 1):
             before = ledger.best.objective
             try:
-                restore(self.problem, original if self.outer.restart else ledger.best_parameters)
-                at = ledger.start if self.outer.restart or k == 1 else ledger.best
-                table = self._table(at, k)
-                state.weights = self._new_weights(state, table)
+                restore(self.problem, ledger.best_parameters)
+                table = self._table(k)
+                restart = self.outer.restart or k == 1
+                at = ledger.start if restart else ledger.best
+                restore(self.problem, original if restart else ledger.best_parameters)
+                state.weights = self._new_weights(state, at, table)
                 state.history.append(state.weights)
                 state.outer_step = k
                 with self.phase("unlearning"):
@@ -184,20 +193,27 @@ class _OuterLoop:
                 self.stopped_by_guard = True
                 log.warning("guard: %s", stop)
                 return f"Stopped by a guard in outer step {k}: {stop} The best measured step is kept."
-            self.checkpoints.save(state, ledger)
             if ledger.best.objective - before <= self.outer.min_gain:
-                return f"Stopped after outer step {k}: it raised J by no more than {self.outer.min_gain:g}."
-        return f"Done after {self.outer.outer_steps} outer steps."
+                state.outcome = (
+                    f"Stopped after outer step {k}: it raised J by no more than {self.outer.min_gain:g}."
+                )
+            elif k == self.outer.outer_steps:
+                state.outcome = f"Done after {k} outer steps."
+            self.checkpoints.save(state, ledger)
+            if state.outcome:
+                break
+        return state.outcome
 
-    def _table(self, at: Measurement, k: int) -> ImpactTable | None:
-        """Impacts at the φ that this outer step starts from; at the original model they are known already."""
-        if self.fixed_weights is not None or k == 1 or self.outer.restart:
+    def _table(self, k: int) -> ImpactTable | None:
+        """Impacts at the best φ so far: what the last weights led to. At the original they are known."""
+        if self.fixed_weights is not None or self.ledger.best is self.ledger.start or k == 1:
             return self.first
         with self.phase("scoring"):
-            return self.score(at)
+            return self.score(self.ledger.best)
 
-    def _new_weights(self, state: OuterState, table: ImpactTable | None) -> np.ndarray:
-        """One mirror ascent step, within the utility budget once a measured step has calibrated costs."""
+    def _new_weights(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> np.ndarray:
+        """One mirror ascent step, within what is left of the utility budget once a measured step has
+        calibrated costs."""
         if table is None:
             return state.weights
         if state.cost_calibration is not None and self.outer.utility_budget > 0:
@@ -206,7 +222,7 @@ class _OuterLoop:
                 table.impact,
                 table.utility_cost * state.cost_calibration,
                 state.scale,
-                self.outer.utility_budget,
+                self.outer.utility_budget - (self.ledger.start.utility - at.utility),
                 self.weighting,
             )
         else:
@@ -260,7 +276,7 @@ class _OuterLoop:
                 args=args,
                 loss=problem.loss,
                 train_dataset=rows,
-                retain_dataset=problem.utility.texts,
+                retain_dataset=problem.retain_texts,
                 reference_model=problem.frozen,
                 processing_class=problem.policy.tokenizer,
                 callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
@@ -278,8 +294,9 @@ class _OuterLoop:
                 best = self.problem.measure(self.task, negatives=True)
         elif state.history:
             outcome += " No measured step within the budgets raised J: the original model is kept."
+        kept = max((point.outer_step for point in ledger.points if point.best), default=0)
         return AlignResult(
-            weights=state.weights,
+            weights=state.history[kept - 1] if kept else state.weights,
             history=state.history,
             impact=self.first,
             points=ledger.points,

@@ -24,7 +24,7 @@ from u2a.logprobs import (
 )
 from u2a.losses import LOSSES, UnlearningLoss
 from u2a.objectives import OBJECTIVES, MeanLogProb, Objective
-from u2a.types import UserError
+from u2a.types import GuardStop, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +45,7 @@ class Measurement:
     """J, U and KL at one φ.
 
     `objective` J and `utility` U as in design section 2, higher = better; `kl` is KL(π_φ ‖ π_ref) in nats
-    per response token of the utility's texts, exact over the vocabulary (NaN without a reference);
+    per response token of the utility's texts, exact over the vocabulary (None without a reference);
     `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
     `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
     order of the texts: scoring at the same φ needs them again.
@@ -53,7 +53,7 @@ class Measurement:
 
     objective: float
     utility: float
-    kl: float
+    kl: float | None
     s_objective: Tensor
     s_utility: Tensor
     s_negatives: Tensor | None = None
@@ -62,8 +62,7 @@ class Measurement:
     @property
     def figures(self) -> dict[str, float | None]:
         """What goes into `metrics.jsonl`."""
-        kl = None if np.isnan(self.kl) else self.kl
-        figures = {"objective": self.objective, "utility": self.utility, "kl": kl}
+        figures = {"objective": self.objective, "utility": self.utility, "kl": self.kl}
         if self.negative_logprob is not None:
             figures["negative_logprob"] = self.negative_logprob
         return figures
@@ -74,14 +73,15 @@ class Problem:
     """Everything the outer loop needs, tokenised and with reference log-probs measured.
 
     `negatives` are the canonical rows, `negative_texts` the same rows as tokens; `reference` (N,) their
-    log-probs s_ref under the original model.
+    log-probs s_ref under the original model. `retain_texts` is what a retain term trains on: never the
+    texts that U is measured on.
     """
 
     policy: Policy
     loss: UnlearningLoss
     objective: Objective
     utility: MeanLogProb
-    utility_is_retain: bool
+    retain_texts: Dataset | None
     negatives: Dataset
     negative_texts: Dataset
     reference: Tensor
@@ -140,9 +140,9 @@ class Problem:
         with task("log-probs of the negatives", len(self.negative_texts)) as progress:
             return self.logprobs(self.negative_texts, progress)
 
-    def _utility_and_kl(self, progress: Progress | None) -> tuple[Tensor, float]:
+    def _utility_and_kl(self, progress: Progress | None) -> tuple[Tensor, float | None]:
         if not self.policy.has_adapter and self.frozen is None:
-            return self.logprobs(self.utility.texts, progress), float("nan")
+            return self.logprobs(self.utility.texts, progress), None
         texts, model = self.utility.texts, self.policy.model
         s = torch.full((len(texts),), float("nan"), dtype=torch.float64)
         divergence, tokens = 0.0, 0
@@ -162,6 +162,8 @@ class Problem:
                 if progress:
                     progress(len(batch.index))
         refuse_non_finite(s, texts, "log-prob")
+        if not np.isfinite(divergence):
+            raise GuardStop("KL from the original model is not finite; try --dtype float32")
         return s, divergence / tokens
 
     def reference_model(self) -> AbstractContextManager[Any]:
@@ -177,6 +179,7 @@ def prepare(
     negatives: Dataset,
     preferences: Dataset,
     retain: Dataset | None = None,
+    retain_loss: str = "none",
     loss: str | UnlearningLoss = "npo",
     loss_options: dict[str, Any] | None = None,
     objective: str = "preference",
@@ -194,6 +197,7 @@ def prepare(
         negatives, preferences, retain: canonical rows from `u2a.data.load`. With the objective `nll`,
             `preferences` has the columns of retain rows. Without `retain`, U is taken on the preferred
             validation answers and overlaps with J.
+        retain_loss: with `nll` or `kl`, every other retain row is kept for that term and the rest for U.
         loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`.
         max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
@@ -218,14 +222,21 @@ def prepare(
             renderer,
             lambda t: measured(t, "log-probs of the pairs"),
         )
-    utility_texts = tokenize_rows(retain, renderer) if retain is not None else preferred
+    utility_texts, retain_texts = preferred, None
+    if retain is not None:
+        utility_texts = tokenize_rows(retain, renderer)
+    if retain_loss in ("nll", "kl"):
+        if retain is None or len(retain) < 2:
+            raise UserError(f"--retain-loss {retain_loss} needs --retain with at least 2 rows")
+        every_other = range(0, len(retain), 2), range(1, len(retain), 2)
+        utility_texts, retain_texts = (utility_texts.select(part) for part in every_other)
     built = LOSSES[loss](**(loss_options or {})) if isinstance(loss, str) else loss
     return Problem(
         policy=policy,
         loss=built,
         objective=goal,
         utility=MeanLogProb(utility_texts),
-        utility_is_retain=retain is not None,
+        retain_texts=retain_texts,
         negatives=negatives,
         negative_texts=negative_texts,
         reference=reference,

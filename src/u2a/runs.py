@@ -63,10 +63,27 @@ class PhaseCost:
 
 @dataclass
 class RunFolder:
-    """One run's folder. Make it with `create`; everything in it is written whole or appended line by line."""
+    """One run's folder. Make it with `create` and use it as a context manager: everything in it is written
+    whole or appended line by line."""
 
     path: Path
     phases: dict[str, PhaseCost] = field(default_factory=dict)
+    fresh: bool = False
+    log_file: logging.Handler | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes the log. A new run that ends in an error of the user's leaves nothing behind."""
+        if self.log_file is not None:
+            log.removeHandler(self.log_file)
+            self.log_file.close()
+        if self.fresh and kind is not None and issubclass(kind, UserError):
+            for name in ("config.yaml", "versions.json", "run.log"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     @classmethod
     def check(cls, path: Path, *, resume: bool) -> None:
@@ -108,7 +125,7 @@ class RunFolder:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-        return cls(path)
+        return cls(path, fresh=not resume, log_file=handler)
 
     def record(self, event: str, **values: Any) -> None:
         """Appends one line to `metrics.jsonl`."""

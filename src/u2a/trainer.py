@@ -41,6 +41,7 @@ class U2AConfig(TrainingArguments):
     """Arguments of `UnlearnTrainer`: those of `transformers.TrainingArguments` and these.
 
     Args:
+        max_grad_norm: 0 here (no clipping), since clipping undoes what weights do to the size of a step.
         loss_type: `ga`, `npo`, `simnpo`; or `graddiff` (ga + nll retain) and `ga+kl`.
         loss_options: options of that loss, e.g. `{"beta": 0.1}`.
         retain_loss: `none`, `nll`, `kl` or `l2`; None = what `loss_type` says (`none` for the plain ones).
@@ -50,6 +51,8 @@ class U2AConfig(TrainingArguments):
         template: `auto` (the tokenizer's chat template) or `none` (raw text).
     """
 
+    # clipping would undo what weights do to the size of a step
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 = no clipping."})
     loss_type: str = field(default="npo", metadata={"help": "ga, npo, simnpo, graddiff or ga+kl."})
     loss_options: dict[str, Any] | None = field(
         default=None, metadata={"help": "Options of the loss, as a dictionary."}
@@ -129,6 +132,10 @@ class UnlearnTrainer(Trainer):
         args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
         if args.retain_loss == "kl" and reference_model is None and not hasattr(model, "disable_adapter"):
             raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
+        if args.dataloader_drop_last:
+            raise UserError(
+                "dataloader_drop_last would leave negatives out of the objective; set it to False"
+            )
         self._reference_model = reference_model
         self.loss = loss or LOSSES[args.loss_type](**(args.loss_options or {}))
         self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
@@ -166,7 +173,7 @@ class UnlearnTrainer(Trainer):
         """s_ref (N,): from the column `ref_logprob`, else measured once with the adapter off."""
         if "ref_logprob" in given.column_names:
             return torch.tensor(given["ref_logprob"], dtype=torch.float64)
-        if self.args.loss_type != "npo":
+        if not self.loss.needs_reference:
             return torch.zeros(len(negatives))
         with _adapter_off(self.model):
             return dataset_logprobs(
@@ -337,6 +344,8 @@ def _tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
         )
     if isinstance(rows[0]["prompt"], str):
         rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    if isinstance(rows[0][response], list):  # TRL's conversational format: one assistant turn
+        rows = rows.map(lambda row: {response: row[response][-1]["content"]})
     return tokenize_rows(rows, renderer, response=response)
 
 

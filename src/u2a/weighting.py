@@ -102,7 +102,10 @@ def mirror_ascent(weights: Array, impact: Array, scale: float, options: Weightin
 
 
 def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) -> Array:
-    """Weights under the floor leave S; as many better negatives may enter with the leavers' mean weight.
+    """Weights under the floor leave S; as many better negatives may enter, with the floor's weight.
+
+    Design, section 2, lets them enter with the leavers' mean weight; that is under the floor, so that they
+    would leave again at once.
 
     One enters when its impact is positive and above the least impact of those that stay.
     """
@@ -113,7 +116,7 @@ def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) ->
         threshold = max(0.0, float(impact[staying].min()))
         outside = np.flatnonzero((weights == 0) & (prior > 0) & (impact > threshold))
         best = outside[np.argsort(-impact[outside], kind="stable")[: int(leaving.sum())]]
-        updated[best] = weights[leaving].mean()
+        updated[best] = options.floor
     return _rescaled(updated)
 
 

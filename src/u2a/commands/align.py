@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,12 @@ from u2a.commands.session import (
 from u2a.commands.summary import Row, held_out_rows, measurement_rows, print_summary, write_summary
 from u2a.commands.terminal import Bars, say
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.runs import RunFolder, whole_file
+from u2a.runs import RunFolder, whole_file, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.evaluate.preference import PairMetrics
-    from u2a.impact.table import ImpactTable
     from u2a.models import Policy
     from u2a.outer_loop import AlignResult
     from u2a.problem import Problem
@@ -47,10 +47,9 @@ def run(values: Mapping[str, Any]) -> int:
 
     from u2a.models import check_source
 
-    check_source(values["model"])
-    run = RunFolder.create(folder, values, resume=values["resume"])
-    say_warnings(data.warnings)
-    with Bars() as bars:
+    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+    with RunFolder.create(folder, values, resume=values["resume"]) as run, Bars() as bars:
+        say_warnings(data.warnings)
         with run.phase("loading"):
             policy = load_model(values, ALIGN)
         with run.phase("measuring"):
@@ -60,10 +59,15 @@ def run(values: Mapping[str, Any]) -> int:
         result = _align(problem, values, run, bars)
         with run.phase("evaluation"):
             after = _held_out(problem, data, bars)
-    _write_results(run, result, data, policy, values)
-    rows = measurement_rows(result.start, result.best)
-    rows += held_out_rows(before, after) if before else []
-    return _conclude(run, result, data, rows)
+        rows = measurement_rows(result.start, result.best)
+        rows += held_out_rows(before, after) if before else []
+        _write_results(run, result, data, policy, rows)
+        if values["merge"]:
+            save_merged(policy, run.path)
+    say(f"Run folder: {run.path}")
+    if result.stopped_by_guard:
+        return 3
+    return 0 if result.improved or not result.history else 1
 
 
 def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
@@ -122,21 +126,44 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
     )
 
 
-def _write_results(
-    run: RunFolder, result: AlignResult, data: Data, policy: Policy, values: Mapping[str, Any]
-) -> None:
-    _table(result).write(run.path / "impact.parquet", data.negatives)
+def _write_results(run: RunFolder, result: AlignResult, data: Data, policy: Policy, rows: list[Row]) -> None:
+    from u2a.report.html import write_report
+    from u2a.report.model_card import write_model_card
+
+    table = result.impact
+    if table is None:
+        raise ValueError("this command always scores, so there is a table")
+    table.write(run.path / "impact.parquet", data.negatives)
     write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
-    save_policy(policy, run.path, merge=values["merge"])
+    policy.save(run.path / ("adapter" if policy.has_adapter else "model"))
+    write_metrics(run, result)
+    print_summary(rows, run)
+    write_summary(
+        run,
+        "align",
+        f"{describe(table)} {result.outcome}",
+        rows,
+        counts=counts(table, data, selected=int((result.weights > 0).sum())),
+        self_check=self_check_figures(table),
+        warnings=data.warnings,
+    )
+    write_report(run.path)
+    write_model_card(run.path)
 
 
-def save_policy(policy: Policy, folder: Path, *, merge: bool) -> None:
-    """Writes `adapter/` (LoRA) or `model/` (full fine-tuning); with `merge` also `merged/`: safetensors."""
-    target = folder / ("adapter" if policy.has_adapter else "model")
-    policy.save(target)
-    if merge and policy.has_adapter:
-        policy.merge().save_pretrained(folder / "merged")
-        policy.tokenizer.save_pretrained(folder / "merged")
+def save_merged(policy: Policy, folder: Path) -> None:
+    """Writes the full model with the adapter folded in, as safetensors, to `merged/`."""
+    policy.merge()
+    policy.save(folder / "merged")
+
+
+def write_metrics(run: RunFolder, result: AlignResult) -> None:
+    """Writes `metrics.jsonl` again from the measured points: a resumed run has some of them twice."""
+    lines = []
+    for point in result.points:
+        figures = {key: value for key, value in vars(point).items() if key != "figures"}
+        lines.append(json.dumps({"event": "measurement", **figures, **point.figures}, allow_nan=False))
+    write_text(run.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def write_weights(path: Path, negatives: Dataset, weights: np.ndarray, history: list[np.ndarray]) -> None:
@@ -150,32 +177,3 @@ def write_weights(path: Path, negatives: Dataset, weights: np.ndarray, history: 
     }
     with whole_file(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
-
-
-def _table(result: AlignResult) -> ImpactTable:
-    if result.impact is None:
-        raise ValueError("this command always scores, so there is a table")
-    return result.impact
-
-
-def _conclude(run: RunFolder, result: AlignResult, data: Data, rows: list[Row]) -> int:
-    from u2a.report.html import write_report
-    from u2a.report.model_card import write_model_card
-
-    table = _table(result)
-    print_summary(rows, run)
-    write_summary(
-        run,
-        "align",
-        f"{describe(table)} {result.outcome}",
-        rows,
-        counts=counts(table, data, selected=int((result.weights > 0).sum())),
-        self_check=self_check_figures(table),
-        warnings=data.warnings,
-    )
-    write_report(run.path)
-    write_model_card(run.path)
-    say(f"Run folder: {run.path}")
-    if result.stopped_by_guard:
-        return 3
-    return 0 if result.improved or not result.history else 1

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from u2a.types import Message
 
 ROLES = ("negatives", "preferences", "test", "retain")
-SHOWN = 50
 
 
 def run(values: Mapping[str, Any]) -> int:
@@ -29,11 +28,11 @@ def run(values: Mapping[str, Any]) -> int:
     if values["model"]:
         count_tokens, limit = _token_counter(values), values["max_length"]
     findings = check_data(**data, files=files, token_limit=limit, count_tokens=count_tokens)
-    for finding in findings[:SHOWN]:
+    for finding in findings:
         mark = "unusable" if finding.fatal else "look at"
         say(f"{printable(finding.file)}:{finding.row}: {mark}: {finding.kind}: {printable(finding.message)}")
-    if len(findings) > SHOWN:
-        say(f"… and {len(findings) - SHOWN} more")
+    if not values["model"]:
+        say("Length was not checked: --model names the tokenizer that counts tokens.")
     for role, rows in data.items():
         say(f"{role}: {len(rows)} rows")
     unusable = sum(finding.fatal for finding in findings)

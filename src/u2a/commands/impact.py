@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2a.commands.schemas import IMPACT
 from u2a.commands.session import (
+    Data,
     Sizes,
     build_problem,
     load_data,
@@ -23,46 +24,59 @@ from u2a.runs import RunFolder
 
 if TYPE_CHECKING:
     from u2a.impact.table import ImpactTable
+    from u2a.problem import Measurement
 
 
 def run(values: Mapping[str, Any]) -> int:
     """Scores every negative once, at the original model."""
     folder = output_path(values)
     if values["output"]:
-        RunFolder.check(folder, resume=values["resume"])
+        RunFolder.check(folder, resume=False)
     data = load_data(values, IMPACT)
 
+    from u2a.models import check_source
+
+    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+    with RunFolder.create(folder, values) as run, Bars() as bars:
+        say_warnings(data.warnings)
+        start, table = _score(values, data, run, bars)
+        _write_results(run, start, table, data)
+    return 0
+
+
+def _score(
+    values: Mapping[str, Any], data: Data, run: RunFolder, bars: Bars
+) -> tuple[Measurement, ImpactTable]:
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.table import score_impact
-    from u2a.models import check_source
+
+    with run.phase("loading"):
+        policy = load_model(values, IMPACT)
+    with run.phase("measuring"):
+        problem = build_problem(values, IMPACT, data, policy, bars)
+        sizes = Sizes.of(problem)
+        cost = sizes.scoring(values["scoring"])
+        say(
+            f"Scoring {len(data.negatives)} negatives along ∇J and ∇U costs about "
+            f"{cost / sizes.negatives:.1f} forward passes over them, about "
+            f"{minutes(cost * seconds_per_token(problem))}."
+        )
+        start = problem.measure(bars.task, negatives=True)
+    with run.phase("scoring"):
+        table = score_impact(
+            problem,
+            curvature=CURVATURES[values["curvature"]](**IMPACT.chosen_options("curvature", values)),
+            scoring=values["scoring"],
+            self_check=values["self_check"],
+            at=start,
+            task=bars.task,
+        )
+    return start, table
+
+
+def _write_results(run: RunFolder, start: Measurement, table: ImpactTable, data: Data) -> None:
     from u2a.report.html import write_report
 
-    check_source(values["model"])
-    run = RunFolder.create(folder, values, resume=values["resume"])
-    say_warnings(data.warnings)
-    with Bars() as bars:
-        with run.phase("loading"):
-            policy = load_model(values, IMPACT)
-        with run.phase("measuring"):
-            problem = build_problem(values, IMPACT, data, policy, bars)
-            sizes = Sizes.of(problem)
-            cost = sizes.scoring(values["scoring"])
-            say(
-                f"Scoring {len(data.negatives)} negatives along ∇J and ∇U costs about "
-                f"{cost / sizes.negatives:.1f} forward passes over them, about "
-                f"{minutes(cost * seconds_per_token(problem))}."
-            )
-            start = problem.measure(bars.task, negatives=True)
-        with run.phase("scoring"):
-            curvature = CURVATURES[values["curvature"]](**IMPACT.chosen_options("curvature", values))
-            table = score_impact(
-                problem,
-                curvature=curvature,
-                scoring=values["scoring"],
-                self_check=values["self_check"],
-                at=start,
-                task=bars.task,
-            )
     table.write(run.path / "impact.parquet", data.negatives)
     rows = measurement_rows(start, None)
     print_summary(rows, run)
@@ -77,7 +91,6 @@ def run(values: Mapping[str, Any]) -> int:
     )
     write_report(run.path)
     say(f"Run folder: {run.path}")
-    return 0
 
 
 def describe(table: ImpactTable) -> str:
@@ -89,7 +102,7 @@ def describe(table: ImpactTable) -> str:
     )
 
 
-def counts(table: ImpactTable, data: Any, selected: int | None) -> dict[str, int]:
+def counts(table: ImpactTable, data: Data, selected: int | None) -> dict[str, int]:
     """How many rows of each kind."""
     found = {
         "negatives": len(table.impact),

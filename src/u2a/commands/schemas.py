@@ -10,8 +10,10 @@ from u2a.config import (
     ModelOptions,
     OuterOptions,
     Registry,
+    ResumeOptions,
     RunOptions,
     Schema,
+    TestOptions,
     UnlearnOptions,
     WeightOptions,
     option,
@@ -53,8 +55,8 @@ class SplitOptions:
 
     output: str = option("", "Folder for the parts; must be empty or new.")
     seed: int = option(0, "Seed of the split.", least=0)
-    validation: int = option(64, "Pairs for validation.", least=1)
-    test: int = option(128, "Held-out pairs.", least=1)
+    validation: int = option(64, "Prompts whose pairs are for validation.", least=1)
+    test: int = option(128, "Prompts whose pairs are held out.", least=1)
     train: int = option(0, "Training prompts for the mixture; 0 = all the rest.", least=0)
     chosen_fraction: float = option(0.35, "Share of good answers in the original model's mixture.")
 
@@ -73,12 +75,14 @@ IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions), REGISTRI
 ALIGN = Schema(
     (
         DataOptions,
+        TestOptions,
         ModelOptions,
         ImpactOptions,
         WeightOptions,
         UnlearnOptions,
         OuterOptions,
         RunOptions,
+        ResumeOptions,
         MergeOptions,
     ),
     REGISTRIES,

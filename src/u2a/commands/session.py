@@ -52,11 +52,16 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
         preferences = load_retain(values["preferences"])
     else:
         preferences = load_preferences(values["preferences"])
-    test = load_preferences(values["test"]) if values["test"] else None
+    test = load_preferences(values["test"]) if values.get("test") else None
     retain = load_retain(values["retain"]) if values["retain"] else None
-    files = {role: values[role] for role in ("negatives", "preferences", "test", "retain") if values[role]}
-    pairs = preferences if values["objective"] != "nll" else None
-    findings = check_data(negatives, pairs, test, retain, files=files, token_limit=None, count_tokens=None)
+    files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
+    unlimited: dict[str, Any] = {"token_limit": None, "count_tokens": None}
+    if values["objective"] == "nll":  # preferred texts instead of pairs
+        findings = check_data(negatives, None, test, retain, files=files, **unlimited)
+        named = {"negatives": values["negatives"], "retain": values["preferences"]}
+        findings += check_data(negatives, retain=preferences, files=named, **unlimited)
+    else:
+        findings = check_data(negatives, preferences, test, retain, files=files, **unlimited)
     data = Data(negatives, preferences, test, retain)
     for finding in findings:
         if finding.fatal:
@@ -100,10 +105,21 @@ def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
     from u2a.losses import LOSSES, resolve_loss
     from u2a.weighting import Weighting
 
-    LOSSES[resolve_loss(values["loss"], values.get("retain_loss") or None)[0]](
-        **schema.chosen_options("loss", values)
-    )
+    loss, retain_loss = resolve_loss(values["loss"], values.get("retain_loss") or None)
+    LOSSES[loss](**schema.chosen_options("loss", values))
+    if "retain_loss" in values and retain_loss in ("nll", "kl") and not values["retain"]:
+        raise UserError(f"--retain-loss {retain_loss} needs --retain: good texts to train on")
     CURVATURES[values["curvature"]](**schema.chosen_options("curvature", values))
+    if values["lora_dropout"] >= 1:
+        raise UserError(f"--lora-dropout {values['lora_dropout']}: must be below 1")
+    if values.get("objective_beta", 1.0) <= 0:
+        raise UserError(f"--objective-beta {values['objective_beta']}: must be positive")
+    if values.get("merge") and values["quantize"] != "none":
+        raise UserError("--merge cannot fold an adapter into a base in 4 bits; leave out one of the two")
+    if ":" in values["device"] and not values["device"].endswith(":0"):
+        raise UserError(
+            f"--device {values['device']}: pick the card by CUDA_VISIBLE_DEVICES and take --device cuda"
+        )
     if "select" in values:
         Weighting(values["select"], values["eta"], values["rho"], values["weight_floor"])
 
@@ -148,6 +164,7 @@ def build_problem(
         negatives=data.negatives,
         preferences=data.preferences,
         retain=data.retain,
+        retain_loss=retain_loss,
         loss=loss,
         loss_options=schema.chosen_options("loss", values),
         objective=options.objective,
@@ -209,10 +226,9 @@ def minutes(seconds: float) -> str:
 
 
 def say_warnings(warnings: list[str]) -> None:
-    """Shows warnings in the terminal and in the log."""
+    """Logs warnings: the terminal and the run's log file both show them."""
     for warning in warnings:
-        say(f"Warning: {printable(warning)}")
-        log.warning(warning)
+        log.warning("%s", printable(warning))
 
 
 def output_path(values: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,8 +25,28 @@ errors = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line for people; row text in it is shown, never interpreted."""
-    console.print(escape(text))
+    """One line for people; row text in it is shown, never interpreted. Wrapped only by the terminal."""
+    console.print(escape(text), soft_wrap=True)
+
+
+class _Log(logging.Handler):
+    """The library's log as lines for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "Warning: " if record.levelno >= logging.WARNING else ""
+        errors.print(escape(mark + record.getMessage()), soft_wrap=True)
+
+
+@contextmanager
+def shown_log() -> Iterator[None]:
+    """Within, the library's log also goes to the terminal."""
+    logger, handler = logging.getLogger("u2a"), _Log()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def printable(text: str) -> str:

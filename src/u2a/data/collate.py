@@ -53,6 +53,8 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
             if not example[response].strip():
                 raise UserError(f"the `{response}` has no tokens: remove the row")
             encoded = renderer._encode(example["prompt"], example[response])
+            if encoded.response_start >= len(encoded.input_ids):
+                raise UserError(f"the `{response}` has no tokens that anything predicts: remove the row")
         except UserError as error:
             raise UserError(f"row {row} (id {example.get('id', row)}): {error}") from error
         return {**encoded._asdict(), "row": row, "n_tokens": len(encoded.input_ids) - encoded.response_start}

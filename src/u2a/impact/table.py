@@ -20,6 +20,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_BLOCK = 1000
+_TEXT, _NUMBER = pa.string(), pa.float64()
+_SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "id": _TEXT,
+        "prompt": _TEXT,
+        "response": _TEXT,
+        "impact": _NUMBER,
+        "utility_cost": _NUMBER,
+        "loss": _NUMBER,
+        "n_tokens": pa.int64(),
+        "impact_se": _NUMBER,
+        "cosine": _NUMBER,
+        "grad_norm": _NUMBER,
+    }
+)
+
+
 class Curvature(Protocol):
     """Solves with the curvature H of the inner problem."""
 
@@ -44,25 +63,23 @@ class ImpactTable:
     self_checks: tuple[SelfCheck, ...] = ()
 
     def write(self, path: Path, negatives: Dataset) -> None:
-        """Writes `impact.parquet` (design, section 4) whole, with the text of each negative."""
-        empty = pa.nulls(len(self.impact), pa.float64())
-        table = pa.table(
-            {
-                "row": pa.array(negatives["row"], pa.int64()),
-                "id": pa.array(negatives["id"], pa.string()),
-                "prompt": pa.array([as_text(prompt) for prompt in negatives["prompt"]], pa.string()),
-                "response": pa.array(negatives["response"], pa.string()),
-                "impact": self.impact,
-                "utility_cost": self.utility_cost,
-                "loss": self.loss,
-                "n_tokens": self.n_tokens,
-                "impact_se": empty,
-                "cosine": empty,
-                "grad_norm": empty,
-            }
-        )
-        with whole_file(path) as temporary:
-            pq.write_table(table, temporary)
+        """Writes `impact.parquet` (design, section 4) whole, block by block, with each negative's text."""
+        with whole_file(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
+            for begin in range(0, len(self.impact), _BLOCK):
+                rows = negatives[begin : begin + _BLOCK]
+                part = slice(begin, begin + _BLOCK)
+                columns = {
+                    "row": rows["row"],
+                    "id": rows["id"],
+                    "prompt": [as_text(prompt) for prompt in rows["prompt"]],
+                    "response": rows["response"],
+                    "impact": self.impact[part],
+                    "utility_cost": self.utility_cost[part],
+                    "loss": self.loss[part],
+                    "n_tokens": self.n_tokens[part],
+                    **dict.fromkeys(("impact_se", "cosine", "grad_norm"), [None] * len(rows["row"])),
+                }
+                writer.write_table(pa.table(columns, schema=_SCHEMA))
 
 
 def as_text(prompt: list[dict[str, Any]]) -> str:

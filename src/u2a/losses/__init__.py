@@ -7,7 +7,7 @@ closed form. To add one: one file, one line in `LOSSES`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from u2a.losses.ga import GradientAscent
 from u2a.losses.npo import NPO
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 class UnlearningLoss(Protocol):
-    """ℓ(s, s_ref, |y|): a function of the response's log-prob alone; never contains a retain term."""
+    """ℓ(s, s_ref, |y|): a function of the response's log-prob alone; never contains a retain term.
+
+    `needs_reference` says whether s_ref matters.
+    """
+
+    needs_reference: ClassVar[bool]
 
     def __call__(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:
         """Loss of each example: (B,), (B,), (B,) -> (B,)."""

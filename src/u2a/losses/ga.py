@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,8 @@ class GradientAscent:
 
     It has no minimum of its own: without a retain term only guards and few steps hold the model.
     """
+
+    needs_reference: ClassVar[bool] = False
 
     def __call__(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002
         return s / length

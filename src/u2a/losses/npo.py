@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from u2a.types import UserError
 
@@ -19,6 +19,8 @@ class NPO:
     fades as the response is forgotten. With `length_normalise` both log-probs are taken per token, and the
     gradient at the reference is exactly that of `ga`.
     """
+
+    needs_reference: ClassVar[bool] = True
 
     beta: float = field(
         default=0.1, metadata={"help": "npo, simnpo: β of the unlearning loss, per nat. Must be positive."}

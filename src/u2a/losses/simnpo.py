@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from u2a.types import UserError
 
@@ -17,6 +17,8 @@ class SimNPO:
 
     dℓ/ds = (2/|y|)·σ((β/|y|)·s + γ); for β → 0 that is 2σ(γ) times the gradient of `ga`.
     """
+
+    needs_reference: ClassVar[bool] = False
 
     beta: float = field(
         default=0.1, metadata={"help": "npo, simnpo: β of the unlearning loss, per nat. Must be positive."}
