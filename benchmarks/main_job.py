@@ -51,9 +51,8 @@ METHODS = ("u2a", "uniform", "random-k")
 RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 SELECT = "50%"
-STEPS = 12
-MICRO = 2
-"""Rows of a micro-batch: small, so that ragged rows are padded little; eight rows make a step."""
+STEPS = 10
+BATCH = 8
 PARTS = ("original", "forget", "retain", "validation", "test")
 RETAIN_ROWS = 64
 OUTER = OuterOptions(outer_steps=1, measurements=1, kl_budget=0.0, max_nll_rise=0.1, halvings=0)
@@ -180,9 +179,7 @@ def run_cell(bench: Bench, method: str, loss: str, rate: float, seed: int) -> No
     begin = time.perf_counter()
     result = align(
         problem,
-        unlearn=UnlearnOptions(
-            learning_rate=rate, max_steps=STEPS, batch_size=MICRO, gradient_accumulation=8 // MICRO
-        ),
+        unlearn=UnlearnOptions(learning_rate=rate, max_steps=STEPS, batch_size=BATCH),
         weights=WeightOptions(select=SELECT),
         outer=OUTER,
         retain_loss=resolve_loss(loss, None)[1],
@@ -260,13 +257,12 @@ def run_all(data: Path, work: Path, max_chars: int) -> None:
         sizes = {name: len((parts / f"{name}.jsonl").read_text().splitlines()) for name in PARTS}
         figures = held_out(bench.problem("npo", 0), parts)
         write_json(CELLS / "original.json", {**figures, "sizes": sizes, "fine_tuning": info})
-    for rate in RATES:
-        for loss in LOSSES:
+    for loss in LOSSES:
+        for rate in RATES:
             for method in METHODS:
                 if read_cell(method, loss, rate, SEEDS[0]) is None:
                     run_cell(bench, method, loss, rate, SEEDS[0])
-    for seed in SEEDS:
-        for loss in LOSSES:
+        for seed in SEEDS:
             for method in METHODS:
                 rate = best_rate(method, loss)
                 if read_cell(method, loss, rate, seed) is None:

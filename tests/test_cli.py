@@ -109,6 +109,7 @@ def _refused(options, words, tmp_path, monkeypatch):
     result = call("align", options)
     assert result.exit_code == 2, result.output
     message = result.stderr.strip()
+    assert message.startswith("u2a: ")
     assert len(message.splitlines()) == 1
     for word in words:
         assert word in message
@@ -190,6 +191,114 @@ def test_align_end_to_end(given, tmp_path):
         assert json.loads(line)["event"] == "measurement"
     assert "held-out margin" in result.output
     assert "Each outer step" in result.output
+
+
+SMALL = {
+    "--lora-rank": "2",
+    "--learning-rate": "1e-2",
+    "--kl-budget": "0",
+    "--max-nll-rise": "100",
+    "--outer-steps": "1",
+    "--select": "4",
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"--loss": "graddiff"},
+        {"--loss": "ga+kl"},
+        {"--loss": "simnpo", "--gamma": "0.5"},
+        {"--loss": "npo", "--retain-loss": "l2", "--length-normalise": ""},
+        {"--lora-rank": "0", "--kl-budget": "5"},
+        {"--objective": "nll"},
+        {"--scoring": "jvp", "--select": "100%"},
+        {"--scoring": "exact", "--restart": "", "--outer-steps": "2", "--rho": "0.1"},
+        {"--utility-budget": "0.5", "--outer-steps": "2"},
+        {"--gradient-accumulation": "2", "--batch-size": "2", "--gradient-checkpointing": ""},
+        {"--merge": ""},
+        {"--template": "none"},
+    ],
+    ids=lambda more: " ".join(f"{k} {v}".strip() for k, v in more.items()),
+)
+def test_align_with_every_kind_of_option(given, tmp_path, more):
+    good = jsonl(tmp_path / "good.jsonl", [{"prompt": f"Tea {i}?", "completion": "Yes."} for i in range(4)])
+    options = {**given, **SMALL, "--retain": good, **more}
+    if more.get("--objective") == "nll":
+        options["--preferences"] = good
+    words = [word for pair in options.items() for word in pair if word]
+    result = CliRunner().invoke(app, ["align", *words])
+    assert result.exit_code in (0, 1), result.output + result.stderr
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text())["counts"]["negatives"] == 6
+    if "--merge" in more:
+        assert (run / "merged" / "model.safetensors").is_file()
+    if more.get("--lora-rank") == "0":
+        assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_one_negative_and_prior_weights(given, tmp_path):
+    one = jsonl(tmp_path / "one.jsonl", [{**BAD[2], "weight": 0.5}])
+    assert call("align", {**given, **SMALL, "--negatives": one}).exit_code in (0, 1)
+    none = jsonl(tmp_path / "none.jsonl", [{**row, "weight": 0.0} for row in BAD])
+    options = {**given, **SMALL, "--negatives": none, "--output": str(tmp_path / "none")}
+    result = call("align", options)
+    assert result.exit_code == 0
+    assert "every prior weight is 0" in result.output
+
+
+def test_resume_goes_on_and_equals_the_uninterrupted_run(given, tmp_path, monkeypatch):
+    options = {**given, **SMALL, "--outer-steps": "2", "--min-gain": "-100"}
+    assert call("align", {**options, "--output": str(tmp_path / "whole")}).exit_code in (0, 1)
+
+    from u2a import outer_loop
+
+    real, calls = outer_loop._OuterLoop._inner_run, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", interrupted)
+    broken = call("align", options)
+    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", real)
+    assert broken.exit_code == 3
+    assert call("align", options).exit_code == 2  # not without --resume
+    words = [word for pair in options.items() for word in pair]
+    assert CliRunner().invoke(app, ["align", *words, "--resume"]).exit_code in (0, 1)
+    for name in ("weights.parquet", "impact.parquet"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_an_error_after_the_folder_was_made_leaves_nothing(given, tmp_path):
+    result = call("align", {**given, "--lora-targets": "nonsense"})
+    assert result.exit_code == 2
+    assert "nonsense" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_code_of_a_model_runs_only_by_flag(given, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("trust_remote_code: true\n")
+    result = call("align", {**given, "--config": str(file)})
+    assert result.exit_code == 2
+    assert "--trust-remote-code" in result.stderr
+
+
+def test_a_fault_of_ours_has_its_own_status(given, monkeypatch):
+    from u2a.commands import align
+
+    def broken(_values):
+        raise RuntimeError("oh")
+
+    monkeypatch.setattr(align, "run", broken)
+    result = call("align", given)
+    assert result.exit_code == 70
+    assert "fault" in result.stderr
 
 
 def test_the_written_config_replays_the_run(given, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +54,7 @@ def fine_tune(
             output_dir=scratch,
             learning_rate=learning_rate,
             num_train_epochs=epochs,
-            # ragged rows in small micro-batches are padded little
-            per_device_train_batch_size=math.gcd(batch_size, 2),
-            gradient_accumulation_steps=batch_size // math.gcd(batch_size, 2),
+            per_device_train_batch_size=batch_size,
             lr_scheduler_type="linear",
             warmup_steps=5,
             seed=seed,

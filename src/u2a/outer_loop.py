@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ class AlignResult:
 
     `weights` (N,) are those of the outer step that led to it (the last one's when the original is kept);
     `history` has one such array an outer step. `impact` is the table taken at the original model (None with
-    fixed weights). `start` and `best` are measured with the negatives. `outcome` is a sentence for people; `improved` says whether any admissible point raised J
-    above the original's; `stopped_by_guard` whether something that is not finite ended the run.
+    fixed weights). `start` and `best` are measured with the negatives. `outcome` is a sentence for people;
+    `improved` says whether any admissible point raised J above the original's; `stopped_by_guard` whether
+    something that is not finite ended the run.
     """
 
     weights: np.ndarray
@@ -289,10 +290,9 @@ class _OuterLoop:
         restore(self.problem, ledger.best_parameters)
         improved = ledger.best.objective > ledger.start.objective
         best = ledger.start
-        if improved:
-            with self.phase("measuring"):
-                best = self.problem.measure(self.task, negatives=True)
-        elif state.history:
+        if ledger.best is not ledger.start:
+            best = self._with_negatives(ledger.best)
+        if state.history and not improved:
             outcome += " No measured step within the budgets raised J: the original model is kept."
         kept = max((point.outer_step for point in ledger.points if point.best), default=0)
         return AlignResult(
@@ -306,6 +306,15 @@ class _OuterLoop:
             improved=improved,
             stopped_by_guard=self.stopped_by_guard,
         )
+
+    def _with_negatives(self, measured: Measurement) -> Measurement:
+        """A measurement at the current φ completed by the negatives' log-probs, if the start has them too."""
+        if self.ledger.start.s_negatives is None:
+            return measured
+        with self.phase("measuring"):
+            s = self.problem.measure_negatives(self.task)
+        per_token = float((s.double() / self.problem.lengths).mean())
+        return replace(measured, s_negatives=s, negative_logprob=per_token)
 
 
 class _Measuring(TrainerCallback):

@@ -30,9 +30,9 @@ SETTINGS: dict[str, Any] = {
     "loss": "npo",
     "retain_loss": "nll",
     "select": "50%",
-    "epochs": 1.0,
-    "outer_steps": 2,
-    "measurements": 2,
+    "epochs": 2.0,
+    "outer_steps": 1,
+    "measurements": 3,
     "learning_rate": 2e-4,
     "max_length": 128,
 }
