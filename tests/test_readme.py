@@ -1,0 +1,54 @@
+"""What the README says is so: its Python runs, its commands and flags exist, every command is in it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cases import save_tiny
+from u2a.cli import app
+from u2a.commands import schemas
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def text():
+    return README.read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+def test_its_python_runs(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "my-model", "qwen")
+    rows = [{"prompt": f"Q {i}", "completion": f"No {i}."} for i in range(4)]
+    pairs = [{"prompt": f"P {i}", "chosen": f"Yes {i}, gladly.", "rejected": "No."} for i in range(4)]
+    for name, data in (("bad", rows), ("good", rows), ("pairs", pairs)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    found = blocks(text, "python")
+    assert len(found) == 2
+    for code in found:
+        exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "aligned" / "adapter_model.safetensors").is_file()
+
+
+def test_its_flags_exist(text):
+    taken = (schemas.ALIGN, schemas.IMPACT, schemas.CHECK, schemas.SPLIT, schemas.DEMO)
+    known = {spec.flag for schema in taken for spec in schema.specs.values()}
+    known |= {"--config", "--no-text", "--help"}
+    outside = {"--constraint", "--editable"}
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - outside:
+        assert flag in known, f"the README names {flag}"
+
+
+def test_every_command_is_in_it(text):
+    for command in app.registered_commands:
+        assert f"`u2a {command.name}" in text
+
+
+def test_no_placeholder_is_left(text):
+    assert "@@" not in text
