@@ -107,3 +107,10 @@ def test_every_option_is_read_somewhere():
     for name in schemas.ALIGN.specs:
         plain = name.removeprefix("objective_").removeprefix("curvature_")
         assert name in read or plain in read, f"--{name} is accepted and never read"
+
+
+def test_the_example_is_valid():
+    example = Path(__file__).parent.parent / "examples" / "align.yaml"
+    values = schemas.ALIGN.resolve(str(example), {})
+    assert values["learning_rate"] == 1e-4
+    assert values["select"] == "50%"
