@@ -68,10 +68,14 @@ def write_table(
     for loss in losses:
         for method in methods:
             rate = best_rate(method, loss)
-            found = [c for c in (read_cell(method, loss, rate, seed) for seed in seeds) if c]
+            cells_here = (read_cell(method, loss, rate, seed) for seed in seeds)
+            found = [c for c in cells_here if c and "test" in c]
+            if not found:
+                continue
             after = [per_pair(c["test"]) for c in found]
             change = {name: np.stack([a[name] - before[name] for a in after]) for name in before}
             changes[loss, method] = change
+            past = sum(not c["points"][-1]["admissible"] for c in found)
             nll = np.array([c["start"]["utility"] - c["best"]["utility"] for c in found])
             gain = np.array([c["best"]["objective"] - c["start"]["objective"] for c in found])
             seconds = np.array([c["scoring_seconds"] + c["unlearning_seconds"] for c in found])
@@ -80,7 +84,7 @@ def write_table(
                 f"| {loss} | {method} | {rate:g} | {len(found)} | {gain.mean():+.4f} | "
                 f"{shown(change['margin'])} | "
                 f"{shown(change['margin per token'], 4)} | {shown(change['accuracy'])} | "
-                f"{change['chosen log-prob'].mean():+.2f} | {nll.mean():+.4f} ({nll.max():+.4f}) | "
+                f"{change['chosen log-prob'].mean():+.2f} | {nll.mean():+.4f} ({nll.max():+.4f}) | {past} | "
                 f"{scoring.mean():.0f} + {(seconds - scoring).mean():.0f} |"
             )
     text = "\n".join(
@@ -88,12 +92,14 @@ def write_table(
             BEGIN,
             *_header(base, before),
             "| loss | method | rate | seeds | ΔJ validation | Δ margin, summed | Δ margin per token | "
-            "Δ accuracy | "
-            "Δ chosen log-prob | Δ retain NLL (worst) | seconds: scoring + unlearning |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "Δ accuracy | Δ chosen log-prob | Δ retain NLL (worst) | past the cap | "
+            "seconds: scoring + unlearning |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
             *_differences(changes, losses),
+            "",
+            *_grid(cells),
             END,
         ]
     )
@@ -110,6 +116,8 @@ def _differences(changes: dict[tuple[str, str], dict[str, Array]], losses: Seque
     ]
     for loss in losses:
         for other in ("uniform", "random-k"):
+            if (loss, "u2a") not in changes or (loss, other) not in changes:
+                continue
             ours, theirs = changes[loss, "u2a"], changes[loss, other]
             count = min(len(ours["margin"]), len(theirs["margin"]))
             cells = [
@@ -122,6 +130,27 @@ def _differences(changes: dict[tuple[str, str], dict[str, Array]], losses: Seque
                 )
             ]
             lines.append(f"| {loss} | {other} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _grid(cells: Path) -> list[str]:
+    """Every cell that was run, as it was measured on validation: what the rates were picked from."""
+    import json
+
+    lines = [
+        "Every cell, on validation (last point; a retain NLL that rose by more than 0.1 does not count):",
+        "",
+        "| cell (loss, method, rate, seed) | J | retain NLL | KL | counts |",
+        "|---|---|---|---|---|",
+    ]
+    for path in sorted(cells.glob("*-*.json")):
+        point = json.loads(path.read_text())["points"][-1]
+        figures = point["figures"]
+        counts = "yes" if point["admissible"] else "no"
+        lines.append(
+            f"| {path.stem} | {figures['objective']:.4f} | {-figures['utility']:.4f} | "
+            f"{figures['kl']:.4f} | {counts} |"
+        )
     return lines
 
 

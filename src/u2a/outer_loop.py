@@ -199,7 +199,7 @@ class _OuterLoop:
                     f"Stopped after outer step {k}: it raised J by no more than {self.outer.min_gain:g}."
                 )
             elif k == self.outer.outer_steps:
-                state.outcome = f"Done after {k} outer steps."
+                state.outcome = f"Done after {k} outer step{'s' if k > 1 else ''}."
             self.checkpoints.save(state, ledger)
             if state.outcome:
                 break

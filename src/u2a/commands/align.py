@@ -121,7 +121,7 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
     return (
         f"Each outer step: scoring costs about {scoring:.1f} forward passes over the "
         f"{len(problem.negatives)} negatives, unlearning and measuring about "
-        f"{unlearning / sizes.negatives:.1f}. {options['outer_steps']} outer steps take at most about "
+        f"{unlearning / sizes.negatives:.1f}. In all at most about "
         f"{minutes(total * seconds_per_token(problem))}."
     )
 
