@@ -132,8 +132,9 @@ class Bench:
             )
             self.start = self.first.measure()
             self.prepare_seconds = time.perf_counter() - begin
-        plain = LOSS_CLASSES[resolve_loss(loss, None)[0]]()
-        return replace(self.first, policy=policy, loss=plain)
+        name, term = resolve_loss(loss, None)
+        plain = LOSS_CLASSES[name]()
+        return replace(self.first, policy=policy, loss=plain, retain_loss=term)
 
     def table(self, problem: Problem, seed: int) -> tuple[ImpactTable, float]:
         """Impacts at the original model: one scoring for each seed serves every loss and rate.
@@ -182,7 +183,6 @@ def run_cell(bench: Bench, method: str, loss: str, rate: float, seed: int) -> No
         unlearn=UnlearnOptions(learning_rate=rate, max_steps=STEPS, batch_size=BATCH),
         weights=WeightOptions(select=SELECT),
         outer=OUTER,
-        retain_loss=resolve_loss(loss, None)[1],
         fixed_weights=fixed,
         start=bench.start,
         first_table=first,

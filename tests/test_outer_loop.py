@@ -161,5 +161,5 @@ def test_full_fine_tuning_with_a_frozen_copy():
 
 @pytest.mark.parametrize("retain_loss", ["none", "nll", "kl", "l2"])
 def test_every_retain_term_runs(retain_loss):
-    result = run(problem(retain_loss=retain_loss), retain_loss=retain_loss, outer={"outer_steps": 1})
+    result = run(problem(retain_loss=retain_loss), outer={"outer_steps": 1})
     assert len(result.points) == 3

@@ -65,7 +65,6 @@ def align(
     unlearn: UnlearnOptions | None = None,
     weights: WeightOptions | None = None,
     outer: OuterOptions | None = None,
-    retain_loss: str = "none",
     curvature: Curvature | None = None,
     scoring: str = "fd",
     self_check: int = 4,
@@ -85,7 +84,6 @@ def align(
     Args:
         problem: from `u2a.prepare`, with the policy at the original model.
         unlearn, weights, outer: options; defaults as in the command.
-        retain_loss: `none`, `nll`, `kl` or `l2`; `nll` and `kl` use the texts of U.
         curvature, scoring, self_check: as in `score_impact`.
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
         start, first_table: the measurement and the impact table at the original model, if there are any.
@@ -115,7 +113,6 @@ def align(
         unlearn=unlearn or UnlearnOptions(),
         weighting=Weighting(weights.select, weights.eta, weights.rho, weights.weight_floor),
         outer=outer,
-        retain_loss=retain_loss,
         score=score,
         fixed_weights=fixed_weights,
         seed=seed,
@@ -134,7 +131,6 @@ class _OuterLoop:
     unlearn: UnlearnOptions
     weighting: Weighting
     outer: OuterOptions
-    retain_loss: str
     score: Score
     fixed_weights: np.ndarray | None
     seed: int
@@ -256,7 +252,7 @@ class _OuterLoop:
         with tempfile.TemporaryDirectory() as scratch:
             args = U2AConfig(
                 output_dir=scratch,
-                retain_loss=self.retain_loss,
+                retain_loss=problem.retain_loss,
                 retain_weight=options.retain_weight,
                 learning_rate=state.learning_rate,
                 lr_scheduler_type="constant",

@@ -73,14 +73,15 @@ class Problem:
     """Everything the outer loop needs, tokenised and with reference log-probs measured.
 
     `negatives` are the canonical rows, `negative_texts` the same rows as tokens; `reference` (N,) their
-    log-probs s_ref under the original model. `retain_texts` is what a retain term trains on: never the
-    texts that U is measured on.
+    log-probs s_ref under the original model. `retain_loss` names the retain term of the inner problem and
+    `retain_texts` is what it trains on: never the texts that U is measured on.
     """
 
     policy: Policy
     loss: UnlearningLoss
     objective: Objective
     utility: MeanLogProb
+    retain_loss: str
     retain_texts: Dataset | None
     negatives: Dataset
     negative_texts: Dataset
@@ -197,7 +198,8 @@ def prepare(
         negatives, preferences, retain: canonical rows from `u2a.data.load`. With the objective `nll`,
             `preferences` has the columns of retain rows. Without `retain`, U is taken on the preferred
             validation answers and overlaps with J.
-        retain_loss: with `nll` or `kl`, every other retain row is kept for that term and the rest for U.
+        retain_loss: the retain term, `none`, `nll`, `kl` or `l2`. For `nll` and `kl` every other retain row
+            is kept for that term and the rest for U.
         loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`.
         max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
@@ -236,6 +238,7 @@ def prepare(
         loss=built,
         objective=goal,
         utility=MeanLogProb(utility_texts),
+        retain_loss=retain_loss,
         retain_texts=retain_texts,
         negatives=negatives,
         negative_texts=negative_texts,

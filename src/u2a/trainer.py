@@ -65,6 +65,8 @@ class U2AConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.remove_unused_columns = False
+        # without an accelerator torch warns that pinning does nothing
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
 

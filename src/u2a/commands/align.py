@@ -72,7 +72,6 @@ def run(values: Mapping[str, Any]) -> int:
 
 def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
     from u2a.impact.curvature import CURVATURES
-    from u2a.losses import resolve_loss
     from u2a.outer_loop import align
 
     return align(
@@ -80,7 +79,6 @@ def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Ba
         unlearn=ALIGN.part(UnlearnOptions, values),
         weights=ALIGN.part(WeightOptions, values),
         outer=ALIGN.part(OuterOptions, values),
-        retain_loss=resolve_loss(values["loss"], values["retain_loss"] or None)[1],
         curvature=CURVATURES[values["curvature"]](**ALIGN.chosen_options("curvature", values)),
         scoring=values["scoring"],
         self_check=values["self_check"],
