@@ -59,7 +59,7 @@ OUTER = OuterOptions(outer_steps=1, measurements=1, kl_budget=0.0, max_nll_rise=
 
 
 def split(data: Path, work: Path, max_chars: int) -> Path:
-    """The paper's protocol on the short rows: 300 training prompts, 48 validation and 100 test pairs."""
+    """The paper's protocol on the short rows: 300 training prompts, 96 validation and 250 test pairs."""
     folder = work / "split"
     if folder.is_dir():
         return folder
@@ -73,7 +73,7 @@ def split(data: Path, work: Path, max_chars: int) -> Path:
         return {"prompt": [{"role": "system", "content": ""}, *row["prompt"]]}
 
     rows = rows.filter(short).map(no_system)
-    write_split(split_rows(rows, seed=0, validation=48, test=100, train=300, chosen_fraction=0.35), folder)
+    write_split(split_rows(rows, seed=0, validation=96, test=250, train=300, chosen_fraction=0.35), folder)
     return folder
 
 
@@ -275,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="hh_harmless.jsonl")
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"))
-    parser.add_argument("--max-chars", type=int, default=300)
+    parser.add_argument("--max-chars", type=int, default=400)
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the cells")
     options = parser.parse_args()
     if not options.table:

@@ -30,12 +30,12 @@ from torch import Tensor
 from u2a.data.collate import collate, tokenize_rows
 from u2a.data.load import load_negatives
 from u2a.data.render import Renderer
-from u2a.impact.gradient import inner_product
-from u2a.impact.scores import ScoringContext, directional_derivatives
+from u2a.impact.context import ScoringContext, inner_product
+from u2a.impact.scores import directional_derivatives
 from u2a.models import load_policy
 from u2a.runs import PhaseCost, RunFolder, write_json
 
-METHODS = ("forward", "fd", "exact", "jvp", "authors")
+METHODS = ("forward", "fd", "exact", "exact-19", "jvp", "authors")
 RESULT = Path(__file__).parent / "results" / "scoring.json"
 MAX_TOKENS = 2048
 
@@ -89,8 +89,13 @@ def measure(method: str, count: int) -> dict[str, Any]:
             values = context.logprobs(texts)
         elif method == "authors":
             values = authors_loop(context, texts, direction)
+        elif method == "exact-19":  # J, U, ∇J itself and 16 groups of pairs: what `impact` asks for
+            found = directional_derivatives(context, texts, [direction] * 19, method="exact")
+            values = found.along[0]
         else:
-            values, check = directional_derivatives(context, texts, direction, method=method)
+            found = directional_derivatives(context, texts, [direction], method=method)
+            values = found.along[0]
+            check = found.self_checks[0] if found.self_checks else None
     return {
         "method": method,
         "seconds": time.perf_counter() - begin,

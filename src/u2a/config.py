@@ -85,7 +85,12 @@ class ImpactOptions:
     loss: str = option("npo", "Unlearning loss: ga, npo, simnpo, graddiff (ga + nll), ga+kl.")
     objective: str = option("preference", "What alignment means: preference, or nll of preferred texts.")
     curvature: str = option("identity", "Curvature H of the inner problem.")
-    scoring: str = option("fd", "How log-probs are differentiated along ∇J.", ("fd", "jvp", "exact"))
+    scoring: str = option(
+        "auto",
+        "How log-probs are differentiated along ∇J and ∇U: fd needs the least memory, exact the fewest "
+        "passes for several directions; auto takes the one with the fewest.",
+        ("auto", "fd", "jvp", "exact"),
+    )
     self_check: int = option(4, "Examples on which fd is compared with exact gradients; 0 = none.", least=0)
     score_tokens: int = option(
         2048, "Most padded tokens of one forward pass when scoring or measuring.", least=1

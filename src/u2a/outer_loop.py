@@ -16,7 +16,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.finetune import ShowSteps
-from u2a.impact.table import Curvature, ImpactTable, score_impact
+from u2a.impact.curvature import Curvature
+from u2a.impact.table import ImpactTable, score_impact
 from u2a.ledger import Ledger, Point, restore, snapshot
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.trainer import U2AConfig, UnlearnTrainer
@@ -66,7 +67,7 @@ def align(
     weights: WeightOptions | None = None,
     outer: OuterOptions | None = None,
     curvature: Curvature | None = None,
-    scoring: str = "fd",
+    scoring: str = "auto",
     self_check: int = 4,
     fixed_weights: np.ndarray | None = None,
     start: Measurement | None = None,

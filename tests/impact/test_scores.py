@@ -1,5 +1,7 @@
 """The three scoring routes against each other, and every sign against a real gradient step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from scipy.stats import spearmanr
 
 from cases import FAMILIES
 from problems import tiny_problem
-from u2a.impact.gradient import inner_product, objective_gradient, weighted_logprob_gradient
-from u2a.impact.scores import ScoringContext, directional_derivatives, shifted
+from u2a.impact.context import ScoringContext, inner_product, shifted
+from u2a.impact.gradient import objective_gradient, weighted_logprob_gradient
+from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import score_impact
 from u2a.logprobs import response_logprobs
 from u2a.losses import NPO, GradientAscent, SimNPO
@@ -18,9 +21,12 @@ LOSSES = [GradientAscent(), NPO(0.1), SimNPO(0.1)]
 
 
 def _context(problem):
-    return ScoringContext(
-        problem.policy.model, problem.policy.trainable(), problem.max_tokens, problem.pad_token_id
-    )
+    return ScoringContext.of(problem)
+
+
+def _along(context, problem, direction, method):
+    found = directional_derivatives(context, problem.negative_texts, [direction], method=method)
+    return found.along[0], found.self_checks
 
 
 def _direction(problem, seed=0):
@@ -36,10 +42,7 @@ def _direction(problem, seed=0):
 def test_the_three_methods_agree_in_float64(family, rank):
     problem = tiny_problem(family, lora_rank=rank)
     context, direction = _context(problem), _direction(problem)
-    scores = {
-        method: directional_derivatives(context, problem.negative_texts, direction, method=method)[0]
-        for method in ("exact", "jvp", "fd")
-    }
+    scores = {method: _along(context, problem, direction, method)[0] for method in ("exact", "jvp", "fd")}
     error = (scores["exact"] - scores["jvp"]).norm() / scores["exact"].norm()
     assert error <= 1e-9
     assert spearmanr(scores["exact"], scores["fd"]).statistic >= 0.999
@@ -49,26 +52,139 @@ def test_the_three_methods_agree_in_float64(family, rank):
 def test_fd_agrees_with_exact_in_float32():
     problem = tiny_problem("llama", dtype=torch.float32)
     context, direction = _context(problem), _direction(problem)
-    exact, _ = directional_derivatives(context, problem.negative_texts, direction, method="exact")
-    fd, check = directional_derivatives(context, problem.negative_texts, direction)
+    exact, _ = _along(context, problem, direction, "exact")
+    fd, (check,) = _along(context, problem, direction, "fd")
     assert check.passed
+    assert check.sides == 1
     assert (exact - fd).norm() / exact.norm() <= 0.02
 
 
 def test_a_failing_self_check_is_reported_and_switches_to_exact(monkeypatch):
     problem = tiny_problem("llama")
     context, direction = _context(problem), _direction(problem)
-    exact, _ = directional_derivatives(context, problem.negative_texts, direction, method="exact")
-    from u2a.impact import scores
+    exact, _ = _along(context, problem, direction, "exact")
+    from u2a.impact.finite_difference import _Run
 
-    def broken(*args):
-        return torch.zeros(len(args[1]), dtype=torch.float64)
+    def broken(run, _step):
+        return torch.zeros(len(run.texts), dtype=torch.float64)
 
-    monkeypatch.setattr(scores, "_central_difference", broken)
-    values, check = directional_derivatives(context, problem.negative_texts, direction)
+    monkeypatch.setattr(_Run, "one_sided", broken)
+    monkeypatch.setattr(_Run, "two_sided", broken)
+    values, (check,) = _along(context, problem, direction, "fd")
     assert not check.passed
     assert check.relative_error == pytest.approx(1.0)
     torch.testing.assert_close(values, exact)
+
+
+def test_where_one_side_is_too_coarse_two_sides_are_taken(monkeypatch):
+    problem = tiny_problem("llama")
+    context, direction = _context(problem), _direction(problem)
+    exact, _ = _along(context, problem, direction, "exact")
+    from u2a.impact.finite_difference import _Run
+
+    one_sided = _Run.one_sided
+    monkeypatch.setattr(_Run, "one_sided", lambda run, step: 2 * one_sided(run, step))
+    values, (check,) = _along(context, problem, direction, "fd")
+    assert check.passed
+    assert check.sides == 2
+    assert (exact - values).norm() / exact.norm() <= 0.02
+
+
+@pytest.mark.parametrize("rank", [4, 0], ids=["lora", "full"])
+def test_several_directions_at_once_are_the_single_ones(rank):
+    """Also the log-probs and the gradients' norms, which come from the same pass."""
+    problem = tiny_problem("gemma", lora_rank=rank)
+    context = _context(problem)
+    directions = [_direction(problem, seed) for seed in range(3)]
+    texts = problem.negative_texts
+    found = directional_derivatives(context, texts, directions, method="exact")
+    for direction, values in zip(directions, found.along, strict=True):
+        torch.testing.assert_close(values, _along(context, problem, direction, "exact")[0])
+    torch.testing.assert_close(found.s, problem.logprobs(texts).double(), rtol=1e-6, atol=1e-6)
+    for i in range(len(texts)):
+        gradient = weighted_logprob_gradient(context, texts.select([i]), torch.ones(1))
+        assert float(found.square_norm[i]) == pytest.approx(inner_product(gradient, gradient), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_backward_pass_a_batch_equals_one_an_example(family):
+    """LoRA's layers are all linear, so batches are taken; the loop over examples is the oracle."""
+    from u2a.impact import per_example
+
+    problem = tiny_problem(family)
+    context, directions = _context(problem), [_direction(problem, seed) for seed in range(2)]
+    assert per_example.is_batched(context)
+    batched = per_example.per_example_derivatives(context, problem.negative_texts, directions)
+    loop = per_example._one_by_one(context, problem.negative_texts, directions, None)
+    for name in ("s", "along", "square_norm"):
+        torch.testing.assert_close(getattr(batched, name), getattr(loop, name), rtol=1e-5, atol=1e-7)
+
+
+def test_full_fine_tuning_falls_back_to_one_example_at_a_time():
+    problem = tiny_problem("llama", lora_rank=0)
+    from u2a.impact.per_example import is_batched
+    from u2a.impact.scores import cheapest_method
+
+    assert not is_batched(_context(problem))
+    assert cheapest_method(_context(problem), 2) == "fd"
+    assert cheapest_method(_context(tiny_problem("llama")), 2) == "exact"
+    assert cheapest_method(_context(tiny_problem("llama")), 1) == "fd"
+
+
+def test_a_layer_used_twice_is_scored_one_example_at_a_time():
+    """‖sum of two uses‖² is not the sum of squares."""
+    from u2a.impact import per_example
+
+    problem = tiny_problem("llama")
+    context = _context(problem)
+    layers = per_example._linear_layers(context)
+    handle = layers[0].module.register_forward_pre_hook(_use_twice())
+    with pytest.raises(per_example.NotLinear):
+        per_example._batched(context, layers, problem.negative_texts, [_direction(problem)], None)
+    found = per_example.per_example_derivatives(context, problem.negative_texts, [_direction(problem)])
+    handle.remove()
+    expected = per_example._one_by_one(context, problem.negative_texts, [_direction(problem)], None)
+    torch.testing.assert_close(found.along, expected.along, rtol=1e-6, atol=1e-9)
+
+
+def _use_twice():
+    inside = []
+
+    def hook(module, args):
+        if not inside:
+            inside.append(True)
+            module(*args)
+            inside.clear()
+
+    return hook
+
+
+def test_the_standard_error_is_that_of_the_mean_over_pairs():
+    """One pair a group: s/√P of the impacts that each pair alone would give."""
+    problem = tiny_problem("llama")
+    table = score_impact(problem, scoring="exact")
+    objective = problem.objective
+    pairs = len(objective.texts) // 2
+    singles = []
+    for p in range(pairs):
+        both = [p, pairs + p]
+        alone = replace(objective, texts=objective.texts.select(both), reference=objective.reference[both])
+        singles.append(score_impact(replace(problem, objective=alone), scoring="exact").impact)
+    np.testing.assert_allclose(np.mean(singles, 0), table.impact, rtol=1e-6)
+    expected = np.std(singles, axis=0, ddof=1) / np.sqrt(pairs)
+    np.testing.assert_allclose(table.impact_se, expected, rtol=1e-6)
+
+
+def test_cosine_and_gradient_norm_belong_to_the_impact():
+    """a_i = cos·‖∇ℓ_i‖·‖∇J‖ with identity curvature; the norm is that of the loss itself."""
+    problem = tiny_problem("qwen", loss=SimNPO(0.1))
+    table = score_impact(problem, scoring="exact")
+    of_j = objective_gradient(_context(problem), problem.objective, problem.measure().s_objective)
+    length = inner_product(of_j, of_j) ** 0.5
+    np.testing.assert_allclose(table.cosine * table.grad_norm * length, table.impact, rtol=1e-6)
+    gradient = _loss_gradient(problem, 2)
+    assert table.grad_norm[2] == pytest.approx(inner_product(gradient, gradient) ** 0.5, rel=1e-5)
+    assert np.all(np.abs(table.cosine) <= 1)
 
 
 def test_shifted_restores_the_very_bits():
@@ -137,14 +253,7 @@ def test_gradient_of_the_objective_is_that_of_autograd_over_everything_at_once()
 
     texts, parameters = problem.objective.texts, problem.policy.trainable()
     s = problem.logprobs(texts)
-    ours = objective_gradient(
-        problem.policy.model,
-        parameters,
-        problem.objective,
-        s,
-        max_tokens=40,
-        pad_token_id=problem.pad_token_id,
-    )
+    ours = objective_gradient(replace(_context(problem), max_tokens=40), problem.objective, s)
     batch = collate([texts[i] for i in range(len(texts))], range(len(texts)), pad_token_id=0)
     value = problem.objective.terms(response_logprobs(problem.policy.model, batch)).mean()
     for (name, _), expected in zip(
@@ -156,9 +265,10 @@ def test_gradient_of_the_objective_is_that_of_autograd_over_everything_at_once()
 def test_a_zero_direction_gives_zero_scores():
     problem = tiny_problem("llama")
     zero = {name: torch.zeros_like(p) for name, p in problem.policy.trainable().items()}
-    values, check = directional_derivatives(_context(problem), problem.negative_texts, zero)
-    assert values.tolist() == [0.0] * len(values)
-    assert check is None
+    for method in ("fd", "exact"):
+        values, checks = _along(_context(problem), problem, zero, method)
+        assert values.tolist() == [0.0] * len(values)
+        assert checks == ()
 
 
 def test_non_finite_parameters_stop_the_run_with_the_rows_name():
@@ -174,14 +284,13 @@ def test_non_finite_parameters_stop_the_run_with_the_rows_name():
 @pytest.mark.usefixtures("true_float64")
 def test_weighted_gradient_is_the_weighted_sum_of_single_ones():
     problem = tiny_problem("llama")
-    model, parameters = problem.policy.model, problem.policy.trainable()
-    options = {"max_tokens": 64, "pad_token_id": problem.pad_token_id}
+    context = replace(_context(problem), max_tokens=64)
     coefficients = torch.tensor([2.0, -1.0, 0.0, 0.5, 0.0, 3.0])
     texts = problem.negative_texts
-    whole = weighted_logprob_gradient(model, parameters, texts, coefficients, **options)
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    whole = weighted_logprob_gradient(context, texts, coefficients)
+    total = {name: torch.zeros_like(p) for name, p in context.parameters.items()}
     for i, c in enumerate(coefficients.tolist()):
-        single = weighted_logprob_gradient(model, parameters, texts.select([i]), torch.ones(1), **options)
+        single = weighted_logprob_gradient(context, texts.select([i]), torch.ones(1))
         for name, value in single.items():
             total[name] += c * value
     for name, value in whole.items():

@@ -200,8 +200,8 @@ class Sizes:
 
     def scoring(self, method: str) -> float:
         """Forward-pass tokens of scoring J and U once; a backward pass counts as one forward pass."""
-        directions = {"fd": 2, "jvp": 1.6, "exact": 2.2}[method] * 2
-        return self.negatives * (1 + directions) + 2 * (self.validation + self.retain) + self.measuring
+        passes = {"fd": 1 + 2, "jvp": 1 + 2 * 1.6, "exact": 1 + 2.2, "auto": 1 + 2.2}[method]
+        return self.negatives * passes + 2 * (self.validation + self.retain) + self.measuring
 
     @property
     def measuring(self) -> float:

@@ -17,7 +17,7 @@ from u2a.data.render import Renderer
 from u2a.data.scratch import no_progress_bars
 from u2a.types import IGNORE, Batch, UserError
 
-__all__ = ["Renderer", "collate", "length_sorted_batches", "tokenize_rows"]
+__all__ = ["Renderer", "collate", "length_sorted_batches", "token_counts", "tokenize_rows"]
 
 log = logging.getLogger("u2a")
 
@@ -111,7 +111,7 @@ def length_sorted_batches(
     Longest first, so that memory runs out at once or never. `Batch.index` is the position in `tokenized`.
     """
     columns = tokenized.select_columns(["input_ids", "response_start"]).with_format("numpy")
-    lengths = _lengths(tokenized)
+    lengths = token_counts(tokenized)
     order = np.argsort(-lengths, kind="stable")
     begin = 0
     while begin < len(order):
@@ -126,7 +126,7 @@ def length_sorted_batches(
         begin += size
 
 
-def _lengths(tokenized: Dataset) -> np.ndarray:
+def token_counts(tokenized: Dataset) -> np.ndarray:
     """Tokens of each row (N,), without making Python objects of the tokens."""
     tables = tokenized.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
     counts = [pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from u2a.data.collate import length_sorted_batches
+from u2a.impact.context import Direction, ScoringContext
 from u2a.logprobs import Progress, evaluating, response_logprobs
 from u2a.types import GuardStop
 
@@ -16,38 +17,27 @@ if TYPE_CHECKING:
 
     from u2a.objectives import Objective
 
-Direction = dict[str, Tensor]
-"""A vector in parameter space: parameter name -> tensor of that parameter's shape."""
-
 
 def weighted_logprob_gradient(
-    model: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    texts: Dataset,
-    coefficients: Tensor,
-    *,
-    max_tokens: int,
-    pad_token_id: int,
-    progress: Progress | None = None,
+    context: ScoringContext, texts: Dataset, coefficients: Tensor, *, progress: Progress | None = None
 ) -> Direction:
-    """Σ_i c_i·∇_φ s_i over a tokenised data set, one backward pass over it.
+    """Σ_i c_i·∇_φ s_i over N tokenised texts at the current φ, one backward pass over them.
 
     Args:
-        parameters: φ, name -> parameter.
-        texts: N tokenised rows.
-        coefficients: c (N,).
-        max_tokens: most padded tokens of one pass.
+        coefficients: c (N,). A text whose coefficient is 0 costs nothing.
 
     Raises:
         GuardStop: the gradient is not finite.
     """
-    names, leaves = list(parameters), list(parameters.values())
+    names, leaves = list(context.parameters), list(context.parameters.values())
     total = [torch.zeros_like(p) for p in leaves]
-    device = leaves[0].device
-    with evaluating(model), torch.enable_grad():
-        for batch in length_sorted_batches(texts, max_tokens=max_tokens, pad_token_id=pad_token_id):
-            s = response_logprobs(model, batch.to(device))
-            weighted = (s * coefficients[batch.index].to(s)).sum()
+    counted = coefficients.nonzero()[:, 0].tolist()
+    chosen = texts if len(counted) == len(texts) else texts.select(counted)
+    kept = coefficients[counted]
+    with evaluating(context.model), torch.enable_grad():
+        for batch in context.batches(chosen) if counted else ():
+            s = response_logprobs(context.model, batch)
+            weighted = (s * kept[batch.index.cpu()].to(s)).sum()
             gradients = torch.autograd.grad(weighted, leaves, allow_unused=True)
             for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
@@ -60,15 +50,18 @@ def weighted_logprob_gradient(
     return dict(zip(names, total, strict=True))
 
 
+def objective_coefficients(objective: Objective, s: Tensor, terms: np.ndarray | None = None) -> Tensor:
+    """dJ/ds_i (N,) at the log-probs s; with `terms`, those of the mean over these terms alone."""
+    leaf = s.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        each = objective.terms(leaf)
+        value = (each if terms is None else each[torch.as_tensor(terms)]).mean()
+    (coefficients,) = torch.autograd.grad(value, leaf)
+    return coefficients
+
+
 def objective_gradient(
-    model: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    objective: Objective,
-    s: Tensor,
-    *,
-    max_tokens: int,
-    pad_token_id: int,
-    progress: Progress | None = None,
+    context: ScoringContext, objective: Objective, s: Tensor, *, progress: Progress | None = None
 ) -> Direction:
     """∇J = Σ_i (dJ/ds_i)·∇s_i at the current φ.
 
@@ -76,21 +69,14 @@ def objective_gradient(
         s: (N,) log-probs of `objective.texts` at the current φ. Measuring J needs them anyway, so the
             gradient costs one forward and one backward pass and no more.
     """
-    leaf = s.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        value = objective.terms(leaf).mean()
-    (coefficients,) = torch.autograd.grad(value, leaf)
-    return weighted_logprob_gradient(
-        model,
-        parameters,
-        objective.texts,
-        coefficients,
-        max_tokens=max_tokens,
-        pad_token_id=pad_token_id,
-        progress=progress,
-    )
+    coefficients = objective_coefficients(objective, s)
+    return weighted_logprob_gradient(context, objective.texts, coefficients, progress=progress)
 
 
-def inner_product(a: Direction, b: Direction) -> float:
-    """⟨a, b⟩ over all elements, accumulated in float64."""
-    return float(sum((a[name].double() * b[name].double()).sum() for name in a))
+def combined(directions: list[Direction], weights: list[float]) -> Direction:
+    """Σ_d w_d·v_d."""
+    out = {name: torch.zeros_like(value) for name, value in directions[0].items()}
+    for direction, weight in zip(directions, weights, strict=True):
+        for name, value in direction.items():
+            out[name].add_(value, alpha=weight)
+    return out

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2a.impact.curvature import Identity
-from u2a.impact.gradient import Direction, objective_gradient
-from u2a.impact.scores import ScoringContext, SelfCheck, directional_derivatives, impact, utility_cost
+from u2a.impact.context import Direction, ScoringContext, norm
+from u2a.impact.curvature import Curvature, Identity, Solution
+from u2a.impact.gradient import (
+    combined,
+    objective_coefficients,
+    objective_gradient,
+    weighted_logprob_gradient,
+)
+from u2a.impact.per_example import is_batched
+from u2a.impact.scores import (
+    Derivatives,
+    SelfCheck,
+    cheapest_method,
+    directional_derivatives,
+    impact,
+    utility_cost,
+)
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import whole_file
 
@@ -39,21 +53,16 @@ _SCHEMA = pa.schema(
 )
 
 
-class Curvature(Protocol):
-    """Solves with the curvature H of the inner problem."""
-
-    def solve(self, gradient: Direction) -> Direction:
-        """H⁻¹·g."""
-        ...
-
-
 @dataclass(frozen=True)
 class ImpactTable:
     """One entry a negative, all (N,) float64 but `n_tokens` (int64), in the order of the negatives.
 
     `impact` a_i = dJ/dω_i: positive = unlearning it raises alignment. `utility_cost` c_i = −dU/dω_i:
-    positive = usefulness lost, in the unit of U. `loss` is ℓ_i at the φ that was scored. `self_checks` are
-    what the comparison of `fd` with exact gradients found, for ∇J and for ∇U.
+    positive = usefulness lost, in the unit of U. `loss` is ℓ_i at the φ that was scored. None where the
+    route did not give it: `impact_se`, the standard error of a_i over validation examples; `grad_norm`
+    ‖∇ℓ_i‖; `cosine`, that of −∇ℓ_i and ∇J (what LESS selects by). `self_checks` are what the comparison of
+    `fd` with exact gradients found; `method` is the route that `auto` took; `solutions` say how well H·v = g
+    was solved for ∇J and for ∇U.
     """
 
     impact: np.ndarray
@@ -61,6 +70,11 @@ class ImpactTable:
     loss: np.ndarray
     n_tokens: np.ndarray
     self_checks: tuple[SelfCheck, ...] = ()
+    impact_se: np.ndarray | None = None
+    grad_norm: np.ndarray | None = None
+    cosine: np.ndarray | None = None
+    method: str = ""
+    solutions: tuple[Solution, ...] = ()
 
     def write(self, path: Path, negatives: Dataset) -> None:
         """Writes `impact.parquet` (design, section 4) whole, block by block, with each negative's text."""
@@ -73,12 +87,10 @@ class ImpactTable:
                     "id": rows["id"],
                     "prompt": [as_text(prompt) for prompt in rows["prompt"]],
                     "response": rows["response"],
-                    "impact": self.impact[part],
-                    "utility_cost": self.utility_cost[part],
-                    "loss": self.loss[part],
-                    "n_tokens": self.n_tokens[part],
-                    **dict.fromkeys(("impact_se", "cosine", "grad_norm"), [None] * len(rows["row"])),
                 }
+                for name in _SCHEMA.names[4:]:
+                    values = getattr(self, name)
+                    columns[name] = [None] * len(rows["row"]) if values is None else values[part]
                 writer.write_table(pa.table(columns, schema=_SCHEMA))
 
 
@@ -93,8 +105,9 @@ def score_impact(
     problem: Problem,
     *,
     curvature: Curvature | None = None,
-    scoring: str = "fd",
+    scoring: str = "auto",
     self_check: int = 4,
+    se_groups: int = 16,
     at: Measurement | None = None,
     task: Task = silent,
 ) -> ImpactTable:
@@ -102,53 +115,98 @@ def score_impact(
 
     Args:
         curvature: H; default `Identity()`.
-        scoring: `fd`, `jvp` or `exact`.
+        scoring: `auto`, `fd`, `jvp` or `exact`.
         self_check: examples on which `fd` is compared with exact gradients.
+        se_groups: `impact_se` is the spread of the impact over this many groups of validation examples, drawn
+            by a fixed seed (0 = none). Only where more directions cost next to nothing: `exact` in batches
+            with a curvature in closed form.
         at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
     """
-    curvature = curvature or Identity()
     at = at or problem.measure(task)
-    context = ScoringContext(
-        problem.policy.model, problem.policy.trainable(), problem.max_tokens, problem.pad_token_id
-    )
-    s = (problem.measure_negatives(task) if at.s_negatives is None else at.s_negatives).double()
-    lengths = problem.lengths.double()
+    context = ScoringContext.of(problem)
+    method = cheapest_method(context, 2) if scoring == "auto" else scoring
+    solver = (curvature or Identity()).prepare(problem, task)
+    cheap = method == "exact" and is_batched(context) and solver.elementwise
+    aims = _aims(problem, context, at, se_groups if cheap else 0, task)
+    solutions = solver.solve(aims.of_j), solver.solve(aims.of_u)
+    directions = [solution.direction for solution in solutions]
+    if method == "exact":
+        directions.append(aims.of_j)
+        directions += [solver.solve(part).direction for part in aims.parts]
+    rows = len(problem.negative_texts) * (1 if method == "exact" else len(directions))
+    with task("scoring the negatives along ∇J and ∇U", rows) as progress:
+        found = directional_derivatives(
+            context,
+            problem.negative_texts,
+            directions,
+            method=method,
+            base=at.s_negatives,
+            self_check=self_check,
+            progress=progress,
+        )
+    return _table(problem, aims, found, solutions)
+
+
+@dataclass(frozen=True)
+class _Aims:
+    """∇J and ∇U; `parts` are gradients of groups of J's terms, `shares` the groups' sizes, adding up to 1."""
+
+    of_j: Direction
+    of_u: Direction
+    parts: list[Direction]
+    shares: list[float]
+
+
+def _aims(problem: Problem, context: ScoringContext, at: Measurement, groups: int, task: Task) -> _Aims:
+    objective, s = problem.objective, at.s_objective
+    with task("gradients of J and U", len(objective.texts) + len(problem.utility.texts)) as progress:
+        of_u = objective_gradient(context, problem.utility, at.s_utility, progress=progress)
+        terms = len(objective.terms(s))
+        groups = min(groups, terms)
+        if groups < 2:
+            return _Aims(objective_gradient(context, objective, s, progress=progress), of_u, [], [])
+        parts, shares = [], []
+        for group in np.array_split(np.random.default_rng(0).permutation(terms), groups):
+            coefficients = objective_coefficients(objective, s, group)
+            parts.append(weighted_logprob_gradient(context, objective.texts, coefficients, progress=progress))
+            shares.append(len(group) / terms)
+    return _Aims(combined(parts, shares), of_u, parts, shares)
+
+
+def _table(problem: Problem, aims: _Aims, found: Derivatives, solutions: tuple[Solution, ...]) -> ImpactTable:
+    s, lengths = found.s, problem.lengths.double()
     reference = problem.reference.double()
     slope = problem.loss.derivative(s, reference, lengths)
-    along, checks = [], []
-    for name, goal, s_goal in (
-        ("J", problem.objective, at.s_objective),
-        ("U", problem.utility, at.s_utility),
-    ):
-        with task(f"gradient of {name}", len(goal.texts)) as progress:
-            gradient = objective_gradient(
-                context.model,
-                context.parameters,
-                goal,
-                s_goal,
-                max_tokens=problem.max_tokens,
-                pad_token_id=problem.pad_token_id,
-                progress=progress,
-            )
-        passes = 2 if scoring == "fd" else 1
-        with task(f"scoring along the gradient of {name}", passes * len(s)) as progress:
-            values, check = directional_derivatives(
-                context,
-                problem.negative_texts,
-                curvature.solve(gradient),
-                method=scoring,
-                self_check=self_check,
-                progress=progress,
-            )
-        along.append(values)
-        checks += [check] if check else []
+    scores = impact(slope, found.along[0]).numpy()
+    extra: dict[str, np.ndarray] = {}
+    if found.square_norm is not None:
+        extra["grad_norm"] = (slope * found.square_norm.sqrt()).numpy()
+        largest = extra["grad_norm"] * norm(aims.of_j)
+        raw = impact(slope, found.along[2]).numpy()
+        extra["cosine"] = np.divide(raw, largest, out=np.zeros_like(raw), where=largest > 0)
+    if aims.parts:
+        extra["impact_se"] = _standard_error(impact(slope, found.along[3:]).numpy(), scores, aims.shares)
     return ImpactTable(
-        impact=impact(slope, along[0]).numpy(),
-        utility_cost=utility_cost(slope, along[1]).numpy(),
+        impact=scores,
+        utility_cost=utility_cost(slope, found.along[1]).numpy(),
         loss=problem.loss(s, reference, lengths).numpy(),
         n_tokens=lengths.long().numpy(),
-        self_checks=tuple(checks),
+        self_checks=found.self_checks,
+        method=found.method,
+        solutions=solutions,
+        **extra,
     )
+
+
+def _standard_error(by_group: np.ndarray, mean: np.ndarray, shares: list[float]) -> np.ndarray:
+    """Standard error of the mean of G groups, (G, N), (N,) -> (N,).
+
+    √(Σ_g w_g²·(a_g − a)²·G/(G−1)) with w_g the groups' shares: for one term a group that is the usual
+    s/√P, and whatever the grouping its square has the same expectation.
+    """
+    groups = len(shares)
+    weights = np.square(shares)[:, None]
+    return np.sqrt((weights * np.square(by_group - mean)).sum(0) * groups / (groups - 1))

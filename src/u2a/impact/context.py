@@ -1,0 +1,84 @@
+"""What every scoring route needs, and moving φ for the time of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from u2a.data.collate import length_sorted_batches
+from u2a.logprobs import Progress, dataset_logprobs
+from u2a.types import Batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.problem import Problem
+
+Direction = dict[str, Tensor]
+"""A vector in parameter space: parameter name -> tensor of that parameter's shape."""
+
+
+@dataclass(frozen=True)
+class ScoringContext:
+    """The model, φ by name, and how to batch."""
+
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    max_tokens: int
+    pad_token_id: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> ScoringContext:
+        """The context of a prepared problem, at whatever φ its policy has."""
+        policy = problem.policy
+        return cls(policy.model, policy.trainable(), problem.max_tokens, problem.pad_token_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where φ is."""
+        return next(iter(self.parameters.values())).device
+
+    def batches(self, texts: Dataset) -> Iterator[Batch]:
+        """`texts` in length-sorted batches on the device of φ."""
+        for batch in length_sorted_batches(texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id):
+            yield batch.to(self.device)
+
+    def logprobs(self, texts: Dataset, progress: Progress | None = None) -> Tensor:
+        """s (N,) of `texts` at the current φ, no gradient."""
+        return dataset_logprobs(
+            self.model,
+            texts,
+            max_tokens=self.max_tokens,
+            pad_token_id=self.pad_token_id,
+            progress=progress,
+        )
+
+
+def inner_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """⟨a, b⟩ over all elements, accumulated in float64."""
+    return float(sum((a[name].double() * b[name].double()).sum() for name in a))
+
+
+def norm(a: Mapping[str, Tensor]) -> float:
+    """‖a‖ over all elements."""
+    return inner_product(a, a) ** 0.5
+
+
+@contextmanager
+def shifted(parameters: Mapping[str, nn.Parameter], direction: Direction, step: float) -> Iterator[None]:
+    """φ + step·v within; the very bits of φ are back after, whatever happens inside."""
+    saved = [p.detach().clone() for p in parameters.values()]
+    try:
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.add_(direction[name].to(p), alpha=step)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(parameters.values(), saved, strict=True):
+                p.copy_(old)

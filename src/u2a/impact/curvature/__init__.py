@@ -1,0 +1,15 @@
+"""Curvatures H of the inner problem, one file each: v = H⁻¹·g.
+
+A curvature is a frozen dataclass whose fields are its options. `prepare` gathers what it needs at the
+current φ and returns a solver. To add one: one file, one line in `CURVATURES`.
+"""
+
+from __future__ import annotations
+
+from u2a.impact.curvature.identity import Identity
+from u2a.impact.curvature.interface import Curvature, Solution, Solver
+
+CURVATURES: dict[str, type] = {"identity": Identity}
+"""Name -> curvature class."""
+
+__all__ = ["CURVATURES", "Curvature", "Identity", "Solution", "Solver"]

@@ -1,0 +1,45 @@
+"""H = γ·I."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from u2a.impact.curvature.interface import Solution
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.impact.context import Direction
+    from u2a.problem import Problem, Task
+
+
+@dataclass(frozen=True)
+class Identity:
+    """H = γ·I: v = g / γ. Exact for the `l2` retain term of weight γ, at no cost.
+
+    Scores keep their order for every γ; their size is a prediction of dJ/dω only as far as γ is right.
+    """
+
+    passes: ClassVar[str] = "none"
+
+    gamma: float = field(default=1.0, metadata={"help": "identity: γ in H = γ·I. Must be positive."})
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise UserError(f"--curvature-gamma {self.gamma}: must be positive")
+
+    def prepare(self, problem: Problem, task: Task) -> IdentitySolver:  # noqa: ARG002
+        """Nothing to gather."""
+        return IdentitySolver(self.gamma)
+
+
+@dataclass(frozen=True)
+class IdentitySolver:
+    """Divides by γ."""
+
+    gamma: float
+    elementwise: bool = True
+
+    def solve(self, gradient: Direction) -> Solution:
+        """g / γ."""
+        return Solution({name: value / self.gamma for name, value in gradient.items()})

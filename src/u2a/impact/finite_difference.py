@@ -1,0 +1,162 @@
+"""Directional derivatives by finite differences: plain forward passes, checked against exact gradients.
+
+(s_i(φ+εv) − s_i(φ))/ε needs one forward pass beyond the log-probs that every run has anyway; where a
+self-check says that this is not accurate enough, (s_i(φ+εv) − s_i(φ−εv))/2ε needs one more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from u2a.impact.context import Direction, ScoringContext, norm, shifted
+from u2a.impact.per_example import per_example_derivatives
+from u2a.logprobs import Progress
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SELF_CHECK_TOLERANCE = 0.05
+"""Largest relative error on the self-check's examples that is still taken as agreement."""
+
+_PILOT = 4
+"""Texts on which ε is chosen when there is no self-check."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the comparison with exact gradients on a few examples found.
+
+    `relative_error` is ‖fd − exact‖ / ‖exact‖ over those examples (no unit); `epsilon` is the last step
+    tried; `passed` says whether the scores are fd's or, failing that, `exact`'s; `sides` is 1 or 2.
+    """
+
+    examples: int
+    relative_error: float
+    epsilon: float
+    passed: bool
+    sides: int = 1
+
+
+def finite_differences(
+    context: ScoringContext,
+    texts: Dataset,
+    directions: list[Direction],
+    base: Tensor,
+    self_check: int = 4,
+    progress: Progress | None = None,
+) -> tuple[Tensor, tuple[SelfCheck, ...]]:
+    """⟨∇s_i, v_d⟩ of N texts along D directions: (D, N) float64, and a self-check for each direction.
+
+    Args:
+        base: s (N,) at the current φ.
+        self_check: examples, spread over the range of lengths, on which the result is compared with exact
+            gradients; one exact pass over them serves all directions and also gives each its ε.
+    """
+    if not directions:
+        return torch.zeros(0, len(texts), dtype=torch.float64), ()
+    picks = spread(texts, self_check or _PILOT)
+    sample = texts.select(picks)
+    exact = per_example_derivatives(context, sample, directions).along if self_check else None
+    values, checks = [], []
+    for d, direction in enumerate(directions):
+        run = _Run(context, texts, base, direction, progress)
+        if exact is None:
+            values.append(run.one_sided(_pilot_step(context, sample, base[picks], direction)))
+            continue
+        found, check = _checked(run, picks, exact[d], sample["n_tokens"])
+        values.append(found)
+        checks.append(check)
+    return torch.stack(values), tuple(checks)
+
+
+@dataclass
+class _Run:
+    """One direction over all texts."""
+
+    context: ScoringContext
+    texts: Dataset
+    base: Tensor
+    direction: Direction
+    progress: Progress | None
+
+    def _moved(self, step: float) -> Tensor:
+        with shifted(self.context.parameters, self.direction, step):
+            return self.context.logprobs(self.texts, self.progress).double()
+
+    def one_sided(self, step: float) -> Tensor:
+        return (self._moved(step) - self.base) / step
+
+    def two_sided(self, step: float) -> Tensor:
+        return (self._moved(step) - self._moved(-step)) / (2 * step)
+
+
+def _checked(run: _Run, picks: list[int], exact: Tensor, lengths: list[int]) -> tuple[Tensor, SelfCheck]:
+    """One-sided, else two-sided with the larger step that it allows, else exact: the first that agrees."""
+    size = float((exact / torch.tensor(lengths)).square().mean().sqrt())
+    tiny = torch.finfo(torch.float64).tiny
+    precision = _precision(run.context)
+    error, step = float("inf"), 0.0
+    for sides, target in ((1, one_sided_change(precision)), (2, two_sided_change(precision))):
+        step = target / max(size, tiny)
+        values = run.one_sided(step) if sides == 1 else run.two_sided(step)
+        error = float((values[picks] - exact).norm() / exact.norm().clamp(min=tiny))
+        if error <= SELF_CHECK_TOLERANCE:
+            return values, SelfCheck(len(picks), error, step, True, sides)
+    found = per_example_derivatives(run.context, run.texts, [run.direction], run.progress)
+    return found.along[0], SelfCheck(len(picks), error, step, False, 2)
+
+
+def _precision(context: ScoringContext) -> float:
+    """Relative precision of the forward pass.
+
+    Model families compute norms, rotary angles and softmax in float32 whatever the weights are, so the
+    arithmetic is never finer than that.
+    """
+    dtype = next(context.model.parameters()).dtype
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
+def one_sided_change(precision: float) -> float:
+    """The change of log-prob per token, in nats, that balances rounding against truncation: the square root
+    of the arithmetic's precision (Nocedal & Wright, Numerical Optimization, section 8.1), times 4 since
+    log-probs are some tens of nats, not 1."""
+    return 4 * precision**0.5
+
+
+def two_sided_change(precision: float) -> float:
+    """The same for central differences: the cube root."""
+    return precision ** (1 / 3)
+
+
+def _pilot_step(context: ScoringContext, sample: Dataset, base: Tensor, direction: Direction) -> float:
+    """ε such that ε·v changes the sample's log-probs per token by the target, in the root mean square.
+
+    ‖φ‖ says nothing about the right step (LoRA's B starts at zero), so the observed change decides.
+    """
+    target = one_sided_change(_precision(context))
+    lengths = torch.tensor(sample["n_tokens"], dtype=torch.float64)
+    epsilon = target / norm(direction)
+    for _ in range(12):
+        with shifted(context.parameters, direction, epsilon):
+            change = (context.logprobs(sample).double() - base) / lengths
+        size = float(change.square().mean().sqrt())
+        if target / 3 <= size <= target * 3:
+            return epsilon
+        # a vanishing change is rounding noise: go up a lot; otherwise the change is linear in ε
+        epsilon *= 30.0 if size < target / 30 else target / size
+    return epsilon
+
+
+def spread(texts: Dataset, count: int) -> list[int]:
+    """Positions of `count` texts spread evenly over the range of lengths: the same for the same data."""
+    from u2a.data.collate import token_counts
+
+    by_length = torch.as_tensor(token_counts(texts)).argsort(stable=True)
+    # the middle of each of `count` equal parts: their mean length is that of all
+    parts = min(count, len(by_length))
+    picks = ((torch.arange(parts) + 0.5) * len(by_length) / parts).long().unique()
+    return by_length[picks].tolist()

@@ -1,0 +1,64 @@
+"""Exact directional derivatives by forward-mode differentiation: no activations kept, eager attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from u2a.impact.context import Direction, ScoringContext
+from u2a.logprobs import Progress, evaluating, response_logprobs, unwrapped
+from u2a.types import Batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def forward_mode(
+    context: ScoringContext, texts: Dataset, direction: Direction, progress: Progress | None = None
+) -> Tensor:
+    """⟨∇s_i, v⟩ of N texts: (N,) float64, on the CPU."""
+    from torch.func import functional_call, jvp
+
+    out = torch.zeros(len(texts), dtype=torch.float64)
+    primals = {name: p.detach() for name, p in context.parameters.items()}
+    tangents = {name: direction[name].to(p) for name, p in primals.items()}
+    module = _LogProbModule(context.model)
+
+    with evaluating(context.model), eager_attention(context.model), torch.no_grad():
+        for batch in context.batches(texts):
+
+            def logprobs(phi: Direction, batch: Batch = batch) -> Tensor:
+                return functional_call(module, {f"model.{n}": v for n, v in phi.items()}, (batch,))
+
+            derivative = jvp(logprobs, (primals,), (tangents,))[1]
+            out[batch.index.cpu()] = derivative.double().cpu()
+            if progress:
+                progress(len(batch.index))
+    return out
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Fused attention kernels have no forward-mode derivative; the plain one has."""
+    base = unwrapped(model)
+    before = base.config._attn_implementation
+    base.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+class _LogProbModule(nn.Module):
+    """`response_logprobs` as a module, so that `functional_call` can swap the parameters under it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return response_logprobs(self.model, batch)

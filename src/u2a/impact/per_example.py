@@ -1,0 +1,252 @@
+"""Per-example gradients of log-probs against any number of directions, from one backward pass a batch.
+
+For a linear layer y = W·x the gradient of s_i is Σ_t g_t·x_tᵀ, with g_t the gradient of s_i at the layer's
+output in token t. Examples do not mix, so one backward pass of Σ_i s_i gives every g_t, and the gradients
+of a batch are one small product a layer: compared with the directions at once, then dropped. The backward
+pass never forms the layers' summed weight gradients. Where a parameter belongs to something other than a
+linear layer, or a layer does not see its input as (batch, token, feature), one backward pass an example
+does the same job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from u2a.impact.context import Direction, ScoringContext
+from u2a.logprobs import Progress, evaluating, response_logprobs, unwrapped
+from u2a.types import Batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_LARGEST_BLOCK = 1 << 26
+"""Most elements of per-example gradients held at once for one layer (256 MiB in float32)."""
+
+
+class NotLinear(Exception):  # noqa: N818 - a finding, handled here
+    """A layer's input is not (batch, token, feature), so its gradient cannot be told apart by example."""
+
+
+@dataclass
+class PerExample:
+    """What one pass over N texts found, all float64 on the CPU.
+
+    `s` (N,) log-probs; `along` (D, N) the derivatives ⟨∇s_i, v_d⟩, in nats per unit of v_d; `square_norm`
+    (N,) ‖∇s_i‖².
+    """
+
+    s: Tensor
+    along: Tensor
+    square_norm: Tensor
+
+
+def per_example_derivatives(
+    context: ScoringContext,
+    texts: Dataset,
+    directions: Sequence[Direction],
+    progress: Progress | None = None,
+) -> PerExample:
+    """s_i, ⟨∇s_i, v_d⟩ and ‖∇s_i‖² of N texts at the current φ, for D directions at once.
+
+    Costs one forward and one backward pass over the texts whatever D is (LoRA: about two forward passes);
+    keeps the activations of one batch, as a training step does.
+    """
+    layers = _linear_layers(context)
+    if layers is not None:
+        try:
+            return _batched(context, layers, texts, directions, progress)
+        except NotLinear:
+            pass
+    return _one_by_one(context, texts, directions, progress)
+
+
+def is_batched(context: ScoringContext) -> bool:
+    """Whether every parameter belongs to a linear layer, as LoRA's do: one backward pass serves a batch."""
+    return _linear_layers(context) is not None
+
+
+# -- batches ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Layer:
+    """A linear layer and the names of its parameters among φ; an absent one is None."""
+
+    module: nn.Linear
+    weight: str | None = None
+    bias: str | None = None
+
+
+def _linear_layers(context: ScoringContext) -> list[_Layer] | None:
+    """The linear layers that own φ, or None when some parameter is not (only) a linear layer's."""
+    names = {id(p): name for name, p in context.parameters.items()}
+    layers: list[_Layer] = []
+    seen: set[str] = set()
+    for module in context.model.modules():
+        own = {kind: names[id(p)] for kind, p in module.named_parameters(recurse=False) if id(p) in names}
+        if not own:
+            continue
+        if type(module) is not nn.Linear or seen & set(own.values()):
+            return None
+        seen |= set(own.values())
+        layers.append(_Layer(module, own.get("weight"), own.get("bias")))
+    return layers if len(seen) == len(context.parameters) else None
+
+
+@dataclass
+class _Accumulator:
+    """Adds up ⟨∇s_i, v_d⟩ (D, B) and ‖∇s_i‖² (B,) layer by layer."""
+
+    stacked: dict[str, Tensor]
+    along: Tensor
+    square_norm: Tensor
+
+    def add(self, name: str, gradients: Tensor, examples: slice) -> None:
+        """`gradients` (b, P): the examples' gradients of one parameter."""
+        self.along[:, examples] += (self.stacked[name] @ gradients.T).double()
+        self.square_norm[examples] += gradients.double().square().sum(-1)
+
+
+def _batched(
+    context: ScoringContext,
+    layers: list[_Layer],
+    texts: Dataset,
+    directions: Sequence[Direction],
+    progress: Progress | None,
+) -> PerExample:
+    found = PerExample(*_empty(len(texts), len(directions)))
+    stacked = {
+        name: torch.stack([v[name].to(p).flatten() for v in directions])
+        if directions
+        else p.new_zeros(0, p.numel())
+        for name, p in context.parameters.items()
+    }
+    with evaluating(context.model), torch.enable_grad():
+        for batch in context.batches(texts):
+            size = len(batch.index)
+            sums = _Accumulator(
+                stacked,
+                torch.zeros(len(directions), size, dtype=torch.float64, device=context.device),
+                torch.zeros(size, dtype=torch.float64, device=context.device),
+            )
+
+            def take(layer: _Layer, x: Tensor, g: Tensor, sums: _Accumulator = sums) -> None:
+                _compare(layer, x, g, sums)
+
+            s = backward_through(context, layers, batch, take)
+            where = batch.index.cpu()
+            found.s[where] = s.detach().double().cpu()
+            found.along[:, where] = sums.along.cpu()
+            found.square_norm[where] = sums.square_norm.cpu()
+            if progress:
+                progress(size)
+    return found
+
+
+def backward_through(
+    context: ScoringContext,
+    layers: list[_Layer],
+    batch: Batch,
+    take: Callable[[_Layer, Tensor, Tensor], None],
+) -> Tensor:
+    """One backward pass of Σ_i s_i; calls `take(layer, x, g)` with each layer's input and output gradient.
+
+    x is (B, T, in), g (B, T, out). Returns s (B,).
+
+    Raises:
+        NotLinear: a layer's input has another shape, or a layer was used more than once.
+    """
+    used: set[int] = set()
+
+    def forward_hook(layer: _Layer) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = args[0].detach()
+            if x.dim() != 3 or x.shape[:2] != batch.input_ids.shape or id(layer) in used:
+                raise NotLinear
+            used.add(id(layer))
+            output.register_hook(lambda g: take(layer, x, g))
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(forward_hook(layer)) for layer in layers]
+    try:
+        with _embeddings_need_gradient(context.model) as inputs:
+            s = response_logprobs(context.model, batch)
+            torch.autograd.grad(s.sum(), inputs[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return s
+
+
+def _compare(layer: _Layer, x: Tensor, g: Tensor, sums: _Accumulator) -> None:
+    """Compares one layer's per-example gradients with the directions, in blocks that fit."""
+    g = g.detach()
+    if layer.bias is not None:
+        sums.add(layer.bias, g.sum(1), slice(0, len(g)))
+    if layer.weight is None:
+        return
+    block = max(1, _LARGEST_BLOCK // (g.shape[-1] * x.shape[-1]))
+    for begin in range(0, len(g), block):
+        examples = slice(begin, begin + block)
+        gradients = torch.bmm(g[examples].transpose(1, 2), x[examples].to(g))
+        sums.add(layer.weight, gradients.flatten(1), examples)
+
+
+@contextmanager
+def _embeddings_need_gradient(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within, the token embeddings' output is a leaf that needs a gradient; it is collected in the list.
+
+    Every later layer then lies on a path to it, so that one backward pass to it alone reaches them all.
+    """
+    collected: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_(True)
+        collected.append(leaf)
+        return leaf
+
+    handle = unwrapped(model).get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield collected
+    finally:
+        handle.remove()
+
+
+# -- one by one ---------------------------------------------------------------------------------------------
+
+
+def _one_by_one(
+    context: ScoringContext, texts: Dataset, directions: Sequence[Direction], progress: Progress | None
+) -> PerExample:
+    from u2a.data.collate import collate
+
+    found = PerExample(*_empty(len(texts), len(directions)))
+    names, leaves = list(context.parameters), list(context.parameters.values())
+    with evaluating(context.model), torch.enable_grad():
+        for position in range(len(texts)):
+            batch = collate([texts[position]], [position], pad_token_id=context.pad_token_id)
+            s = response_logprobs(context.model, batch.to(context.device))[0]
+            gradients = torch.autograd.grad(s, leaves, allow_unused=True)
+            found.s[position] = s.detach().double().cpu()
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is None:
+                    continue
+                wide = gradient.double()
+                found.square_norm[position] += wide.square().sum().cpu()
+                for d, direction in enumerate(directions):
+                    found.along[d, position] += (wide * direction[name].to(wide)).sum().cpu()
+            if progress:
+                progress(1)
+    return found
+
+
+def _empty(rows: int, directions: int) -> tuple[Tensor, Tensor, Tensor]:
+    zeros = torch.zeros(rows, dtype=torch.float64)
+    return zeros.clone(), torch.zeros(directions, rows, dtype=torch.float64), zeros
