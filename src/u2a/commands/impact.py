@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,9 @@ from u2a.commands.terminal import Bars, say
 from u2a.runs import RunFolder
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.impact.difference import Difference
     from u2a.impact.table import ImpactTable
     from u2a.problem import Measurement
 
@@ -78,6 +83,10 @@ def _write_results(run: RunFolder, start: Measurement, table: ImpactTable, data:
     from u2a.report.html import write_report
 
     table.write(run.path / "impact.parquet", data.negatives)
+    found = negatives_differ(table, data.negatives)
+    findings = describe_difference(found)
+    for finding in findings:
+        say(finding)
     rows = measurement_rows(start, None)
     print_summary(rows, run)
     write_summary(
@@ -87,6 +96,8 @@ def _write_results(run: RunFolder, start: Measurement, table: ImpactTable, data:
         rows,
         counts=counts(table, data, selected=None),
         self_check=self_check_figures(table),
+        difference=asdict(found),
+        findings=findings,
         warnings=data.warnings,
     )
     write_report(run.path)
@@ -100,6 +111,38 @@ def describe(table: ImpactTable) -> str:
         f"{helpful} of {len(table.impact)} negatives are worth unlearning (positive impact); "
         f"{int((table.impact < 0).sum())} would harm alignment."
     )
+
+
+def negatives_differ(table: ImpactTable, negatives: Dataset) -> Difference:
+    """How unequal the impacts are, and what of each negative explains them."""
+    from u2a.impact.difference import difference
+
+    properties = {"length": table.n_tokens.astype(float), "loss": table.loss}
+    if table.grad_norm is not None:
+        properties["gradient norm"] = table.grad_norm
+    extra = [json.loads(text) if text else {} for text in negatives["extra"]]
+    names = [str(row["category"]) for row in extra if "category" in row]
+    category = names if len(names) == len(negatives) and len(set(names)) <= len(names) // 2 else None
+    return difference(table.impact, table.impact_se, properties, category)
+
+
+def describe_difference(found: Difference) -> list[str]:
+    """The same in sentences; nothing where nothing helps."""
+    sentences = []
+    if found.surely_helps is not None and found.surely_harms is not None:
+        sentences.append(
+            f"Beyond the noise of validation (95 %), {found.surely_helps:.0%} of the negatives help "
+            f"and {found.surely_harms:.0%} harm."
+        )
+    if not math.isnan(found.gini):
+        sentences.append(
+            f"Half of the predicted gain lies in {found.half_of_gain:.0%} of the negatives (Gini "
+            f"{found.gini:.2f}; 0 = all give the same, 1 = one gives everything)."
+        )
+    if found.explained:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.explained.items())
+        sentences.append(f"Share of the variance of the impacts' ranks explained by {shares}.")
+    return sentences
 
 
 def counts(table: ImpactTable, data: Data, selected: int | None) -> dict[str, int]:

@@ -56,6 +56,7 @@ class Record:
     counts: dict[str, int]
     self_check: dict[str, Any] | None
     warnings: list[str]
+    findings: list[str]
 
     @property
     def name(self) -> str:
@@ -99,6 +100,7 @@ def read_record(run: Path) -> Record:
             counts={_text(k): int(v) for k, v in summary.get("counts", {}).items() if v is not None},
             self_check=_self_check(summary.get("self_check")),
             warnings=[_text(warning) for warning in summary.get("warnings", [])],
+            findings=[_text(finding) for finding in summary.get("findings", [])],
         )
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing; write the run again") from None

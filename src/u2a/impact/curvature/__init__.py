@@ -6,10 +6,18 @@ current φ and returns a solver. To add one: one file, one line in `CURVATURES`.
 
 from __future__ import annotations
 
+from u2a.impact.curvature.adam import Adam
+from u2a.impact.curvature.diagonal import Diagonal
+from u2a.impact.curvature.hessian import Hessian
 from u2a.impact.curvature.identity import Identity
 from u2a.impact.curvature.interface import Curvature, Solution, Solver
 
-CURVATURES: dict[str, type] = {"identity": Identity}
+CURVATURES: dict[str, type] = {
+    "identity": Identity,
+    "diagonal": Diagonal,
+    "adam": Adam,
+    "hessian": Hessian,
+}
 """Name -> curvature class."""
 
-__all__ = ["CURVATURES", "Curvature", "Identity", "Solution", "Solver"]
+__all__ = ["CURVATURES", "Adam", "Curvature", "Diagonal", "Hessian", "Identity", "Solution", "Solver"]

@@ -1,0 +1,61 @@
+"""H = diag(√v̂ + ε): the preconditioner that the trainer's AdamW applies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from u2a.impact.curvature.elementwise import ElementwiseSolver
+from u2a.impact.curvature.options import RETAIN_WEIGHT, SEED, refuse_bad_options
+
+if TYPE_CHECKING:
+    from u2a.problem import Problem, Task
+
+BETA2, EPSILON = 0.999, 1e-8
+"""Those of `transformers.TrainingArguments`."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """H = diag(√v̂ + ε) (Kingma & Ba, arXiv 1412.6980), with v̂ from the trainer's own minibatches.
+
+    v̂ is AdamW's bias-corrected second moment after one seeded pass over the negatives at the current φ, φ
+    held still: β2 = 0.999, ε = 1e-8, weights 1, each minibatch with its retain rows, scaled as
+    `UnlearnTrainer` scales them (`l2` is zero at the φ where training begins). Left out: the learning rate,
+    so scores are dJ/dω for steps of size 1, and LoRA's dropout. An element whose gradient was exactly 0 in
+    every minibatch, as that of LoRA's A while B = 0, is not moved by AdamW, so v is 0 there.
+    """
+
+    passes: ClassVar[str] = (
+        "one forward and one backward pass over the negatives (at most `minibatches`) and as many retain "
+        "texts, once"
+    )
+
+    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    batch_size: int = field(
+        default=8, metadata={"help": "adam: negatives in each minibatch, as --batch-size.", "least": 1}
+    )
+    minibatches: int = field(
+        default=64, metadata={"help": "adam: most minibatches to take; 0 = a whole pass.", "least": 0}
+    )
+    seed: int = field(default=0, metadata=SEED)
+
+    def __post_init__(self) -> None:
+        refuse_bad_options(self)
+
+    def prepare(self, problem: Problem, task: Task) -> ElementwiseSolver:
+        """v̂ from the gradients of minibatches; √v̂ + ε, infinite where v̂ = 0."""
+        from u2a.impact.curvature.second_moments import second_moments
+
+        moments = second_moments(
+            problem,
+            batch_size=self.batch_size,
+            most=self.minibatches,
+            retain_weight=self.retain_weight,
+            beta2=BETA2,
+            seed=self.seed,
+            task=task,
+        )
+        return ElementwiseSolver(
+            {n: (v.sqrt() + EPSILON).masked_fill(v == 0, float("inf")) for n, v in moments.items()}
+        )

@@ -1,0 +1,50 @@
+"""H = λ·diag(F) + δI, F the empirical Fisher matrix of the retain term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from u2a.impact.curvature.elementwise import ElementwiseSolver, ScalarSolver
+from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options
+
+if TYPE_CHECKING:
+    from u2a.problem import Problem, Task
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """H = λ·diag(F) + δI, F = Σ_i (∇s_i)∘(∇s_i) / T over the retain texts with their own labels.
+
+    T counts their response tokens, so that F has the scale of R = −Σ_i s_i / T's Gauss-Newton matrix; the
+    same for `kl`, whose Gauss-Newton matrix is that of `nll`. For the `l2` retain term H = (λ + δ)·I, δ = 0
+    unless given. Without a retain term, U's texts stand for it. δ by rule: a tenth of the mean of λ·F.
+    """
+
+    passes: ClassVar[str] = "one forward and one backward pass over `rows` retain texts, once"
+
+    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    damping: float = field(default=0.0, metadata=DAMPING)
+    rows: int = field(default=64, metadata=ROWS)
+    seed: int = field(default=0, metadata=SEED)
+
+    def __post_init__(self) -> None:
+        refuse_bad_options(self)
+
+    def prepare(self, problem: Problem, task: Task) -> ElementwiseSolver | ScalarSolver:
+        """Squares the per-example gradients of the retain texts."""
+        from u2a.impact.curvature.kept_texts import KeptTexts, default_damping, fisher_diagonal
+
+        if problem.retain_loss == "l2":
+            return ScalarSolver(self.retain_weight + self.damping)
+        kept = KeptTexts.of(problem, self.rows, self.seed)
+        with task("curvature: squared gradients of the retain texts", len(kept.texts)) as progress:
+            fisher = fisher_diagonal(kept, sampled=False, progress=progress)
+        scaled = {name: self.retain_weight * value for name, value in fisher.items()}
+        delta = self.damping or default_damping(*_trace_and_size(scaled))
+        return ElementwiseSolver({name: value + delta for name, value in scaled.items()})
+
+
+def _trace_and_size(diagonal: dict) -> tuple[float, int]:
+    total = sum(float(value.double().sum()) for value in diagonal.values())
+    return total, sum(value.numel() for value in diagonal.values())

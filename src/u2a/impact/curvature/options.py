@@ -1,0 +1,50 @@
+"""Options that several curvatures share, worded once, and their limits, checked for every caller."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from u2a.types import UserError
+
+DAMPING_SHARE = 0.1
+"""δ as a share of the mean diagonal of the undamped H, where --curvature-damping is 0 (the rule of
+Grosse et al. 2023, arXiv 2308.03296, section 2.2, taken over all parameters rather than layer by layer, so
+that a layer whose curvature is zero, as LoRA's A while B = 0, is damped too)."""
+
+RETAIN_WEIGHT: dict[str, Any] = {
+    "help": "all but identity: λ of the retain term; give what --retain-weight will be.",
+    "above": 0,
+}
+DAMPING: dict[str, Any] = {
+    "help": "all but identity and adam: δ in H + δI; 0 = a tenth of H's mean diagonal (none for hessian).",
+    "least": 0,
+}
+ROWS: dict[str, Any] = {
+    "help": "all but identity and adam: H is measured on at most this many rows; 0 = all.",
+    "least": 0,
+}
+SEED: dict[str, Any] = {"help": "all but identity: seed of the rows and labels that H draws.", "least": 0}
+TOLERANCE: dict[str, Any] = {
+    "help": "ggn, hessian: stop at this relative residual ‖Hv − g‖/‖g‖.",
+    "above": 0,
+}
+MAX_ITERATIONS: dict[str, Any] = {"help": "ggn, hessian: most products with H in one solve.", "least": 1}
+
+
+def refuse_bad_options(curvature: Any) -> None:
+    """Checks every field of a curvature against the limits in its metadata.
+
+    Raises:
+        UserError: names the flag, the value and the limit.
+    """
+    for f in dataclasses.fields(curvature):
+        value, limits = getattr(curvature, f.name), f.metadata
+        flag = f"--curvature-{f.name.replace('_', '-')} {value}"
+        # written so that NaN fails too
+        if "above" in limits and not value > limits["above"]:
+            raise UserError(f"{flag}: must be above {limits['above']}")
+        if "least" in limits and not value >= limits["least"]:
+            raise UserError(f"{flag}: must be at least {limits['least']}")
+        if "choices" in limits and value not in limits["choices"]:
+            raise UserError(f"{flag}: take one of {', '.join(limits['choices'])}")

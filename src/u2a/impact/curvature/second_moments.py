@@ -1,0 +1,86 @@
+"""AdamW's second moments at one φ, from the minibatches that the trainer would take there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from u2a.impact.context import Direction
+from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
+from u2a.impact.curvature.kept_texts import wide
+from u2a.logprobs import evaluating
+from u2a.types import GuardStop
+
+if TYPE_CHECKING:
+    from u2a.problem import Problem, Task
+
+
+def second_moments(
+    problem: Problem,
+    *,
+    batch_size: int,
+    most: int,
+    retain_weight: float,
+    beta2: float,
+    seed: int,
+    task: Task,
+) -> Direction:
+    """v̂ = Σ_t β2^(T−t)·(1 − β2)·g_t∘g_t / (1 − β2^T) over T minibatches, by parameter name.
+
+    g_t is the gradient of the trainer's loss of step t at the current φ, weights 1. Its negatives come from a
+    seeded shuffle, each once; its retain rows are the trainer's own. `most` bounds T (0 = a whole pass).
+
+    Raises:
+        GuardStop: a moment is not finite.
+    """
+    total = len(problem.negative_texts)
+    whole_pass = -(-total // batch_size)
+    steps = min(whole_pass, most) if most else whole_pass
+    order = np.random.default_rng(seed).permutation(total)
+    parameters = problem.policy.trainable()
+    moments = {name: torch.zeros_like(wide(p.detach())) for name, p in parameters.items()}
+    with (
+        task("curvature: gradients of minibatches", min(total, steps * batch_size)) as progress,
+        evaluating(problem.policy.model),
+        torch.enable_grad(),
+    ):
+        for step in range(steps):
+            rows = order[step * batch_size : (step + 1) * batch_size].tolist()
+            # the trainer's scale: the mean over a pass's steps is the objective, a short last step included
+            parts = list(_gradients(parameters, unlearning_parts(problem, rows, whole_pass / total)))
+            if problem.retain_texts is not None:
+                kept = retain_rows(len(problem.retain_texts), batch_size, step, seed)
+                scaled = (retain_weight * part for part in retain_parts(problem, kept))
+                parts += _gradients(parameters, scaled)
+            for name, v in moments.items():
+                g = torch.stack([part[name] for part in parts]).sum(0)
+                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            if progress:
+                progress(len(rows))
+    for name, v in moments.items():
+        if not torch.isfinite(v).all():
+            raise GuardStop(f"the minibatch gradients of {name} are not finite; try --dtype float32")
+    return {name: v / (1 - beta2**steps) for name, v in moments.items()}
+
+
+def retain_rows(total: int, count: int, step: int, seed: int) -> list[int]:
+    """Positions of the trainer's retain rows at an optimiser step: a seeded endless shuffle, cut in steps."""
+    first = step * count
+    rounds = range(first // total, (first + count - 1) // total + 1)
+    orders = [np.random.default_rng((seed, r)).permutation(total) for r in rounds]
+    offset = first - rounds[0] * total
+    return np.concatenate(orders)[offset : offset + count].tolist()
+
+
+def _gradients(parameters: dict[str, nn.Parameter], parts: Iterable[Tensor]) -> Iterator[Direction]:
+    """∇ of each part, in float32 at least."""
+    for part in parts:
+        gradients = torch.autograd.grad(part, list(parameters.values()), allow_unused=True)
+        yield {
+            name: torch.zeros_like(wide(p.detach())) if g is None else wide(g)
+            for (name, p), g in zip(parameters.items(), gradients, strict=True)
+        }
