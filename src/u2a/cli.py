@@ -80,7 +80,7 @@ def _guarded(work: Callable[[], int]) -> int:
         print(f"u2a: stopped by a guard: {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print("u2a: interrupted; `align --resume` goes on from the last outer step", file=sys.stderr)
+        print("u2a: interrupted; `align` and `verify` go on with --resume", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()
@@ -117,6 +117,7 @@ _register(
 )
 _register("impact", "Which negatives matter, and what would they cost?", schemas.IMPACT)
 _register("align", "The main job: score, select, weight and unlearn negatives.", schemas.ALIGN)
+_register("verify", "May I trust the impact scores? Unlearns subsets for real and compares.", schemas.VERIFY)
 _register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 

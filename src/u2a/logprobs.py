@@ -8,6 +8,7 @@ soft-capping of the logits behind it.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from u2a.data import packing
 from u2a.data.collate import length_sorted_batches
-from u2a.types import IGNORE, Batch, GuardStop
+from u2a.types import IGNORE, Batch, GuardStop, PackedBatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger("u2a")
+
+_WORTH_PACKING = 0.9
+"""Share of the plain layout's tokens from which on packing is worth its wider attention."""
 
 Progress = Callable[[int], None]
 """Called with the number of rows that have just been done."""
@@ -39,14 +46,14 @@ def unwrapped(model: Any) -> Any:
 
 
 @contextmanager
-def _output_layer_sees(model: nn.Module, predicts: Tensor) -> Iterator[None]:
-    """Within, the output layer gets only the hidden states where `predicts` (B, T) is true, as (1, R, H)."""
+def _output_layer_sees(model: nn.Module, shape: torch.Size, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Within, the output layer gets, of hidden states (B, T, H), only those at R places, as (1, R, H)."""
 
     def narrow(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = args[0]
-        if hidden.shape[:2] != predicts.shape:
+        if hidden.shape[:2] != shape:
             return None
-        return (hidden[predicts].unsqueeze(0), *args[1:])
+        return (hidden[rows, columns].unsqueeze(0), *args[1:])
 
     layer = unwrapped(model).get_output_embeddings()
     if layer is None:
@@ -59,42 +66,53 @@ def _output_layer_sees(model: nn.Module, predicts: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def response_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def response_logits(model: nn.Module, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits at the R response tokens of a batch, and nowhere else.
 
     Returns:
         logits (R, V), in float32 at least; targets (R,), the response tokens themselves; example (R,), the
-        row of the batch each token belongs to. Tokens are in batch order, then in text order.
+        text of the batch each token belongs to. Tokens are in batch order, then in text order.
     """
-    targets_all = batch.labels[:, 1:]
-    is_target = targets_all != IGNORE
-    predicts = nn.functional.pad(is_target, (0, 1))  # (B, T): position t predicts token t + 1
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     accepted = inspect.signature(unwrapped(model).forward).parameters
-    if "position_ids" in accepted:
-        inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+    if isinstance(batch, PackedBatch):
+        rows, columns, targets, example = batch.rows, batch.columns, batch.targets, batch.example
+        inputs["attention_mask"] = _additive(batch.mask, next(model.parameters()).dtype)
+        inputs["position_ids"] = batch.position_ids
+    else:
+        is_target = batch.labels[:, 1:] != IGNORE
+        rows, columns = is_target.nonzero(as_tuple=True)  # place t predicts token t + 1
+        targets, example = batch.labels[:, 1:][is_target], rows
+        inputs["attention_mask"] = batch.attention_mask
+        if "position_ids" in accepted:
+            inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
-    with _output_layer_sees(model, predicts):
+    with _output_layer_sees(model, batch.input_ids.shape, rows, columns):
         logits = model(**inputs).logits
-    if logits.shape[:2] == predicts.shape:  # this model's output layer does not take (B, T, H)
-        logits = logits[predicts].unsqueeze(0)
+    if logits.shape[:2] == batch.input_ids.shape:  # this model's output layer does not take (B, T, H)
+        logits = logits[rows, columns].unsqueeze(0)
     logits = logits[0]
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    return logits, targets_all[is_target], is_target.nonzero()[:, 0]
+    return logits, targets, example
 
 
-def token_logprobs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-prob of every response token (R,), and the row of the batch it belongs to (R,)."""
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token sees another, the least number elsewhere: what every kernel with a mask takes."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def token_logprobs(model: nn.Module, batch: Batch | PackedBatch) -> tuple[Tensor, Tensor]:
+    """Log-prob of every response token (R,), and the text of the batch it belongs to (R,)."""
     logits, targets, example = response_logits(model, batch)
     return -nn.functional.cross_entropy(logits, targets, reduction="none"), example
 
 
-def response_logprobs(model: nn.Module, batch: Batch) -> Tensor:
-    """s_i = log π(y_i | x_i) in nats, summed over the response tokens: shape (B,), differentiable."""
+def response_logprobs(model: nn.Module, batch: Batch | PackedBatch) -> Tensor:
+    """s_i = log π(y_i | x_i) in nats, summed over the response tokens: (N,) for N texts, differentiable."""
     values, example = token_logprobs(model, batch)
-    return values.new_zeros(batch.labels.shape[0]).index_add(0, example, values)
+    return values.new_zeros(len(batch.index)).index_add(0, example, values)
 
 
 def response_lengths(batch: Batch) -> Tensor:
@@ -119,6 +137,60 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def text_batches(
+    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int
+) -> Iterator[Batch | PackedBatch]:
+    """`texts` on the model's device, every text once, in the cheaper of two layouts.
+
+    Where many texts share their prompts, and the model can do it, prompts are computed once
+    (`u2a.data.packing`); else length-sorted batches. Log-probs are the same, and so are gradients of any
+    weighted sum of them. What needs examples apart (per-example gradients) takes length-sorted batches.
+    """
+    device = next(model.parameters()).device
+    plan = packing.plan(texts, max_tokens)
+    batches: Iterator[Batch | PackedBatch]
+    if plan.tokens <= _WORTH_PACKING * plan.plain and can_pack(model, texts, plan, pad_token_id):
+        batches = packing.packed_batches(texts, plan, pad_token_id=pad_token_id)
+    else:
+        batches = length_sorted_batches(texts, max_tokens=max_tokens, pad_token_id=pad_token_id)
+    for batch in batches:
+        yield batch.to(device)
+
+
+def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id: int) -> bool:
+    """Whether the model's log-probs of packed texts are those of the texts one by one: tried out on a few.
+
+    Recurrent layers, positions other than the ones given and kernels without masks would all give other
+    numbers, or an error. The finding is kept with the model.
+    """
+    base = unwrapped(model)
+    attention = getattr(base.config, "_attn_implementation", None)
+    window = getattr(base.config, "sliding_window", None)  # a mask of our own takes its place
+    if attention not in ("sdpa", "eager") or (window is not None and plan.longest > window):
+        return False
+    known = base.__dict__.setdefault("_u2a_can_pack", {})
+    if attention not in known:
+        few = sorted({i for group in plan.sharing[:2] for i in group.texts[:3]})
+        known[attention] = _packing_agrees(model, texts.select(few), pad_token_id)
+    return known[attention]
+
+
+def _packing_agrees(model: nn.Module, few: Dataset, pad_token_id: int) -> bool:
+    device = next(model.parameters()).device
+    plan = packing.plan(few, max_tokens=1 << 30)
+    (packed,) = packing.packed_batches(few, plan, pad_token_id=pad_token_id)
+    (plain,) = length_sorted_batches(few, max_tokens=1 << 30, pad_token_id=pad_token_id)
+    with evaluating(model), torch.no_grad():
+        try:
+            found = response_logprobs(model, packed.to(device)).cpu()[packed.index.argsort()]
+        except (RuntimeError, ValueError, TypeError) as error:
+            log.info("texts with the same prompt are computed one by one: %s", error)
+            return False
+        expected = response_logprobs(model, plain.to(device)).cpu()[plain.index.argsort()]
+    precision = max(torch.finfo(next(model.parameters()).dtype).eps, torch.finfo(torch.float32).eps)
+    return float((found - expected).abs().max()) <= precision**0.5 * float(expected.abs().max())
+
+
 def dataset_logprobs(
     model: nn.Module,
     texts: Dataset,
@@ -136,14 +208,13 @@ def dataset_logprobs(
     Raises:
         GuardStop: a log-prob is not finite; the message names the row.
     """
-    device = next(model.parameters()).device
     out: Tensor | None = None
     with evaluating(model), torch.no_grad():
-        for batch in length_sorted_batches(texts, max_tokens=max_tokens, pad_token_id=pad_token_id):
-            values = response_logprobs(model, batch.to(device)).cpu()
+        for batch in text_batches(model, texts, max_tokens=max_tokens, pad_token_id=pad_token_id):
+            values = response_logprobs(model, batch).cpu()
             if out is None:
                 out = values.new_full((len(texts),), float("nan"))
-            out[batch.index] = values
+            out[batch.index.cpu()] = values
             if progress:
                 progress(len(values))
     if out is None:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.finetune import ShowSteps
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
+from u2a.inner_run import unlearning_trainer
 from u2a.ledger import Ledger, Point, restore, snapshot
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import GuardStop
 from u2a.weighting import (
     Weighting,
@@ -246,41 +246,16 @@ class _OuterLoop:
                 state.cost_calibration = fall / predicted
 
     def _train(self, state: OuterState, measuring: _Measuring, seed: int) -> None:
-        problem, options = self.problem, self.unlearn
-        rows = problem.negative_texts
-        for name, values in (("weight", state.weights), ("ref_logprob", problem.reference.numpy())):
-            rows = rows.add_column(name, np.asarray(values, np.float64))
         with tempfile.TemporaryDirectory() as scratch:
-            args = U2AConfig(
-                output_dir=scratch,
-                retain_loss=problem.retain_loss,
-                retain_weight=options.retain_weight,
+            unlearning_trainer(
+                self.problem,
+                state.weights,
+                self.unlearn,
                 learning_rate=state.learning_rate,
-                lr_scheduler_type="constant",
-                num_train_epochs=options.epochs,
-                max_steps=options.max_steps or -1,
-                per_device_train_batch_size=options.batch_size,
-                gradient_accumulation_steps=options.gradient_accumulation,
-                gradient_checkpointing=options.gradient_checkpointing,
                 seed=seed,
-                use_cpu=problem.policy.device.type == "cpu",
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-            )
-            trainer = UnlearnTrainer(
-                model=problem.policy.model,
-                args=args,
-                loss=problem.loss,
-                train_dataset=rows,
-                retain_dataset=problem.retain_texts,
-                reference_model=problem.frozen,
-                processing_class=problem.policy.tokenizer,
+                folder=scratch,
                 callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+            ).train()
 
     def _result(self, state: OuterState, outcome: str) -> AlignResult:
         ledger = self.ledger

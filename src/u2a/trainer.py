@@ -161,6 +161,7 @@ class UnlearnTrainer(Trainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True
+        self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
         self._reference_logprobs = self._reference(negatives, train_dataset)
         self._start = (
@@ -196,6 +197,7 @@ class UnlearnTrainer(Trainer):
         their token count is taken over the whole step, so accumulation does not change the gradient.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_batches = batches
         if self._retain is None or self._retain_name not in ("nll", "kl") or not batches:
             return batches, None
         rows = self._retain_rows()
@@ -235,12 +237,16 @@ class UnlearnTrainer(Trainer):
         losses = self.loss(s, reference, response_lengths(batch).to(s))
         self._refuse_non_finite(losses.detach(), batch)
         weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
-        # The mean over a full pass's steps of (steps/Ω)·Σ_step ω·ℓ is the objective; DDP averages over
-        # processes, so the sum is scaled back up by their number.
-        scale = self._steps_per_pass() / float(self.weights.sum())
-        loss = scale * (weights * losses).sum() * self.args.world_size
+        # DDP averages over processes, so the sum is scaled back up by their number.
+        loss = self.scale * (weights * losses).sum() * self.args.world_size
         loss = loss + self._retain_weight * self._retain_loss(model, inputs)
-        return (loss, {"losses": losses.detach()}) if return_outputs else loss
+        return (loss, {"losses": losses}) if return_outputs else loss
+
+    @property
+    def scale(self) -> float:
+        """What multiplies Σ ω·ℓ in a step: the mean over a pass's steps of (steps/Ω)·Σ_step ω·ℓ is the
+        objective."""
+        return self._steps_per_pass() / float(self.weights.sum())
 
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps

@@ -7,7 +7,7 @@ preference objective J; `utility_cost` > 0 means it lowers the utility U.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
@@ -46,6 +46,30 @@ class Batch:
             self.labels.to(device),
             self.index.to(device),
         )
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Several texts in each row, those with the same prompt sharing one copy of it.
+
+    Shapes: `input_ids`, `position_ids` are (B, T) int64, positions counted within each text; `mask`
+    (B, 1, T, T) bool says which token sees which. Of the R response tokens, `rows` and `columns` (R,) are the
+    places that predict them, `targets` (R,) the tokens, `example` (R,) their text's place in `index`; tokens
+    of one text follow each other. `index` is (N,) int64, each text's position in the data set it came from.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
+    example: torch.Tensor
+    index: torch.Tensor
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 class UserError(Exception):

@@ -62,6 +62,27 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class VerifyOptions:
+    """How many subsets are unlearned for real, and what is compared with them."""
+
+    subsets: int = option(16, "Subsets of the negatives to unlearn for real.", least=4)
+    subset_share: str = option("25%", "Negatives in each subset: a percentage, or a number.")
+    singles: int = option(0, "Single negatives to unlearn for real as well.", least=0)
+    seeds: int = option(1, "Seeds of the inner run for every subset.", least=1)
+    repeats: int = option(
+        2, "More seeds for the first subset: they tell how much of the differences is noise.", least=0
+    )
+    estimators: str = option(
+        "", "Estimators to compare, by commas, the judged one first; or all. Empty = what --curvature says."
+    )
+    embedding_model: str = option(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "Model of the embedding control; needs the extra `embeddings`. Empty = leave it out.",
+    )
+    processes: int = option(1, "Processes that share the runs; each loads the model.", least=1)
+
+
+@dataclass(frozen=True)
 class DemoOptions:
     """The demo."""
 
@@ -84,6 +105,19 @@ ALIGN = Schema(
         RunOptions,
         ResumeOptions,
         MergeOptions,
+    ),
+    REGISTRIES,
+)
+VERIFY = Schema(
+    (
+        DataOptions,
+        TestOptions,
+        ModelOptions,
+        ImpactOptions,
+        UnlearnOptions,
+        VerifyOptions,
+        RunOptions,
+        ResumeOptions,
     ),
     REGISTRIES,
 )

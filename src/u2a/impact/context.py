@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from u2a.data.collate import length_sorted_batches
-from u2a.logprobs import Progress, dataset_logprobs
-from u2a.types import Batch
+from u2a.logprobs import Progress, dataset_logprobs, text_batches
+from u2a.types import Batch, PackedBatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,8 +43,12 @@ class ScoringContext:
         """Where φ is."""
         return next(iter(self.parameters.values())).device
 
+    def shared_batches(self, texts: Dataset) -> Iterator[Batch | PackedBatch]:
+        """`texts` in the cheapest layout, where prompts may be shared, on the device of φ."""
+        return text_batches(self.model, texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id)
+
     def batches(self, texts: Dataset) -> Iterator[Batch]:
-        """`texts` in length-sorted batches on the device of φ."""
+        """`texts` in length-sorted batches, examples apart, on the device of φ."""
         for batch in length_sorted_batches(texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id):
             yield batch.to(self.device)
 

@@ -29,6 +29,7 @@ from u2a.report.plots import (
 )
 from u2a.report.record import Record, read_record
 from u2a.report.scores import Measured, Scores, read_measurements, read_scores, read_texts
+from u2a.report.verify_plot import verify_plots
 from u2a.report.wording import NOTHING, excerpt, memory, number, settings, visible
 from u2a.runs import write_text
 
@@ -59,7 +60,7 @@ def write_report(run: Path, *, with_text: bool = True) -> Path:
     """Writes `report.html` into a run folder, whole, and returns its path.
 
     Args:
-        run: folder of an `align` or `impact` run.
+        run: folder of an `align`, `impact` or `verify` run.
         with_text: show prompts and responses of negatives, and settings with their full paths. Without it
             the page can be passed on: negatives appear by row and id, paths as bare names.
 
@@ -102,7 +103,7 @@ def extremes(scores: Scores) -> tuple[list[int], list[int]]:
 
 
 def _plots(record: Record, scores: Scores, points: list[Measured], responses: dict[int, str]) -> list[Plot]:
-    plots = []
+    plots = verify_plots(record.path)
     if len(scores.order):
         plots.append(impact_histogram(scores))
         plots.append(cumulative_gain(scores, record.counts.get("selected")))

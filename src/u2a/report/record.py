@@ -72,8 +72,8 @@ class Record:
 
     @property
     def measured_only(self) -> bool:
-        """An `impact` run: nothing was unlearned, so there is nothing beside the original."""
-        return self.command == "impact"
+        """An `impact` or `verify` run: no model was made, so there is nothing beside the original."""
+        return self.command in ("impact", "verify")
 
 
 def read_record(run: Path) -> Record:

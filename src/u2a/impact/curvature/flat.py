@@ -122,8 +122,8 @@ def iterative_solution(
     converged = residual <= tolerance
     if not converged:
         log.warning(
-            "curvature %s: after %d products the residual is %.2g, not %.2g; raise --curvature-max-iterations "
-            "or --curvature-damping",
+            "curvature %s: after %d products the residual is %.2g, not %.2g: raise "
+            "--curvature-max-iterations or --curvature-damping",
             *(name, used, residual, tolerance),
         )
     if lowest < 0:

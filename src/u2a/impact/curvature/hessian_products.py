@@ -41,7 +41,9 @@ def hessian_product(
     with evaluating(model), eager_attention(model), torch.enable_grad():
         for part in parts:
             gradients = torch.autograd.grad(part, leaves, create_graph=True, allow_unused=True)
-            pairs = [(g, v) for g, v in zip(gradients, vector, strict=True) if g is not None and g.requires_grad]
+            pairs = [
+                (g, v) for g, v in zip(gradients, vector, strict=True) if g is not None and g.requires_grad
+            ]
             if not pairs:
                 continue
             seconds = torch.autograd.grad(

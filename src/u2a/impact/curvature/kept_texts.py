@@ -124,7 +124,9 @@ def default_damping(trace: float, size: int) -> float:
     """
     delta = DAMPING_SHARE * trace / size
     if not 0 < delta < float("inf"):
-        raise GuardStop(f"the mean curvature of the retain texts is {trace / size}: no damping follows from it")
+        raise GuardStop(
+            f"the mean curvature of the retain texts is {trace / size}: no damping follows from it"
+        )
     return delta
 
 

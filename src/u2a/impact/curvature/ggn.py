@@ -1,0 +1,118 @@
+"""H = λ·GGN(R) + δI, coupled over all parameters at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from u2a.impact.curvature.elementwise import ScalarSolver
+from u2a.impact.curvature.options import (
+    DAMPING,
+    MAX_ITERATIONS,
+    RETAIN_WEIGHT,
+    ROWS,
+    SEED,
+    TOLERANCE,
+    refuse_bad_options,
+)
+
+if TYPE_CHECKING:
+    from u2a.impact.context import Direction
+    from u2a.impact.curvature.interface import Solution
+    from u2a.impact.curvature.kept_texts import KeptTexts
+    from u2a.impact.curvature.kronecker import KroneckerSolver
+    from u2a.problem import Problem, Task
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """H = λ·GGN(R) + δI (Schraudolph 2002; Martens 2010), R the NLL per token of the retain texts.
+
+    GGN(R) = Σ_t J_tᵀ·(diag(p_t) − p_t·p_tᵀ)·J_t / T over their T response tokens, J_t the logits' Jacobian,
+    p_t the model's probabilities: positive semidefinite, cross-module terms included, never formed. That of
+    `kl` is the same matrix. For the `l2` retain term H = (λ + δ)·I, δ = 0 unless given; without a retain
+    term U's texts stand for it. δ by rule: a tenth of the mean diagonal, the trace being estimated from
+    squared gradients with labels drawn from the model. Solved by conjugate gradients.
+    """
+
+    passes: ClassVar[str] = (
+        "two forward passes and one backward pass over `rows` retain texts, once (kfac: twice); each product "
+        "about 5 forward passes over them, at most `max_iterations` products for ∇J and again for ∇U"
+    )
+
+    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    damping: float = field(default=0.0, metadata=DAMPING)
+    rows: int = field(default=64, metadata=ROWS)
+    seed: int = field(default=0, metadata=SEED)
+    tolerance: float = field(default=1e-2, metadata=TOLERANCE)
+    max_iterations: int = field(default=50, metadata=MAX_ITERATIONS)
+    preconditioner: str = field(
+        default="none",
+        metadata={
+            "help": "ggn: kfac saves products and needs adapters on linear layers.",
+            "choices": ("none", "kfac"),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        refuse_bad_options(self)
+
+    def prepare(self, problem: Problem, task: Task) -> GaussNewtonSolver | ScalarSolver:
+        """Chooses the texts, the damping and, if asked, the preconditioner."""
+        from u2a.impact.curvature.kept_texts import KeptTexts, default_damping, fisher_diagonal
+
+        if problem.retain_loss == "l2":
+            return ScalarSolver(self.retain_weight + self.damping)
+        kept = KeptTexts.of(problem, self.rows, self.seed)
+        delta = self.damping
+        if not delta:
+            with task("curvature: trace of the Gauss-Newton matrix", len(kept.texts)) as progress:
+                found = fisher_diagonal(kept, sampled=True, progress=progress)
+            trace = sum(float(value.double().sum()) for value in found.values())
+            delta = default_damping(self.retain_weight * trace, sum(v.numel() for v in found.values()))
+        preconditioner = None
+        if self.preconditioner == "kfac":
+            from u2a.impact.curvature.kronecker import KFAC
+
+            kfac = KFAC(self.retain_weight, delta, self.rows, self.seed).prepare(problem, task)
+            preconditioner = None if isinstance(kfac, ScalarSolver) else kfac
+        return GaussNewtonSolver(self, kept, delta, preconditioner, task)
+
+
+@dataclass(frozen=True)
+class GaussNewtonSolver:
+    """Conjugate gradients on Gauss-Newton products; `delta` is δ."""
+
+    options: GaussNewton
+    kept: KeptTexts
+    delta: float
+    preconditioner: KroneckerSolver | None
+    task: Task
+    elementwise: bool = False
+
+    def product(self, direction: Direction) -> Direction:
+        """H·v by name."""
+        from u2a.impact.curvature.gauss_newton_products import gauss_newton_product
+
+        found = gauss_newton_product(self.kept, direction)
+        weight = self.options.retain_weight
+        return {name: weight * value + self.delta * direction[name] for name, value in found.items()}
+
+    def solve(self, gradient: Direction) -> Solution:
+        """v with H·v ≈ g."""
+        from u2a.impact.curvature.conjugate_gradients import ConjugateGradients
+        from u2a.impact.curvature.flat import Flat, iterative_solution
+
+        flat, kfac = Flat.of(gradient), self.preconditioner
+        inverse = None if kfac is None else lambda r: flat.flatten(kfac.solve(flat.unflatten(r)).direction)
+        limit = self.options.max_iterations
+        with self.task("curvature: products with the Gauss-Newton matrix", limit) as progress:
+            return iterative_solution(
+                ConjugateGradients(inverse),
+                self.product,
+                gradient,
+                name="ggn",
+                tolerance=self.options.tolerance,
+                max_iterations=limit,
+                progress=progress,
+            )

@@ -1,0 +1,64 @@
+"""The inner run: one weighted unlearning of a problem, as the outer loop does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PrinterCallback, TrainerCallback
+
+from u2a.config import UnlearnOptions
+from u2a.problem import Problem
+from u2a.trainer import U2AConfig, UnlearnTrainer
+
+
+def unlearning_trainer(
+    problem: Problem,
+    weights: np.ndarray,
+    options: UnlearnOptions,
+    *,
+    learning_rate: float,
+    seed: int,
+    folder: str,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> UnlearnTrainer:
+    """The trainer of one inner run, from the current φ; `train()` does the run, in place.
+
+    Args:
+        weights: ω (N,), ≥ 0, one for each negative.
+        learning_rate: AdamW's, constant; the outer loop may have halved the one of `options`.
+        folder: scratch folder of the run, the caller's to remove. Nothing worth keeping goes there.
+    """
+    rows = problem.negative_texts
+    for name, values in (("weight", weights), ("ref_logprob", problem.reference.numpy())):
+        rows = rows.add_column(name, np.asarray(values, np.float64))
+    args = U2AConfig(
+        output_dir=folder,
+        retain_loss=problem.retain_loss,
+        retain_weight=options.retain_weight,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        gradient_checkpointing=options.gradient_checkpointing,
+        seed=seed,
+        use_cpu=problem.policy.device.type == "cpu",
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = UnlearnTrainer(
+        model=problem.policy.model,
+        args=args,
+        loss=problem.loss,
+        train_dataset=rows,
+        retain_dataset=problem.retain_texts,
+        reference_model=problem.frozen,
+        processing_class=problem.policy.tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

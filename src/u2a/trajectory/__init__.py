@@ -1,0 +1,1 @@
+"""Impact along the run that unlearning really is: a few AdamW steps, not an argmin."""

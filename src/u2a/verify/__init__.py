@@ -1,0 +1,1 @@
+"""Ground truth: unlearn subsets of the negatives for real, and compare with what impact predicted."""
