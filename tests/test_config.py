@@ -104,7 +104,7 @@ def test_every_option_is_read_somewhere():
                 read.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 read.add(node.value)
-    for name in schemas.ALIGN.specs:
+    for name in {**schemas.ALIGN.specs, **schemas.VERIFY.specs}:
         plain = name.removeprefix("objective_").removeprefix("curvature_")
         assert name in read or plain in read, f"--{name} is accepted and never read"
 
@@ -114,3 +114,11 @@ def test_the_example_is_valid():
     values = schemas.ALIGN.resolve(str(example), {})
     assert values["learning_rate"] == 1e-4
     assert values["select"] == "50%"
+
+
+@pytest.mark.parametrize("name", ["select", "subset_share"])
+def test_a_bare_number_in_yaml_is_a_count(tmp_path, name):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"{name}: 15\n")
+    schema = schemas.ALIGN if name == "select" else schemas.VERIFY
+    assert schema.resolve(str(config), {})[name] == "15"

@@ -269,7 +269,7 @@ class Schema:
         if spec.type is float and isinstance(value, str):  # YAML reads 1e-4 as text
             with suppress(ValueError):
                 value = float(value)
-        if spec.name == "select" and isinstance(value, int):
+        if spec.name in ("select", "subset_share") and type(value) is int:  # a bare number in YAML
             value = str(value)
         number: Any = value
         if type(value) is not spec.type:

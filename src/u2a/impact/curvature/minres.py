@@ -27,6 +27,7 @@ def minres(product: Product, b: Tensor, *, target: float, most: int) -> Run:
     # rotation (cosine, sine) that last cleared the subdiagonal, and what it left above the diagonal
     cosine, sine, left, above = -1.0, 0.0, 0.0, 0.0
     remaining, scale, beta = beta, 0.0, 0.0
+    precision = torch.finfo(b.dtype).eps
     stuck = False
     for _ in range(most):
         hv = product(v) - beta * v_before
@@ -37,19 +38,22 @@ def minres(product: Product, b: Tensor, *, target: float, most: int) -> Run:
         scale = max(scale, abs(alpha) + beta + following)
         second, delta, rotated = above, cosine * left + sine * alpha, sine * left - cosine * alpha
         above, left = sine * following, -cosine * following
-        gamma = float(np.hypot(rotated, following))
-        stuck = gamma <= torch.finfo(b.dtype).eps * scale
-        if stuck:  # H is singular along what is left of b
+        # ‖H·r‖/‖r‖ of the residual r so far: where it vanishes, H is singular along r and nothing can be won
+        stuck = float(np.hypot(rotated, left)) <= precision**0.75 * scale
+        if stuck:
             break
+        gamma = float(np.hypot(rotated, following))
         cosine, sine = rotated / gamma, following / gamma
         w_before, w = w, (v - second * w_before - delta * w) / gamma
         x = x + (cosine * remaining) * w
         remaining *= sine
-        if abs(remaining) <= target or following <= torch.finfo(b.dtype).eps * scale:
+        if abs(remaining) <= target or following <= precision * scale:
             break
         off_diagonal.append(following)
         v_before, v, beta = v, hv / following, following
     lowest = eigh_tridiagonal(
         np.array(diagonal), np.array(off_diagonal[: len(diagonal) - 1]), eigvals_only=True
     )[0]
-    return Run(x, len(diagonal), min(float(lowest), 0.0), stuck)
+    # what rounding alone could have made negative is not reported
+    negative = float(lowest) if lowest < -10 * precision * scale else 0.0
+    return Run(x, len(diagonal), negative, stuck)
