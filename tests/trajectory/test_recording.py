@@ -26,7 +26,7 @@ def test_steps_follow_each_other_by_adamw():
     for t, (step, state) in enumerate(zip(recording.steps, states, strict=True)):
         last = t == len(states) - 1
         for name, adamw in step.adamw.items():
-            assert adamw.number == t + 1
+            assert (adamw.number, adamw.learning_rate) == (t + 1, RUN.learning_rate)
             m = adamw.first_moment(state.m[name], state.gradient[name])
             v = adamw.second_moment(state.v[name], state.gradient[name])
             rate = adamw.learning_rate / (1 - adamw.beta1**adamw.number)
