@@ -162,7 +162,8 @@ def _header(base: dict[str, Any], before: dict[str, Array]) -> list[str]:
         "## The main job on hh_harmless",
         "",
         "Command: `python benchmarks/main_job.py --data PATH/hh_harmless.jsonl --work runs/main_job` "
-        f"({platform.machine()}, 2 cores without an accelerator, torch {torch.__version__}).",
+        f"({platform.machine()}, 2 cores without an accelerator, torch {torch.__version__}). "
+        "One process a loss, one thread each, other work beside them: seconds are an upper bound.",
         "",
         f"Rows: {sizes}. Original model: held-out margin {before['margin'].mean():+.3f} nats summed, "
         f"{before['margin per token'].mean():+.4f} per token, accuracy {before['accuracy'].mean():.3f}. "
