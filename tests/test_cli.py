@@ -58,7 +58,7 @@ def test_help_loads_nothing_heavy():
     assert output.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["check", "split", "impact", "align", "report", "demo"])
+@pytest.mark.parametrize("command", ["check", "split", "impact", "align", "verify", "report", "demo"])
 def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0

@@ -175,6 +175,21 @@ def test_the_standard_error_is_that_of_the_mean_over_pairs():
     np.testing.assert_allclose(table.impact_se, expected, rtol=1e-6)
 
 
+def test_a_large_adapter_gets_fewer_groups_or_no_standard_error(monkeypatch):
+    from u2a.impact import table
+
+    problem = tiny_problem("llama")
+    context = _context(problem)
+    each = 3 * sum(p.numel() * p.element_size() for p in context.parameters.values())
+    monkeypatch.setattr(table, "_SE_BYTES", 5 * each)
+    assert table._affordable_groups(context, 16) == 5
+    assert table._affordable_groups(context, 4) == 4
+    monkeypatch.setattr(table, "_SE_BYTES", 3 * each)
+    found = score_impact(problem, scoring="exact")
+    assert found.impact_se is None
+    np.testing.assert_allclose(found.impact, score_impact(problem, scoring="jvp").impact, rtol=1e-4)
+
+
 def test_cosine_and_gradient_norm_belong_to_the_impact():
     """a_i = cos·‖∇ℓ_i‖·‖∇J‖ with identity curvature; the norm is that of the loss itself."""
     problem = tiny_problem("qwen", loss=SimNPO(0.1))

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 
 _BLOCK = 1000
+_SE_BYTES = 2 << 30
+"""Most memory for the gradients behind `impact_se`: fewer groups for a larger adapter."""
+_FEWEST_GROUPS = 4
+"""Fewer groups than this have no spread worth a number."""
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _SCHEMA = pa.schema(
     {
@@ -119,7 +123,8 @@ def score_impact(
         self_check: examples on which `fd` is compared with exact gradients.
         se_groups: `impact_se` is the spread of the impact over this many groups of validation examples, drawn
             by a fixed seed (0 = none). Only where more directions cost next to nothing: `exact` in batches
-            with a curvature in closed form.
+            with a curvature in closed form. Fewer groups where φ is so large that their gradients would take
+            more than 2 GiB; no standard error below 4 groups.
         at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
 
     Raises:
@@ -130,7 +135,7 @@ def score_impact(
     method = cheapest_method(context, 2) if scoring == "auto" else scoring
     solver = (curvature or Identity()).prepare(problem, task)
     cheap = method == "exact" and is_batched(context) and solver.elementwise
-    aims = _aims(problem, context, at, se_groups if cheap else 0, task)
+    aims = _aims(problem, context, at, _affordable_groups(context, se_groups) if cheap else 0, task)
     solutions = solver.solve(aims.of_j), solver.solve(aims.of_u)
     directions = [solution.direction for solution in solutions]
     if method == "exact":
@@ -148,6 +153,13 @@ def score_impact(
             progress=progress,
         )
     return _table(problem, aims, found, solutions)
+
+
+def _affordable_groups(context: ScoringContext, asked: int) -> int:
+    """At most `asked` groups; each has its gradient, its solution and its place among the directions."""
+    each = 3 * sum(p.numel() * p.element_size() for p in context.parameters.values())
+    groups = min(asked, _SE_BYTES // each)
+    return groups if groups >= _FEWEST_GROUPS else 0
 
 
 @dataclass(frozen=True)
