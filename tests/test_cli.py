@@ -72,6 +72,10 @@ BAD_INPUT = {
     "option of another loss": ({"--loss": "ga", "--beta": "0.2"}, ["--beta"]),
     "contradiction": ({"--loss": "graddiff", "--retain-loss": "kl"}, ["graddiff"]),
     "selection": ({"--select": "0%"}, ["--select"]),
+    "device that is not there": ({"--device": "xpu"}, ["--device", "xpu"]),
+    "seed past numpy's limit": ({"--seed": str(2**32)}, ["--seed", "at most"]),
+    "no number": ({"--min-gain": "nan"}, ["--min-gain", "finite"]),
+    "retain term without rows": ({"--loss": "graddiff"}, ["graddiff", "--retain"]),
     "missing model": ({"--model": "./no-such-folder"}, ["no-such-folder"]),
 }
 
@@ -90,6 +94,29 @@ BAD_FILES = {
     "negative weight": ('{"prompt": "a", "completion": "b", "weight": -1}\n', ["bad.jsonl", "1", "weight"]),
     "no response": ('{"prompt": "a", "completion": ""}\n', ["bad.jsonl", "1"]),
 }
+
+
+def test_impact_refuses_a_retain_term_without_rows_before_loading(given, tmp_path, monkeypatch):
+    import u2a.models
+
+    monkeypatch.setattr(u2a.models, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    result = call("impact", {**given, "--loss": "graddiff"})
+    assert result.exit_code == 2
+    assert "--retain" in result.output
+    one = jsonl(tmp_path / "one.jsonl", [{"prompt": "a", "completion": "b"}])
+    result = call("align", {**given, "--loss": "graddiff", "--retain": one})
+    assert result.exit_code == 2
+    assert "at least 2 rows" in result.output
+
+
+def test_a_broken_config_is_refused_on_resume(given, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    (tmp_path / "run" / "versions.json").write_text("{}")
+    words = [word for pair in given.items() for word in pair]
+    result = CliRunner().invoke(app, ["align", *words, "--resume"])
+    assert result.exit_code == 2
+    assert "config.yaml" in result.output
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

@@ -163,3 +163,40 @@ def test_full_fine_tuning_with_a_frozen_copy():
 def test_every_retain_term_runs(retain_loss):
     result = run(problem(retain_loss=retain_loss), outer={"outer_steps": 1})
     assert len(result.points) == 3
+
+
+def test_a_rate_that_makes_everything_non_finite_is_halved_first(monkeypatch):
+    """Non-finite values are the far end of a rate that is too large, not the end of the run."""
+    from u2a.outer_loop import _OuterLoop
+
+    real, rates = _OuterLoop._train, []
+
+    def failing_twice(self, state, measuring, seed):
+        rates.append(state.learning_rate)
+        if len(rates) <= 2:
+            raise GuardStop("the log-prob of row 0 is nan")
+        return real(self, state, measuring, seed)
+
+    monkeypatch.setattr(_OuterLoop, "_train", failing_twice)
+    result = run(problem(), outer={"outer_steps": 1, "halvings": 3})
+    assert not result.stopped_by_guard
+    assert rates == [3e-3, 1.5e-3, 0.75e-3]
+
+
+@pytest.mark.parametrize("what", ["preferences", "retain", "model"])
+def test_resume_refuses_other_rows_and_another_model(tmp_path, what):
+    from datasets import Dataset
+
+    from problems import GOOD, answers, pairs
+    from u2a.types import UserError
+
+    run(problem(retain_loss="nll"), folder=tmp_path, outer={"outer_steps": 1})
+    changed = {"retain_loss": "nll"}
+    if what == "preferences":
+        changed["preferences"] = Dataset.from_list([{**row, "chosen": "Other."} for row in pairs()])
+    elif what == "retain":
+        changed["retain"] = answers([(prompt, "Other.") for prompt, _ in GOOD])
+    else:
+        changed["seed"] = 5
+    with pytest.raises(UserError, match="resume"):
+        run(problem(**changed), folder=tmp_path, resume=True)

@@ -310,3 +310,14 @@ def test_names_of_the_literature():
         resolve_loss("graddiff", "kl")
     with pytest.raises(UserError, match="not a loss"):
         resolve_loss("dpo", None)
+
+
+def test_a_given_reference_model_is_the_reference(tmp_path):
+    """Full fine-tuning with a frozen original that is not the model as it is."""
+    policy = tiny_policy("llama", lora_rank=0, dtype=torch.float64)
+    other = tiny_policy("llama", lora_rank=0, dtype=torch.float64, seed=3)
+    args = U2AConfig(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    common = {"args": args, "train_dataset": answers(BAD), "processing_class": policy.tokenizer}
+    trainer = UnlearnTrainer(model=policy.model, reference_model=other.model, **common)
+    expected = UnlearnTrainer(model=other.model, **common)
+    torch.testing.assert_close(trainer._reference_logprobs, expected._reference_logprobs)

@@ -82,7 +82,10 @@ def test_scale_is_the_root_mean_square_of_the_selected():
 
 
 def test_exchange_lets_a_better_negative_in_for_a_leaver():
-    """0.02 is under the floor and leaves; 5.0 beats the stayers' least impact 1.0 and enters at 0.05."""
+    """0.02 is under the floor and leaves; 5.0 beats the stayers' least impact 1.0 and enters at the floor.
+
+    Stayers hold 2.98 and the newcomer e = 0.05·2.98/(2 + 0.95), so that of three rescaled ones it has 0.05.
+    """
     updated = exchange(
         np.array([1.98, 1.0, 0.02, 0.0, 0.0]),
         np.array([2.0, 1.0, -1.0, 5.0, 0.5]),
@@ -92,7 +95,9 @@ def test_exchange_lets_a_better_negative_in_for_a_leaver():
     assert updated[2] == 0
     assert updated[4] == 0
     assert updated.sum() == pytest.approx(3)
-    assert updated[3] / updated[0] == pytest.approx(0.05 / 1.98)
+    assert updated[3] == pytest.approx(0.05)
+    assert updated[3] >= 0.05
+    assert updated[0] / updated[1] == pytest.approx(1.98)
 
 
 def test_exchange_takes_nobody_in_when_nobody_leaves():

@@ -16,6 +16,9 @@ from u2a.problem import Problem, Task
 from u2a.runs import whole_file, write_json
 from u2a.types import UserError
 
+_SAME_MODEL = 0.01
+"""Largest relative difference of U at the original that arithmetic may make between two machines."""
+
 
 @dataclass
 class OuterState:
@@ -65,8 +68,12 @@ class Checkpoints:
             return state
         saved: dict[str, Any] = json.loads(found[-1].read_text(encoding="utf-8"))
         if saved.pop("negatives") != _digest(ledger.problem):
-            raise UserError("--resume: the negatives, or their tokens, changed since the run began")
+            raise UserError(
+                "--resume: the negatives, the validation or the retain rows, or their tokens, changed since "
+                "the run began"
+            )
         ledger.points = [Point(**point) for point in saved.pop("points")]
+        _refuse_another_model(ledger)
         ledger.best_parameters = load_file(found[-1].with_suffix(".safetensors"))
         restore(ledger.problem, ledger.best_parameters)
         if any(point.best and point.outer_step > 0 for point in ledger.points):
@@ -75,9 +82,25 @@ class Checkpoints:
         return OuterState(weights=history[-1], history=history, **saved)
 
 
+def _refuse_another_model(ledger: Ledger) -> None:
+    before, now = ledger.points[0].figures["utility"], ledger.start.utility
+    if before is not None and abs(before - now) > _SAME_MODEL * max(1.0, abs(now)):
+        raise UserError(
+            f"--resume: the original model is another one: its utility was {before:.6g} when the run began "
+            f"and is {now:.6g} now"
+        )
+
+
 def _digest(problem: Problem) -> str:
-    """Changes when the tokens of some negative do."""
+    """Changes when the tokens of some negative, validation or retain text do."""
     digest = hashlib.sha256()
-    for ids in problem.negative_texts["input_ids"]:
-        digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+    for texts in (
+        problem.negative_texts,
+        problem.objective.texts,
+        problem.utility.texts,
+        problem.retain_texts,
+    ):
+        digest.update(b"none" if texts is None else b"texts")
+        for ids in texts["input_ids"] if texts is not None else ():
+            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
     return digest.hexdigest()

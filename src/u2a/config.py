@@ -21,6 +21,9 @@ import yaml
 
 from u2a.types import UserError
 
+LARGEST_SEED = 2**31 - 1
+"""So that the seeds derived from it stay below numpy's limit of 2³²."""
+
 
 def option(
     default: Any,
@@ -29,15 +32,16 @@ def option(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     flag_only: bool = False,
 ) -> Any:
     """A dataclass field that is an option: its help stands in `--help`, the docs and the errors.
 
     Args:
-        least: smallest value; above: a bound that the value must exceed.
+        least, most: smallest and largest value; above: a bound that the value must exceed.
         flag_only: a YAML file alone cannot set it: a shared file must not run code.
     """
-    bounds = {"least": least, "above": above, "flag_only": flag_only}
+    bounds = {"least": least, "above": above, "most": most, "flag_only": flag_only}
     return field(default=default, metadata={"help": help, "choices": tuple(choices), **bounds})
 
 
@@ -118,7 +122,9 @@ class UnlearnOptions:
     )
     epochs: float = option(1.0, "Passes over the selected negatives in each outer step.", above=0)
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
-    batch_size: int = option(8, "Negatives in each optimiser step.", least=1)
+    batch_size: int = option(
+        8, "Negatives in each micro-batch, that is in each optimiser step without accumulation.", least=1
+    )
     gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")
 
@@ -136,7 +142,9 @@ class OuterOptions:
     kl_budget: float = option(
         0.1, "Largest KL(policy ‖ original) per retain token, in nats; 0 = no limit.", least=0
     )
-    max_nll_rise: float = option(0.1, "Largest rise of the retain NLL, in nats per token.", least=0)
+    max_nll_rise: float = option(
+        0.1, "Largest rise of the retain NLL, in nats per token; 0 = none at all.", least=0
+    )
     utility_budget: float = option(
         0.0, "Largest fall of U that weights may cost; 0 = only the guards.", least=0
     )
@@ -148,7 +156,7 @@ class RunOptions:
     """The run itself."""
 
     output: str = option("", "Run folder; must be empty or new.")
-    seed: int = option(0, "Seed of everything that is drawn.", least=0)
+    seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,7 @@ class OptionSpec:
     owner: str
     least: float | None = None
     above: float | None = None
+    most: float | None = None
     flag_only: bool = False
 
     @property
@@ -214,7 +223,7 @@ class Schema:
             kind = _plain_type(hints.get(f.name, f.type))
             more = {
                 key: f.metadata[key]
-                for key in ("choices", "least", "above", "flag_only")
+                for key in ("choices", "least", "above", "most", "flag_only")
                 if key in f.metadata
             }
             spec = OptionSpec(
@@ -284,7 +293,9 @@ class Schema:
             raise UserError(f"{spec.flag} {value}: must be at least {spec.least:g}")
         if spec.above is not None and not number > spec.above:
             raise UserError(f"{spec.flag} {value}: must be above {spec.above:g}")
-        if spec.type is float and math.isinf(number):
+        if spec.most is not None and not number <= spec.most:
+            raise UserError(f"{spec.flag} {value}: must be at most {spec.most:g}")
+        if spec.type is float and not math.isfinite(number):
             raise UserError(f"{spec.flag} {value}: must be finite")
         return value
 

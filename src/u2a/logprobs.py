@@ -235,5 +235,6 @@ def refuse_non_finite(values: Tensor, texts: Dataset, what: str) -> None:
         row = texts[first].get("row", first)
         raise GuardStop(
             f"the {what} of row {row} is {float(values[first])} ({len(bad)} of {len(values)} rows are not "
-            "finite). Look at that row; if it is sound, try --dtype float32."
+            "finite). While unlearning: lower --learning-rate. Else look at that row; if it is sound, try "
+            "--dtype float32."
         )

@@ -26,7 +26,15 @@ from u2a.model_loading import load_source, quiet_transformers
 from u2a.model_source import ModelSource, check_source
 from u2a.types import UserError
 
-__all__ = ["Policy", "add_adapter", "check_source", "demo_model", "ensure_pad_token", "load_policy"]
+__all__ = [
+    "Policy",
+    "add_adapter",
+    "check_device",
+    "check_source",
+    "demo_model",
+    "ensure_pad_token",
+    "load_policy",
+]
 
 DTYPES = {
     "float32": torch.float32,
@@ -211,12 +219,26 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 # -- options ------------------------------------------------------------------------------------------------
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has one of its kind.
+
+    Raises:
+        UserError: not the name of a device, or there is none of its kind here.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: {error}") from error
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kinds = ["cpu"] if here is None else ["cpu", here.type]
+    if found.type not in kinds:
+        raise UserError(f"--device {device}: there is none here; this machine has {', '.join(kinds)}")
+    return found
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     if device is not None:
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise UserError(f"--device {device}: {error}") from error
+        return check_device(device)
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()

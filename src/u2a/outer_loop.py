@@ -229,16 +229,21 @@ class _OuterLoop:
 
     def _inner_run(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> None:
         """Unlearns with the current weights; halves the learning rate while the first measured point is
-        already past a budget."""
+        already past a budget, or not finite, which is the far end of the same."""
         begin = snapshot(self.problem)
         for halving in range(self.outer.halvings + 1):
-            measuring = _Measuring(self, state)
-            self._train(state, measuring, seed=self.seed + 1000 * state.outer_step + halving)
+            measuring, why = _Measuring(self, state), "the first point was past a budget"
+            try:
+                self._train(state, measuring, seed=self.seed + 1000 * state.outer_step + halving)
+            except GuardStop as stop:
+                if measuring.admissible_points or halving == self.outer.halvings:
+                    raise
+                why = str(stop)
             if measuring.admissible_points or halving == self.outer.halvings:
                 break
             state.learning_rate /= 2
             restore(self.problem, begin)
-            log.info("learning rate halved to %g: the first point was past a budget", state.learning_rate)
+            log.info("learning rate halved to %g: %s", state.learning_rate, why)
         if measuring.last is not None and table is not None:
             # what one unit of predicted cost, Σω·c, really costs
             predicted, fall = float(state.weights @ table.utility_cost), at.utility - measuring.last.utility

@@ -112,7 +112,12 @@ class RunFolder:
         cls.check(path, resume=resume)
         kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
         if resume:
-            before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            try:
+                before = dict(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+            except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+                raise UserError(
+                    f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
+                ) from None
             changed = sorted(key for key in kept if before.get(key) != kept[key])
             if changed:
                 names = ", ".join(changed)

@@ -178,9 +178,10 @@ class UnlearnTrainer(Trainer):
             return torch.tensor(given["ref_logprob"], dtype=torch.float64)
         if not self.loss.needs_reference:
             return torch.zeros(len(negatives))
-        with _adapter_off(self.model):
+        model = self._reference_model if self._reference_model is not None else self.model
+        with _adapter_off(model):
             return dataset_logprobs(
-                self.model,
+                model,
                 negatives,
                 max_tokens=max(2048, self.args.max_length),
                 pad_token_id=self._pad_token_id,

@@ -104,8 +104,8 @@ def mirror_ascent(weights: Array, impact: Array, scale: float, options: Weightin
 def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) -> Array:
     """Weights under the floor leave S; as many better negatives may enter, with the floor's weight.
 
-    Design, section 2, lets them enter with the leavers' mean weight; that is under the floor, so that they
-    would leave again at once.
+    That weight is the floor's after rescaling. Design, section 2, lets them enter with the leavers' mean
+    weight; that is under the floor, so that they would leave again at once.
 
     One enters when its impact is positive and above the least impact of those that stay.
     """
@@ -116,7 +116,9 @@ def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) ->
         threshold = max(0.0, float(impact[staying].min()))
         outside = np.flatnonzero((weights == 0) & (prior > 0) & (impact > threshold))
         best = outside[np.argsort(-impact[outside], kind="stable")[: int(leaving.sum())]]
-        updated[best] = options.floor
+        # e with e·|S|/(Σ_staying + e·k) = floor, for k that enter; a hair more, against rounding
+        room = np.count_nonzero(staying) + len(best) * (1 - options.floor)
+        updated[best] = options.floor * float(updated.sum()) / room * (1 + 1e-9)
     return _rescaled(updated)
 
 

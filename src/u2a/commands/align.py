@@ -111,7 +111,7 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
     passes = options["epochs"] * selected * sizes.negatives
     if options["max_steps"]:
         mean = sizes.negatives / len(problem.negatives)
-        passes = options["max_steps"] * options["batch_size"] * mean
+        passes = options["max_steps"] * options["batch_size"] * options["gradient_accumulation"] * mean
     # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
     unlearning = 4 * passes + options["measurements"] * (sizes.measuring + sizes.negatives)
     total = options["outer_steps"] * (sizes.scoring(options["scoring"]) + unlearning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from u2a.config import (
+    LARGEST_SEED,
     DataOptions,
     ImpactOptions,
     ModelOptions,
@@ -54,7 +55,7 @@ class SplitOptions:
     """How `split` cuts a file of preference pairs."""
 
     output: str = option("", "Folder for the parts; must be empty or new.")
-    seed: int = option(0, "Seed of the split.", least=0)
+    seed: int = option(0, "Seed of the split.", least=0, most=LARGEST_SEED)
     validation: int = option(64, "Prompts whose pairs are for validation.", least=1)
     test: int = option(128, "Prompts whose pairs are held out.", least=1)
     train: int = option(0, "Training prompts for the mixture; 0 = all the rest.", least=0)
@@ -87,7 +88,7 @@ class DemoOptions:
     """The demo."""
 
     output: str = option("u2a-demo", "Run folder; must be empty or new.")
-    seed: int = option(0, "Seed of everything that is drawn.", least=0)
+    seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
 
 
 CHECK = Schema((CheckOptions,))

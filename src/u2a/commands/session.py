@@ -54,12 +54,14 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
         preferences = load_preferences(values["preferences"])
     test = load_preferences(values["test"]) if values.get("test") else None
     retain = load_retain(values["retain"]) if values["retain"] else None
+    _enough_retain_rows(values, retain)
     files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
     unlimited: dict[str, Any] = {"token_limit": None, "count_tokens": None}
     if values["objective"] == "nll":  # preferred texts instead of pairs
         findings = check_data(negatives, None, test, retain, files=files, **unlimited)
         named = {"negatives": values["negatives"], "retain": values["preferences"]}
-        findings += check_data(negatives, retain=preferences, files=named, **unlimited)
+        more = check_data(negatives, retain=preferences, files=named, **unlimited)
+        findings += [finding for finding in more if finding not in findings]
     else:
         findings = check_data(negatives, preferences, test, retain, files=files, **unlimited)
     data = Data(negatives, preferences, test, retain)
@@ -81,6 +83,16 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
             "no --retain: U is measured on the preferred validation answers and so overlaps with J"
         )
     return data
+
+
+def _enough_retain_rows(values: Mapping[str, Any], retain: Dataset | None) -> None:
+    from u2a.losses import resolve_loss
+
+    term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
+    if term in ("nll", "kl") and retain is not None and len(retain) < 2:
+        raise UserError(
+            f"{values['retain']}: the {term} retain term needs at least 2 rows, one to train on and one for U"
+        )
 
 
 def _require(values: Mapping[str, Any]) -> None:
@@ -107,8 +119,13 @@ def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
 
     loss, retain_loss = resolve_loss(values["loss"], values.get("retain_loss") or None)
     LOSSES[loss](**schema.chosen_options("loss", values))
-    if "retain_loss" in values and retain_loss in ("nll", "kl") and not values["retain"]:
-        raise UserError(f"--retain-loss {retain_loss} needs --retain: good texts to train on")
+    if retain_loss in ("nll", "kl") and not values["retain"]:
+        named = f"--retain-loss {retain_loss}" if values.get("retain_loss") else f"--loss {values['loss']}"
+        raise UserError(f"{named} needs --retain: good texts to train on")
+    if values["device"]:
+        from u2a.models import check_device
+
+        check_device(values["device"])
     CURVATURES[values["curvature"]](**schema.chosen_options("curvature", values))
     if values["lora_dropout"] >= 1:
         raise UserError(f"--lora-dropout {values['lora_dropout']}: must be below 1")
