@@ -65,11 +65,10 @@ def test_a_failing_self_check_is_reported_and_switches_to_exact(monkeypatch):
     exact, _ = _along(context, problem, direction, "exact")
     from u2a.impact.finite_difference import _Run
 
-    def broken(run, _step):
+    def broken(run, _sides, _step):
         return torch.zeros(len(run.texts), dtype=torch.float64)
 
-    monkeypatch.setattr(_Run, "one_sided", broken)
-    monkeypatch.setattr(_Run, "two_sided", broken)
+    monkeypatch.setattr(_Run, "difference", broken)
     values, (check,) = _along(context, problem, direction, "fd")
     assert not check.passed
     assert check.relative_error == pytest.approx(1.0)
@@ -82,12 +81,30 @@ def test_where_one_side_is_too_coarse_two_sides_are_taken(monkeypatch):
     exact, _ = _along(context, problem, direction, "exact")
     from u2a.impact.finite_difference import _Run
 
-    one_sided = _Run.one_sided
-    monkeypatch.setattr(_Run, "one_sided", lambda run, step: 2 * one_sided(run, step))
+    real = _Run.difference
+    monkeypatch.setattr(_Run, "difference", lambda run, n, step: real(run, n, step) * (2 if n == 1 else 1))
     values, (check,) = _along(context, problem, direction, "fd")
     assert check.passed
     assert check.sides == 2
     assert (exact - values).norm() / exact.norm() <= 0.02
+
+
+def test_only_the_route_that_is_taken_passes_over_all_texts(monkeypatch):
+    """A step that is too coarse costs a few texts, not a pass."""
+    problem = tiny_problem("llama")
+    context, direction = _context(problem), _direction(problem)
+    from u2a.impact.finite_difference import _Run
+
+    real, passes = _Run.difference, []
+
+    def counted(run, sides, step):
+        passes.append((len(run.texts), sides))
+        return real(run, sides, step) * (2 if len(passes) == 1 else 1)
+
+    monkeypatch.setattr(_Run, "difference", counted)
+    found = directional_derivatives(context, problem.negative_texts, [direction], method="fd", self_check=3)
+    assert passes == [(3, 1), (3, 1), (6, 1)]
+    assert found.self_checks[0].passed
 
 
 @pytest.mark.parametrize("rank", [4, 0], ids=["lora", "full"])

@@ -1,12 +1,12 @@
 """Directional derivatives by finite differences: plain forward passes, checked against exact gradients.
 
 (s_i(φ+εv) − s_i(φ))/ε needs one forward pass beyond the log-probs that every run has anyway; where a
-self-check says that this is not accurate enough, (s_i(φ+εv) − s_i(φ−εv))/2ε needs one more.
+self-check on a few texts says that this is not accurate enough, (s_i(φ+εv) − s_i(φ−εv))/2ε needs one more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,14 +60,18 @@ def finite_differences(
         return torch.zeros(0, len(texts), dtype=torch.float64), ()
     picks = spread(texts, self_check or _PILOT)
     sample = texts.select(picks)
-    exact = per_example_derivatives(context, sample, directions).along if self_check else None
+    # one text at a time: the check must not need more memory than the passes that it checks
+    alone = replace(context, max_tokens=1)
+    exact = per_example_derivatives(alone, sample, directions).along if self_check else None
     values, checks = [], []
     for d, direction in enumerate(directions):
         run = _Run(context, texts, base, direction, progress)
         if exact is None:
-            values.append(run.one_sided(_pilot_step(context, sample, base[picks], direction)))
+            step = _pilot_step(context, sample, base[picks], direction)
+            values.append(run.difference(1, step))
             continue
-        found, check = _checked(run, picks, exact[d], sample["n_tokens"])
+        few = _Run(context, sample, base[picks], direction, None)
+        found, check = _checked(run, few, exact[d], sample["n_tokens"])
         values.append(found)
         checks.append(check)
     return torch.stack(values), tuple(checks)
@@ -87,29 +91,27 @@ class _Run:
         with shifted(self.context.parameters, self.direction, step):
             return self.context.logprobs(self.texts, self.progress).double()
 
-    def one_sided(self, step: float) -> Tensor:
-        return (self._moved(step) - self.base) / step
-
-    def two_sided(self, step: float) -> Tensor:
+    def difference(self, sides: int, step: float) -> Tensor:
+        """(s(φ+εv) − s(φ))/ε, or (s(φ+εv) − s(φ−εv))/2ε."""
+        if sides == 1:
+            return (self._moved(step) - self.base) / step
         return (self._moved(step) - self._moved(-step)) / (2 * step)
 
 
-def _checked(run: _Run, picks: list[int], exact: Tensor, lengths: list[int]) -> tuple[Tensor, SelfCheck]:
-    """One-sided, else two-sided with the larger step that it allows, else exact: the first that agrees."""
+def _checked(run: _Run, few: _Run, exact: Tensor, lengths: list[int]) -> tuple[Tensor, SelfCheck]:
+    """One-sided, else one-sided with a finer step, else two-sided, else exact: the first that agrees with the
+    exact derivatives of the `few`. All texts are passed over only by the one that is taken."""
     size = float((exact / torch.tensor(lengths)).square().mean().sqrt())
-    tiny = torch.finfo(torch.float64).tiny
     precision = _precision(run.context)
+    one, two = one_sided_change(precision), two_sided_change(precision)
     error, step = float("inf"), 0.0
-    for sides, target in ((1, one_sided_change(precision)), (2, two_sided_change(precision))):
-        if size == 0:  # nothing to choose a step by
-            break
+    for sides, target in ((1, one), (1, one / 8), (2, two)) if size > 0 else ():
         step = target / size
-        values = run.one_sided(step) if sides == 1 else run.two_sided(step)
-        error = float((values[picks] - exact).norm() / exact.norm().clamp(min=tiny))
+        error = float((few.difference(sides, step) - exact).norm() / exact.norm())
         if error <= SELF_CHECK_TOLERANCE:
-            return values, SelfCheck(len(picks), error, step, True, sides)
+            return run.difference(sides, step), SelfCheck(len(lengths), error, step, True, sides)
     found = per_example_derivatives(run.context, run.texts, [run.direction], run.progress)
-    return found.along[0], SelfCheck(len(picks), error, step, False, 2)
+    return found.along[0], SelfCheck(len(lengths), error, step, False, 2)
 
 
 def _precision(context: ScoringContext) -> float:
