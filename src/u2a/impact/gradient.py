@@ -35,7 +35,7 @@ def weighted_logprob_gradient(
     chosen = texts if len(counted) == len(texts) else texts.select(counted)
     kept = coefficients[counted]
     with evaluating(context.model), torch.enable_grad():
-        for batch in context.shared_batches(chosen) if counted else ():
+        for batch in context.keeping_activations.shared_batches(chosen) if counted else ():
             s = response_logprobs(context.model, batch)
             weighted = (s * kept[batch.index.cpu()].to(s)).sum()
             gradients = torch.autograd.grad(weighted, leaves, allow_unused=True)

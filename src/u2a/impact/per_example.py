@@ -128,7 +128,7 @@ def _batched(
         for name, p in context.parameters.items()
     }
     with evaluating(context.model), torch.enable_grad():
-        for batch in context.batches(texts):
+        for batch in context.keeping_activations.batches(texts):
             size = len(batch.index)
             sums = _Accumulator(
                 stacked,
