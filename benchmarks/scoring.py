@@ -7,8 +7,8 @@ Each method runs in a process of its own (so that peak memory is its own), on th
 negatives, after one warm-up batch; `forward` is the plain forward pass of our own scorer: length-sorted
 batches, logits only at response tokens. `authors` is the loop of the paper's code: a batch of one, logits at
 every position, a backward pass, a dot product. The negatives are the demo's texts, one to four of them
-joined, so that lengths are as ragged as logs are; the direction is a gradient of log-probs, as ∇J is. What is
-left out: loading the model, and ∇J itself.
+joined, so that lengths are as ragged as logs are; the direction is random in B and zero in A, as ∇J is in A
+before training. What is left out: loading the model, and ∇J itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from u2a.data.collate import collate, tokenize_rows
 from u2a.data.load import load_negatives
 from u2a.data.render import Renderer
 from u2a.impact.context import ScoringContext, inner_product
-from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.impact.scores import directional_derivatives
 from u2a.models import load_policy
 from u2a.runs import PhaseCost, RunFolder, write_json
@@ -80,7 +79,12 @@ def measure(method: str, count: int) -> dict[str, Any]:
     renderer = Renderer(policy.tokenizer)
     texts = tokenize_rows(ragged_negatives(count), renderer)
     context = ScoringContext(policy.model, policy.trainable(), MAX_TOKENS, policy.tokenizer.pad_token_id)
-    direction = weighted_logprob_gradient(context, texts.select(range(8)), torch.linspace(-1, 1, 8))
+    generator = torch.Generator().manual_seed(0)
+    # as ∇J where B = 0: nothing along A
+    direction = {
+        n: torch.randn(p.shape, generator=generator) if "lora_B" in n else torch.zeros_like(p)
+        for n, p in context.parameters.items()
+    }
     context.logprobs(texts.select(range(4)))
     run = RunFolder(Path(), {"work": PhaseCost("work")})
     begin = time.perf_counter()
