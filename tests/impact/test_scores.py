@@ -278,6 +278,7 @@ def _loss_gradient(problem, i):
     }
 
 
+@pytest.mark.usefixtures("true_float64")
 def test_gradient_of_the_objective_is_that_of_autograd_over_everything_at_once():
     """Batches and the chain rule over log-probs against one graph from φ to J."""
     problem = tiny_problem("qwen")
