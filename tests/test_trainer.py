@@ -321,3 +321,11 @@ def test_a_given_reference_model_is_the_reference(tmp_path):
     trainer = UnlearnTrainer(model=policy.model, reference_model=other.model, **common)
     expected = UnlearnTrainer(model=other.model, **common)
     torch.testing.assert_close(trainer._reference_logprobs, expected._reference_logprobs)
+
+
+def test_good_answers_of_a_kto_set_are_refused(tmp_path):
+    rows = answers(BAD)
+    labelled = rows.add_column("label", [False] * 5 + [True])
+    with pytest.raises(UserError, match="label is true"):
+        _trainer(tmp_path, labelled)
+    assert len(_trainer(tmp_path, labelled.select(range(5))).weights) == 5

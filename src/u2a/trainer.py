@@ -123,6 +123,11 @@ class UnlearnTrainer(Trainer):
         args = args or U2AConfig(output_dir="u2a-output")
         if train_dataset is None or len(train_dataset) == 0:
             raise UserError("train_dataset is empty: there is nothing to unlearn")
+        if "label" in train_dataset.column_names and any(value is True for value in train_dataset["label"]):
+            raise UserError(
+                "train_dataset holds rows whose label is true, that is good answers: keep only those to "
+                "unlearn, `train_dataset.filter(lambda row: not row['label'])`"
+            )
         if processing_class is None:
             from transformers import AutoTokenizer
 

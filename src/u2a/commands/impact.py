@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from u2a.problem import Measurement
 
 
+MOST_CATEGORIES = 50
+"""More values of a `category` column than this are not taken for categories."""
+
+
 def run(values: Mapping[str, Any]) -> int:
     """Scores every negative once, at the original model."""
     folder = output_path(values)
@@ -122,7 +126,9 @@ def negatives_differ(table: ImpactTable, negatives: Dataset) -> Difference:
         properties["gradient norm"] = table.grad_norm
     extra = [json.loads(text) if text else {} for text in negatives["extra"]]
     names = [str(row["category"]) for row in extra if "category" in row]
-    category = names if len(names) == len(negatives) and len(set(names)) <= len(names) // 2 else None
+    # many categories would explain by their number alone, and take long
+    few = len(set(names)) <= min(MOST_CATEGORIES, len(names) // 2)
+    category = names if len(names) == len(negatives) and few else None
     return difference(table.impact, table.impact_se, properties, category)
 
 
