@@ -217,6 +217,14 @@ def test_only_labels_are_drawn_anew():
         assert not torch.equal(own.labels, drawn.labels)
 
 
+def test_every_row_has_draws_of_its_own():
+    """Three times the same text: were the labels the same too, the texts would not be independent."""
+    problem = small_problem(retain_loss="none", retain=answers(GOOD[1:2] * 3))
+    labels = [row for b in KeptTexts.of(problem, 0, 0).batches(sampled=True) for row in b.labels.tolist()]
+    assert len(labels) == 3
+    assert labels[0] != labels[1] != labels[2] != labels[0]
+
+
 # -- Adam ---------------------------------------------------------------------------------------------------
 
 
@@ -533,12 +541,13 @@ def test_under_an_l2_term_scores_are_those_of_the_identity():
 @pytest.mark.parametrize("name", [*MEASURED, "hessian"])
 def test_options_count(name):
     problem, _ = _shared()
-    base = _curvature(name, damping=50.0, rows=1)
+    loose = {"tolerance": 1e-3, "max_iterations": 30} if name in ("ggn", "hessian") else {}
+    base = _curvature(name, damping=50.0, rows=1, **loose)
     changes = {"retain_weight": 90.0, "damping": 80.0, "rows": 0, "seed": 3}
     before = base.prepare(problem, silent).solve(_gradient(problem)).direction
     for option, value in changes.items():
         after = replace(base, **{option: value}).prepare(problem, silent).solve(_gradient(problem)).direction
-        assert any(not torch.allclose(after[key], before[key], rtol=1e-4) for key in before), option
+        assert any(not torch.allclose(after[key], before[key], rtol=1e-3) for key in before), option
 
 
 def test_few_rows_are_drawn_by_the_seed():
@@ -557,21 +566,30 @@ def test_non_finite_values_stop_the_run(name):
         _curvature(name).prepare(problem, silent).solve(gradient)
 
 
-@pytest.mark.parametrize(
-    "name, cosine", [("diagonal", 0.98), ("ggn", 0.98), ("kfac", 0.95), ("ekfac", 0.88), ("hessian", 0.88)]
-)
-def test_a_base_in_bfloat16_gives_nearly_the_same_direction(name, cosine):
-    """Adapters stay in float32, as `load_policy` leaves them. Adam is left out: docs/lab-notes.md."""
-    directions = []
+def _in_two_formats(curvature, act):
+    """The cosine between what `act(solver, gradient)` gives for a base in float32 and one in bfloat16.
+
+    Adapters stay in float32, as `load_policy` leaves them.
+    """
+    found = []
     for dtype in (torch.float32, torch.bfloat16):
         problem = tiny_problem("llama", dtype=dtype, retain_loss="nll", loss=NPO(0.1))
-        options = {"damping": 50.0} if name == "hessian" else {}
-        options |= {"tolerance": 1e-2} if name in ("ggn", "hessian") else {}
-        v = _curvature(name, **options).prepare(problem, silent).solve(_gradient(problem)).direction
         assert all(p.dtype == torch.float32 for p in problem.policy.trainable().values())
-        directions.append(v)
-    a, b = directions
-    assert inner_product(a, b) / (inner_product(a, a) * inner_product(b, b)) ** 0.5 > cosine
+        found.append(act(curvature.prepare(problem, silent), _gradient(problem)))
+    a, b = found
+    return inner_product(a, b) / (inner_product(a, a) * inner_product(b, b)) ** 0.5
+
+
+@pytest.mark.parametrize("name, cosine", [("diagonal", 0.98), ("kfac", 0.95), ("ekfac", 0.88)])
+def test_a_base_in_bfloat16_gives_nearly_the_same_direction(name, cosine):
+    """Adam is left out: docs/lab-notes.md."""
+    assert _in_two_formats(_curvature(name), lambda solver, g: solver.solve(g).direction) > cosine
+
+
+@pytest.mark.parametrize("name", ["ggn", "hessian"])
+def test_a_base_in_bfloat16_gives_nearly_the_same_products(name):
+    """Damped by next to nothing, so that it is the curvature that is compared."""
+    assert _in_two_formats(_curvature(name, damping=1e-6), lambda solver, g: solver.product(g)) > 0.98
 
 
 @pytest.mark.parametrize(

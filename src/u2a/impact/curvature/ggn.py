@@ -37,7 +37,7 @@ class GaussNewton:
 
     passes: ClassVar[str] = (
         "two forward passes and one backward pass over `rows` retain texts, once (kfac: twice); each product "
-        "about 5 forward passes over them, at most `max_iterations` products for ∇J and again for ∇U"
+        "3 to 4 forward passes over them, at most `max_iterations` products for ∇J and again for ∇U"
     )
 
     retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)

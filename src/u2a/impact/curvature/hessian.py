@@ -31,7 +31,7 @@ class Hessian:
     """
 
     passes: ClassVar[str] = (
-        "nothing to prepare; each product about 5 forward passes over `rows` negatives and `rows` retain "
+        "nothing to prepare; each product 4 to 5 forward passes over `rows` negatives and `rows` retain "
         "texts, at most `max_iterations` products for ∇J and again for ∇U"
     )
 
