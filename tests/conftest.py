@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +20,8 @@ import torch
 import cases
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from u2a.models import Policy
 
 torch.set_num_threads(1)
@@ -60,3 +63,12 @@ def true_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What `u2a` logs, as text."""
+    logger = logging.getLogger("u2a")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

@@ -76,6 +76,10 @@ BAD_INPUT = {
     "seed past numpy's limit": ({"--seed": str(2**32)}, ["--seed", "at most"]),
     "no number": ({"--min-gain": "nan"}, ["--min-gain", "finite"]),
     "retain term without rows": ({"--loss": "graddiff"}, ["graddiff", "--retain"]),
+    "no adapter for Kronecker factors": (
+        {"--curvature": "kfac", "--lora-rank": "0"},
+        ["kfac", "--lora-rank"],
+    ),
     "missing model": ({"--model": "./no-such-folder"}, ["no-such-folder"]),
 }
 

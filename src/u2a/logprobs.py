@@ -170,6 +170,8 @@ def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id:
         return False
     known = base.__dict__.setdefault("_u2a_can_pack", {})
     if attention not in known:
+        if not plan.sharing:
+            return False
         few = sorted({i for group in plan.sharing[:2] for i in group.texts[:3]})
         known[attention] = _packing_agrees(model, texts.select(few), pad_token_id)
     return known[attention]
@@ -183,12 +185,13 @@ def _packing_agrees(model: nn.Module, few: Dataset, pad_token_id: int) -> bool:
     with evaluating(model), torch.no_grad():
         try:
             found = response_logprobs(model, packed.to(device)).cpu()[packed.index.argsort()]
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             log.info("texts with the same prompt are computed one by one: %s", error)
             return False
         expected = response_logprobs(model, plain.to(device)).cpu()[plain.index.argsort()]
-    precision = max(torch.finfo(next(model.parameters()).dtype).eps, torch.finfo(torch.float32).eps)
-    return float((found - expected).abs().max()) <= precision**0.5 * float(expected.abs().max())
+    # a token that sees what it must not is off by about a nat; rounding is far below that in any format
+    off = (found - expected).abs() / torch.tensor(few["n_tokens"])
+    return float(off.max()) <= max(1e-3, 16 * torch.finfo(next(model.parameters()).dtype).eps)
 
 
 def dataset_logprobs(

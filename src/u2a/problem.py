@@ -74,7 +74,8 @@ class Problem:
 
     `negatives` are the canonical rows, `negative_texts` the same rows as tokens; `reference` (N,) their
     log-probs s_ref under the original model. `retain_loss` names the retain term of the inner problem and
-    `retain_texts` is what it trains on: never the texts that U is measured on.
+    `retain_texts` is what it trains on: never the texts that U is measured on. `retain_weight` λ is what
+    curvatures take for it; the inner run has its own in `UnlearnOptions`.
     """
 
     policy: Policy
@@ -90,6 +91,7 @@ class Problem:
     max_tokens: int
     pad_token_id: int
     frozen: nn.Module | None = None
+    retain_weight: float = 1.0
 
     def logprobs(self, texts: Dataset, progress: Progress | None = None) -> Tensor:
         """s (N,) of tokenised texts at the current φ."""
@@ -181,6 +183,7 @@ def prepare(
     preferences: Dataset,
     retain: Dataset | None = None,
     retain_loss: str = "none",
+    retain_weight: float = 1.0,
     loss: str | UnlearningLoss = "npo",
     loss_options: dict[str, Any] | None = None,
     objective: str = "preference",
@@ -199,7 +202,7 @@ def prepare(
             `preferences` has the columns of retain rows. Without `retain`, U is taken on the preferred
             validation answers and overlaps with J.
         retain_loss: the retain term, `none`, `nll`, `kl` or `l2`. For `nll` and `kl` every other retain row
-            is kept for that term and the rest for U.
+            is kept for that term and the rest for U. retain_weight: its λ, for curvatures.
         loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`.
         max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
@@ -247,6 +250,7 @@ def prepare(
         max_tokens=max_tokens,
         pad_token_id=pad_token_id,
         frozen=_frozen_copy(policy) if keep_frozen_copy and not policy.has_adapter else None,
+        retain_weight=retain_weight,
     )
 
 

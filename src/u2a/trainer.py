@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from u2a.data.collate import collate, tokenize_rows
 from u2a.data.render import Renderer
+from u2a.data.retain_order import retain_rows
 from u2a.logprobs import (
     dataset_logprobs,
     evaluating,
@@ -217,15 +218,11 @@ class UnlearnTrainer(Trainer):
                 batch["retain_tokens"] = torch.tensor(tokens)
         return batches, None
 
-    def _retain_rows(self) -> np.ndarray:
-        """Positions of the current optimiser step's retain rows: a seeded endless shuffle, cut in steps."""
-        total = len(self._retain)  # type: ignore[arg-type]
+    def _retain_rows(self) -> list[int]:
+        """Positions of the current optimiser step's retain rows, over all processes."""
         count = self.args.retain_batch_size or self._rows_per_step()
-        first = self.state.global_step * count
-        rounds = range(first // total, (first + count - 1) // total + 1)
-        orders = [np.random.default_rng((self.args.seed, r)).permutation(total) for r in rounds]
-        offset = first - rounds[0] * total
-        return np.concatenate(orders)[offset : offset + count]
+        total = len(self._retain)  # type: ignore[arg-type]
+        return retain_rows(total, count, self.state.global_step, self.args.seed)
 
     # -- the loss -----------------------------------------------------------------------------------------
 

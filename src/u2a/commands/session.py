@@ -127,6 +127,8 @@ def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
 
         check_device(values["device"])
     CURVATURES[values["curvature"]](**schema.chosen_options("curvature", values))
+    if values["curvature"] in ("kfac", "ekfac") and values["lora_rank"] == 0:
+        raise UserError(f"--curvature {values['curvature']} needs an adapter: give --lora-rank above 0")
     if values["lora_dropout"] >= 1:
         raise UserError(f"--lora-dropout {values['lora_dropout']}: must be below 1")
     if values.get("objective_beta", 1.0) <= 0:
@@ -182,6 +184,7 @@ def build_problem(
         preferences=data.preferences,
         retain=data.retain,
         retain_loss=retain_loss,
+        retain_weight=values.get("retain_weight", 1.0),
         loss=loss,
         loss_options=schema.chosen_options("loss", values),
         objective=options.objective,

@@ -43,9 +43,10 @@ class Plan:
 
     @property
     def sharing(self) -> list[Group]:
-        """Groups of at least two texts, smallest first."""
+        """Groups of at least two texts with something in common, smallest first."""
         groups = (group for batch in self.batches for row in batch for group in row)
-        return sorted((group for group in groups if len(group.texts) > 1), key=lambda group: group.size)
+        common = (group for group in groups if len(group.texts) > 1 and group.shared > 0)
+        return sorted(common, key=lambda group: group.size)
 
 
 @dataclass(frozen=True)

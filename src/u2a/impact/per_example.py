@@ -57,7 +57,7 @@ def per_example_derivatives(
     Costs one forward and one backward pass over the texts whatever D is (LoRA: about two forward passes);
     keeps the activations of one batch, as a training step does.
     """
-    layers = _linear_layers(context)
+    layers = linear_layers(context)
     if layers is not None:
         try:
             return _batched(context, layers, texts, directions, progress)
@@ -68,14 +68,14 @@ def per_example_derivatives(
 
 def is_batched(context: ScoringContext) -> bool:
     """Whether every parameter belongs to a linear layer, as LoRA's do: one backward pass serves a batch."""
-    return _linear_layers(context) is not None
+    return linear_layers(context) is not None
 
 
 # -- batches ------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Layer:
+class Layer:
     """A linear layer and the names of its parameters among φ; an absent one is None."""
 
     module: nn.Linear
@@ -83,10 +83,10 @@ class _Layer:
     bias: str | None = None
 
 
-def _linear_layers(context: ScoringContext) -> list[_Layer] | None:
+def linear_layers(context: ScoringContext) -> list[Layer] | None:
     """The linear layers that own φ, or None when some parameter is not (only) a linear layer's."""
     names = {id(p): name for name, p in context.parameters.items()}
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     seen: set[str] = set()
     for module in context.model.modules():
         own = {kind: names[id(p)] for kind, p in module.named_parameters(recurse=False) if id(p) in names}
@@ -95,7 +95,7 @@ def _linear_layers(context: ScoringContext) -> list[_Layer] | None:
         if type(module) is not nn.Linear or seen & set(own.values()):
             return None
         seen |= set(own.values())
-        layers.append(_Layer(module, own.get("weight"), own.get("bias")))
+        layers.append(Layer(module, own.get("weight"), own.get("bias")))
     return layers if len(seen) == len(context.parameters) else None
 
 
@@ -115,7 +115,7 @@ class _Accumulator:
 
 def _batched(
     context: ScoringContext,
-    layers: list[_Layer],
+    layers: list[Layer],
     texts: Dataset,
     directions: Sequence[Direction],
     progress: Progress | None,
@@ -136,7 +136,7 @@ def _batched(
                 torch.zeros(size, dtype=torch.float64, device=context.device),
             )
 
-            def take(layer: _Layer, x: Tensor, g: Tensor, sums: _Accumulator = sums) -> None:
+            def take(layer: Layer, x: Tensor, g: Tensor, sums: _Accumulator = sums) -> None:
                 _compare(layer, x, g, sums)
 
             s = backward_through(context, layers, batch, take)
@@ -151,9 +151,9 @@ def _batched(
 
 def backward_through(
     context: ScoringContext,
-    layers: list[_Layer],
+    layers: list[Layer],
     batch: Batch,
-    take: Callable[[_Layer, Tensor, Tensor], None],
+    take: Callable[[Layer, Tensor, Tensor], None],
 ) -> Tensor:
     """One backward pass of Σ_i s_i; calls `take(layer, x, g)` with each layer's input and output gradient.
 
@@ -164,7 +164,7 @@ def backward_through(
     """
     used: set[int] = set()
 
-    def forward_hook(layer: _Layer) -> Callable[..., None]:
+    def forward_hook(layer: Layer) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
             if x.dim() != 3 or x.shape[:2] != batch.input_ids.shape or id(layer) in used:
@@ -185,7 +185,7 @@ def backward_through(
     return s
 
 
-def _compare(layer: _Layer, x: Tensor, g: Tensor, sums: _Accumulator) -> None:
+def _compare(layer: Layer, x: Tensor, g: Tensor, sums: _Accumulator) -> None:
     """Compares one layer's per-example gradients with the directions, in blocks that fit."""
     g = g.detach()
     if layer.bias is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from u2a.impact.curvature.elementwise import ElementwiseSolver
-from u2a.impact.curvature.options import RETAIN_WEIGHT, SEED, refuse_bad_options
+from u2a.impact.curvature.options import RETAIN_WEIGHT, SEED, refuse_bad_options, weight_of
 
 if TYPE_CHECKING:
     from u2a.problem import Problem, Task
@@ -31,7 +31,7 @@ class Adam:
         "texts, once"
     )
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
     batch_size: int = field(
         default=8, metadata={"help": "adam: negatives in each minibatch, as --batch-size.", "least": 1}
     )
@@ -51,7 +51,7 @@ class Adam:
             problem,
             batch_size=self.batch_size,
             most=self.minibatches,
-            retain_weight=self.retain_weight,
+            retain_weight=weight_of(self, problem, stands_alone=True),
             beta2=BETA2,
             seed=self.seed,
             task=task,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from u2a.impact.curvature.elementwise import ElementwiseSolver, ScalarSolver
-from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options
+from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
 
 if TYPE_CHECKING:
     from u2a.problem import Problem, Task
@@ -23,7 +23,7 @@ class Diagonal:
 
     passes: ClassVar[str] = "one forward and one backward pass over `rows` retain texts, once"
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
     damping: float = field(default=0.0, metadata=DAMPING)
     rows: int = field(default=64, metadata=ROWS)
     seed: int = field(default=0, metadata=SEED)
@@ -35,12 +35,13 @@ class Diagonal:
         """Squares the per-example gradients of the retain texts."""
         from u2a.impact.curvature.kept_texts import KeptTexts, default_damping, fisher_diagonal
 
+        weight = weight_of(self, problem)
         if problem.retain_loss == "l2":
-            return ScalarSolver(self.retain_weight + self.damping)
+            return ScalarSolver(weight + self.damping)
         kept = KeptTexts.of(problem, self.rows, self.seed)
         with task("curvature: squared gradients of the retain texts", len(kept.texts)) as progress:
             fisher = fisher_diagonal(kept, sampled=False, progress=progress)
-        scaled = {name: self.retain_weight * value for name, value in fisher.items()}
+        scaled = {name: weight * value for name, value in fisher.items()}
         delta = self.damping or default_damping(*_trace_and_size(scaled))
         return ElementwiseSolver({name: value + delta for name, value in scaled.items()})
 

@@ -14,6 +14,7 @@ from u2a.impact.curvature.options import (
     SEED,
     TOLERANCE,
     refuse_bad_options,
+    weight_of,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class GaussNewton:
         "3 to 4 forward passes over them, at most `max_iterations` products for ∇J and again for ∇U"
     )
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
     damping: float = field(default=0.0, metadata=DAMPING)
     rows: int = field(default=64, metadata=ROWS)
     seed: int = field(default=0, metadata=SEED)
@@ -61,30 +62,32 @@ class GaussNewton:
         """Chooses the texts, the damping and, if asked, the preconditioner."""
         from u2a.impact.curvature.kept_texts import KeptTexts, default_damping, fisher_diagonal
 
+        weight = weight_of(self, problem)
         if problem.retain_loss == "l2":
-            return ScalarSolver(self.retain_weight + self.damping)
+            return ScalarSolver(weight + self.damping)
         kept = KeptTexts.of(problem, self.rows, self.seed)
         delta = self.damping
         if not delta:
             with task("curvature: trace of the Gauss-Newton matrix", len(kept.texts)) as progress:
                 found = fisher_diagonal(kept, sampled=True, progress=progress)
             trace = sum(float(value.double().sum()) for value in found.values())
-            delta = default_damping(self.retain_weight * trace, sum(v.numel() for v in found.values()))
+            delta = default_damping(weight * trace, sum(v.numel() for v in found.values()))
         preconditioner = None
         if self.preconditioner == "kfac":
             from u2a.impact.curvature.kronecker import KFAC
 
-            kfac = KFAC(self.retain_weight, delta, self.rows, self.seed).prepare(problem, task)
+            kfac = KFAC(weight, delta, self.rows, self.seed).prepare(problem, task)
             preconditioner = None if isinstance(kfac, ScalarSolver) else kfac
-        return GaussNewtonSolver(self, kept, delta, preconditioner, task)
+        return GaussNewtonSolver(self, kept, weight, delta, preconditioner, task)
 
 
 @dataclass(frozen=True)
 class GaussNewtonSolver:
-    """Conjugate gradients on Gauss-Newton products; `delta` is δ."""
+    """Conjugate gradients on Gauss-Newton products; `weight` is λ, `delta` δ."""
 
     options: GaussNewton
     kept: KeptTexts
+    weight: float
     delta: float
     preconditioner: KroneckerSolver | None
     task: Task
@@ -95,8 +98,7 @@ class GaussNewtonSolver:
         from u2a.impact.curvature.gauss_newton_products import gauss_newton_product
 
         found = gauss_newton_product(self.kept, direction)
-        weight = self.options.retain_weight
-        return {name: weight * value + self.delta * direction[name] for name, value in found.items()}
+        return {name: self.weight * value + self.delta * direction[name] for name, value in found.items()}
 
     def solve(self, gradient: Direction) -> Solution:
         """v with H·v ≈ g."""

@@ -13,6 +13,7 @@ from u2a.impact.curvature.options import (
     SEED,
     TOLERANCE,
     refuse_bad_options,
+    weight_of,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Hessian:
         "texts, at most `max_iterations` products for ∇J and again for ∇U"
     )
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
     damping: float = field(default=0.0, metadata=DAMPING)
     rows: int = field(default=64, metadata=ROWS)
     seed: int = field(default=0, metadata=SEED)
@@ -63,8 +64,8 @@ class HessianSolver:
         """H·v by name."""
         from u2a.impact.curvature.hessian_products import hessian_product
 
-        o = self.options
-        return hessian_product(self.problem, direction, o.retain_weight, o.damping, o.rows, o.seed)
+        o, weight = self.options, weight_of(self.options, self.problem, stands_alone=True)
+        return hessian_product(self.problem, direction, weight, o.damping, o.rows, o.seed)
 
     def solve(self, gradient: Direction) -> Solution:
         """v with H·v ≈ g."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.curvature.options import DAMPING_SHARE
-from u2a.impact.per_example import NotLinear, _Layer, _linear_layers, backward_through
+from u2a.impact.per_example import Layer, NotLinear, backward_through, linear_layers
 from u2a.logprobs import Progress, evaluating, response_lengths, response_logits, response_logprobs
 from u2a.types import IGNORE, Batch, GuardStop
 
@@ -101,7 +101,7 @@ def fisher_diagonal(kept: KeptTexts, *, sampled: bool, progress: Progress | None
     Raises:
         GuardStop: a square is not finite.
     """
-    layers = _linear_layers(kept.context)
+    layers = linear_layers(kept.context)
     squares = None
     if layers is not None:
         try:
@@ -147,11 +147,11 @@ def _zeros(context: ScoringContext) -> Direction:
 
 
 def _batched_squares(
-    kept: KeptTexts, layers: list[_Layer], sampled: bool, progress: Progress | None
+    kept: KeptTexts, layers: list[Layer], sampled: bool, progress: Progress | None
 ) -> Direction:
     sums = _zeros(kept.context)
 
-    def take(layer: _Layer, x: Tensor, g: Tensor) -> None:
+    def take(layer: Layer, x: Tensor, g: Tensor) -> None:
         if layer.bias is not None:
             sums[layer.bias] += wide(g.detach()).sum(1).square().sum(0)
         if layer.weight is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from u2a.impact.curvature.elementwise import ScalarSolver
 from u2a.impact.curvature.interface import Solution
-from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options
+from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class KFAC:
         "for each side of each layer"
     )
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
     damping: float = field(default=0.0, metadata=DAMPING)
     rows: int = field(default=64, metadata=ROWS)
     seed: int = field(default=0, metadata=SEED)
@@ -43,7 +43,7 @@ class KFAC:
     def prepare(self, problem: Problem, task: Task) -> KroneckerSolver | ScalarSolver:
         """Factors and their eigenvectors."""
         if problem.retain_loss == "l2":
-            return ScalarSolver(self.retain_weight + self.damping)
+            return ScalarSolver(weight_of(self, problem) + self.damping)
         return _solver(problem, task, self, corrected=False)
 
 
@@ -60,7 +60,7 @@ class EKFAC:
         "eigendecomposition for each side of each layer"
     )
 
-    retain_weight: float = field(default=1.0, metadata=RETAIN_WEIGHT)
+    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
     damping: float = field(default=0.0, metadata=DAMPING)
     rows: int = field(default=64, metadata=ROWS)
     seed: int = field(default=0, metadata=SEED)
@@ -71,7 +71,7 @@ class EKFAC:
     def prepare(self, problem: Problem, task: Task) -> KroneckerSolver | ScalarSolver:
         """Factors, their eigenvectors, and the second moments along them."""
         if problem.retain_loss == "l2":
-            return ScalarSolver(self.retain_weight + self.damping)
+            return ScalarSolver(weight_of(self, problem) + self.damping)
         return _solver(problem, task, self, corrected=True)
 
 
@@ -79,6 +79,7 @@ def _solver(problem: Problem, task: Task, options: KFAC | EKFAC, *, corrected: b
     from u2a.impact.curvature.kept_texts import KeptTexts, default_damping
     from u2a.impact.curvature.kronecker_factors import eigenbases, second_moments_along
 
+    weight = weight_of(options, problem)
     kept = KeptTexts.of(problem, options.rows, options.seed)
     with task("curvature: Kronecker factors of the retain texts", len(kept.texts)) as progress:
         bases = eigenbases(kept, progress)
@@ -87,7 +88,7 @@ def _solver(problem: Problem, task: Task, options: KFAC | EKFAC, *, corrected: b
             values = second_moments_along(kept, bases, progress)
     else:
         values = {name: basis.product_eigenvalues() for name, basis in bases.items()}
-    scaled = {name: options.retain_weight * value for name, value in values.items()}
+    scaled = {name: weight * value for name, value in values.items()}
     trace = sum(float(value.double().sum()) for value in scaled.values())
     delta = options.damping or default_damping(trace, sum(value.numel() for value in scaled.values()))
     blocks = {

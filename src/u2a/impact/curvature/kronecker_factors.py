@@ -10,7 +10,7 @@ from torch import Tensor
 
 from u2a.impact.context import ScoringContext
 from u2a.impact.curvature.kept_texts import KeptTexts, example_gradients, wide
-from u2a.impact.per_example import NotLinear, _Layer, _linear_layers, backward_through
+from u2a.impact.per_example import Layer, NotLinear, backward_through, linear_layers
 from u2a.logprobs import Progress, evaluating
 from u2a.types import Batch, GuardStop, UserError
 
@@ -102,7 +102,7 @@ def _each_batch(
     with evaluating(kept.context.model), torch.enable_grad():
         for batch in kept.batches(sampled=True):
 
-            def pass_on(layer: _Layer, x: Tensor, g: Tensor, batch: Batch = batch) -> None:
+            def pass_on(layer: Layer, x: Tensor, g: Tensor, batch: Batch = batch) -> None:
                 take(str(layer.weight), batch, x, g)
 
             try:
@@ -115,8 +115,8 @@ def _each_batch(
     return done
 
 
-def _weights_of_linear_layers(context: ScoringContext) -> list[_Layer]:
-    layers = _linear_layers(context)
+def _weights_of_linear_layers(context: ScoringContext) -> list[Layer]:
+    layers = linear_layers(context)
     if layers is None or any(layer.bias is not None or layer.weight is None for layer in layers):
         raise UserError(f"this curvature {_WHAT_TO_DO}")
     return layers

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.problem import Problem
 
 DAMPING_SHARE = 0.1
 """δ as a share of the mean diagonal of the undamped H, where --curvature-damping is 0 (the rule of
@@ -13,8 +16,8 @@ Grosse et al. 2023, arXiv 2308.03296, section 2.2, taken over all parameters rat
 that a layer whose curvature is zero, as LoRA's A while B = 0, is damped too)."""
 
 RETAIN_WEIGHT: dict[str, Any] = {
-    "help": "all but identity: λ of the retain term; give what --retain-weight will be.",
-    "above": 0,
+    "help": "all but identity: λ of the retain term; 0 = that of the run, --retain-weight.",
+    "least": 0,
 }
 DAMPING: dict[str, Any] = {
     "help": "all but identity and adam: δ in H + δI; 0 = a tenth of H's mean diagonal (none for hessian).",
@@ -30,6 +33,24 @@ TOLERANCE: dict[str, Any] = {
     "above": 0,
 }
 MAX_ITERATIONS: dict[str, Any] = {"help": "ggn, hessian: most products with H in one solve.", "least": 1}
+
+
+def weight_of(curvature: Any, problem: Problem, *, stands_alone: bool = False) -> float:
+    """λ: the curvature's own, else that of the run.
+
+    Args:
+        stands_alone: H is made of more than the retain term, so λ may be 0.
+
+    Raises:
+        UserError: λ is 0, and H is made of the retain term alone.
+    """
+    weight = curvature.retain_weight or problem.retain_weight
+    if weight == 0 and not stands_alone:
+        raise UserError(
+            "--retain-weight 0 leaves nothing for this --curvature to be made of: take --curvature identity, "
+            "or give --curvature-retain-weight"
+        )
+    return weight
 
 
 def refuse_bad_options(curvature: Any) -> None:

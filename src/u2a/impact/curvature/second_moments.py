@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from u2a.data.retain_order import retain_rows
 from u2a.impact.context import Direction
 from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
 from u2a.impact.curvature.kept_texts import wide
@@ -65,15 +66,6 @@ def second_moments(
         if not torch.isfinite(v).all():
             raise GuardStop(f"the minibatch gradients of {name} are not finite; try --dtype float32")
     return {name: v / (1 - beta2**steps) for name, v in moments.items()}
-
-
-def retain_rows(total: int, count: int, step: int, seed: int) -> list[int]:
-    """Positions of the trainer's retain rows at an optimiser step: a seeded endless shuffle, cut in steps."""
-    first = step * count
-    rounds = range(first // total, (first + count - 1) // total + 1)
-    orders = [np.random.default_rng((seed, r)).permutation(total) for r in rounds]
-    offset = first - rounds[0] * total
-    return np.concatenate(orders)[offset : offset + count].tolist()
 
 
 def _gradients(parameters: dict[str, nn.Parameter], parts: Iterable[Tensor]) -> Iterator[Direction]:
