@@ -89,6 +89,19 @@ def test_where_one_side_is_too_coarse_two_sides_are_taken(monkeypatch):
     assert (exact - values).norm() / exact.norm() <= 0.02
 
 
+def test_the_self_check_takes_texts_of_the_shorter_half():
+    """Lengths 9, 1, 7, 2, 5, 3, 8, 4: the shorter half is at 1, 3, 5, 7 in that order; of two picks
+    each is the later middle of its half."""
+    from datasets import Dataset
+
+    from u2a.impact.finite_difference import spread
+
+    texts = Dataset.from_dict({"input_ids": [[0] * n for n in (9, 1, 7, 2, 5, 3, 8, 4)]})
+    assert spread(texts, 4) == [1, 3, 5, 7]
+    assert spread(texts, 2) == [3, 7]
+    assert sorted(spread(texts, 20)) == list(range(8))
+
+
 def test_only_the_route_that_is_taken_passes_over_all_texts(monkeypatch):
     """A step that is too coarse costs a few texts, not a pass."""
     problem = tiny_problem("llama")

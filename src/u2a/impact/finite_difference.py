@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from u2a.data.collate import token_counts
 from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.per_example import per_example_derivatives
 from u2a.logprobs import Progress
@@ -53,7 +54,7 @@ def finite_differences(
 
     Args:
         base: s (N,) at the current φ.
-        self_check: examples, spread over the range of lengths, on which the result is compared with exact
+        self_check: examples, spread over the shorter half, on which the result is compared with exact
             gradients; one exact pass over them serves all directions and also gives each its ε.
     """
     if not directions:
@@ -156,11 +157,13 @@ def _pilot_step(context: ScoringContext, sample: Dataset, base: Tensor, directio
 
 
 def spread(texts: Dataset, count: int) -> list[int]:
-    """Positions of `count` texts spread evenly over the range of lengths: the same for the same data."""
-    from u2a.data.collate import token_counts
+    """Positions of `count` texts spread evenly over the shorter half: the same for the same data.
 
+    How well a difference agrees does not depend on length, and the check goes backward, so short texts keep
+    its memory below that of the passes that it checks.
+    """
     by_length = torch.as_tensor(token_counts(texts)).argsort(stable=True)
-    # the middle of each of `count` equal parts: their mean length is that of all
-    parts = min(count, len(by_length))
-    picks = ((torch.arange(parts) + 0.5) * len(by_length) / parts).long().unique()
-    return by_length[picks].tolist()
+    shorter = by_length[: max(count, len(by_length) // 2)]
+    parts = min(count, len(shorter))
+    picks = ((torch.arange(parts) + 0.5) * len(shorter) / parts).long().unique()
+    return shorter[picks].tolist()
