@@ -189,3 +189,20 @@ def test_batches_hold_every_row_once_longest_first_within_the_budget(
         assert len(batches) == 1
     if max_tokens == 1:
         assert len(batches) == 6
+
+
+def test_a_row_of_a_file_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    """Not with its place in the data set: the good rows of a KTO file are left out before."""
+    from u2a.data.load import load_negatives
+
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    answer = [{"role": "assistant", "content": "x"}]
+    rows = [
+        {"prompt": turns[:1], "completion": answer, "label": True},
+        {"prompt": turns[:1], "completion": answer, "label": False},
+        {"prompt": turns, "completion": answer, "label": False},
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"log\.jsonl, row 3: "):
+        tokenize_rows(load_negatives(path), Renderer(cases.tiny_tokenizer("gemma")))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.data.validate import Finding, check_data, prompt_key
-from u2a.types import Message
+from u2a.types import Message, UserError
 
 NAMES = {"negatives": "bad.jsonl", "preferences": "pairs.jsonl", "test": "test.jsonl", "retain": "good.jsonl"}
 
@@ -79,7 +79,7 @@ def test_duplicates_name_the_first(tmp_path: Path) -> None:
         preferences=[pair("c", "x", "y"), pair("c", "y", "x"), pair("c", "x", "y")],
     )
     message = "the same as {} and counts twice; remove one"
-    assert findings == [
+    assert [finding for finding in findings if finding.kind == "duplicate"] == [
         Finding("bad.jsonl", 3, "duplicate", message.format("bad.jsonl, row 1"), False),
         Finding("bad.jsonl", 4, "duplicate", message.format("bad.jsonl, row 1"), False),
         Finding("pairs.jsonl", 3, "duplicate", message.format("pairs.jsonl, row 1"), False),
@@ -209,3 +209,32 @@ def test_prompt_key_tells_prompts_apart(one: list[Message], two: list[Message]) 
 
 def test_prompt_key_ignores_unicode_forms() -> None:
     assert prompt_key([user("caf\u00e9 \ufb01")]) == prompt_key([user("cafe\u0301 fi")])
+
+
+def test_a_pair_turned_round_contradicts_the_earlier_one(tmp_path: Path) -> None:
+    pairs = [pair("a", "x", "y"), pair("b", "y", "x"), pair("a", "y", "X")]
+    assert check(tmp_path, preferences=pairs) == [
+        Finding(
+            "pairs.jsonl",
+            3,
+            "conflicting-label",
+            "pairs.jsonl, row 1 prefers the other of the same two answers; keep one",
+            False,
+        )
+    ]
+
+
+def test_a_conversation_that_the_template_refuses_is_a_finding(tmp_path: Path) -> None:
+    """The rows after it are looked at too."""
+
+    def refuse(prompt: list[Message], response: str) -> int:
+        if len(prompt) > 1:
+            raise UserError("the chat template refuses the roles")
+        return len(response)
+
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    answer = [{"role": "assistant", "content": "x"}]
+    rows = [{"prompt": turns, "completion": answer}, {"prompt": turns[:1], "completion": answer}]
+    table = load(tmp_path, "negatives", rows)
+    found = check_data(table, files=NAMES, token_limit=0, count_tokens=refuse)
+    assert [(f.row, f.kind, f.fatal) for f in found] == [(1, "template", True), (2, "too-long", False)]

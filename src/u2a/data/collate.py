@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 
+from u2a.data.load import locate
 from u2a.data.render import Renderer
 from u2a.data.scratch import no_progress_bars
 from u2a.types import IGNORE, Batch, UserError
@@ -44,7 +45,8 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
         dataset: columns `prompt` (messages) and the one that `response` names; `id` and `row` if they exist.
 
     Raises:
-        UserError: a response has no tokens, or the chat template refuses a conversation; names `id` and row.
+        UserError: a response has no tokens, or the chat template refuses a conversation; names file and row,
+            or `id` and row where the rows were not loaded from a file.
     """
 
     def tokenize(example: dict[str, Any], position: int) -> dict[str, Any]:
@@ -56,7 +58,11 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
             if encoded.response_start >= len(encoded.input_ids):
                 raise UserError(f"the `{response}` has no tokens that anything predicts: remove the row")
         except UserError as error:
-            raise UserError(f"row {row} (id {example.get('id', row)}): {error}") from error
+            if "source_row" in example:
+                place = "{}, row {}".format(*locate(dataset, example["source_row"]))
+            else:
+                place = f"row {row} (id {example.get('id', row)})"
+            raise UserError(f"{place}: {error}") from error
         return {**encoded._asdict(), "row": row, "n_tokens": len(encoded.input_ids) - encoded.response_start}
 
     key = f"{dataset._fingerprint} {renderer.fingerprint} {response}"

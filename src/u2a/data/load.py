@@ -126,14 +126,15 @@ def load_prompts(source: str | Path, *, split: str = "train") -> Dataset:
     return _load(source, _PROMPTS, split)
 
 
-def locate(dataset: Dataset, source_row: int, name: str) -> tuple[str, int]:
+def locate(dataset: Dataset, source_row: int, name: str = "") -> tuple[str, int]:
     """File and 1-based row (line, for jsonl and txt) of a `source_row`.
 
-    The file is `name` unless the data set came from a folder of several files: then it is that file.
+    The file is `name` unless the data set came from a folder of several files: then it is that file. Without
+    a name it is the source's own.
     """
     starts = _file_starts(dataset.info.description)
     if len(starts) < 2:
-        return name, source_row + 1
+        return name or (starts[0][0] if starts else "the rows given"), source_row + 1
     file, start = max((each for each in starts if each[1] <= source_row), key=lambda each: each[1])
     return file, source_row - start + 1
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from datasets import Dataset
 
 from u2a.data.load import locate
-from u2a.types import Message
+from u2a.types import Message, UserError
 
 CountTokens = Callable[[list[Message], str], int]
 """Prompt and response to their number of tokens together."""
@@ -73,7 +73,8 @@ def check_data(
         Findings by role, then by row. Kinds: `empty-response` (fatal), `duplicate` (prompt and answers of an
         earlier row), `leak-validation`, `leak-test` (the prompt is in that set also; looked for among the
         negatives and, for the test set, the validation pairs), `conflicting-label` (a negative that is also a
-        good answer to the same prompt; fatal for a pair whose two answers are equal), `too-long`.
+        good answer to the same prompt, or a pair that an earlier one turns round; fatal for a pair whose two
+        answers are equal), `too-long`, `template` (fatal: the chat template refuses the conversation).
     """
     given = {"negatives": negatives, "preferences": preferences, "test": test, "retain": retain}
     tables = {
@@ -161,10 +162,15 @@ def _unusable(row: _Row) -> list[Finding]:
 
 
 def _repeated(row: _Row, seen: Places, table: _Table) -> list[Finding]:
+    """An earlier row of the same table says the same, or, of a pair, the opposite."""
+    turned = seen.get(row.key(reversed(row.answers))) if len(row.answers) == 2 else None
     first = seen.setdefault(row.key(row.answers), row.at)
-    if first == row.at:
-        return []
-    return [row.finding("duplicate", f"the same as {table.place(first)} and counts twice; remove one")]
+    if first != row.at:
+        return [row.finding("duplicate", f"the same as {table.place(first)} and counts twice; remove one")]
+    if turned is not None:
+        message = f"{table.place(turned)} prefers the other of the same two answers; keep one"
+        return [row.finding("conflicting-label", message)]
+    return []
 
 
 def _leaks(row: _Row, prompts: Mapping[str, Places], tables: Mapping[str, _Table]) -> list[Finding]:
@@ -192,7 +198,10 @@ def _contradictions(row: _Row, good: Mapping[str, Places], tables: Mapping[str, 
 
 
 def _too_long(row: _Row, count_tokens: CountTokens, limit: int) -> list[Finding]:
-    counts = {column: count_tokens(row.prompt, answer) for column, answer in row.answers.items()}
+    try:
+        counts = {column: count_tokens(row.prompt, answer) for column, answer in row.answers.items()}
+    except UserError as error:
+        return [row.finding("template", str(error), fatal=True)]
     return [
         row.finding("too-long", f"prompt and `{column}` have {count} tokens, over the limit of {limit}")
         for column, count in counts.items()
