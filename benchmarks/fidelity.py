@@ -77,7 +77,7 @@ class Setting:
 
 SETTINGS = [
     Setting(loss, strength, seed)
-    for strength, seed in (("real", 0), ("gentle", 0), ("real", 1), ("gentle", 1))
+    for strength, seed in (("real", 0), ("real", 1), ("gentle", 0), ("gentle", 1))
     for loss in ("npo", "graddiff")
 ]
 SINGLED_OUT = Setting("npo", "real", 0)
@@ -244,7 +244,7 @@ def main() -> None:
     if options.only != "runs":
         from fidelity_scores import STAGES, score_all
 
-        for seed, stage, loss in product(SEEDS, STAGES, ("npo", "graddiff")):
+        for stage, seed, loss in product(STAGES, SEEDS, ("npo", "graddiff")):
             score_all(bench, loss, seed, stage, options.embedding_model)
 
 

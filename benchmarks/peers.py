@@ -1,6 +1,6 @@
 """Seconds and memory of our scorers and of the peers that install here: same model, data, threads; one run.
 
-    python benchmarks/peers.py            # about an hour and a half on two cores; stopped, it goes on
+    python benchmarks/peers.py            # about an hour on two idle cores; stopped, it goes on
     python benchmarks/peers.py --table    # writes the section of docs/results.md from the kept cells
 
 The model is SmolLM2-135M-Instruct with a saved LoRA adapter on all linear layers, its B small random values
@@ -216,8 +216,8 @@ def scaling(bench: Bench) -> list[str]:
 
 
 def scaling_points(count: int) -> list[tuple[int, int]]:
-    """(negatives, rank): a quarter, a half and all of them at one rank, then the other ranks at a half."""
-    sizes = [(max(1, count // part), RANK) for part in (4, 2, 1)]
+    """(negatives, rank): from a quarter of them to twice as many at one rank, then other ranks at a half."""
+    sizes = [(max(1, count // 4), RANK), (max(1, count // 2), RANK), (count, RANK), (2 * count, RANK)]
     return sizes + [(max(1, count // 2), rank) for rank in RANKS if rank != RANK]
 
 
@@ -272,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="environments, adapters, texts")
     parser.add_argument("--cells", type=Path, default=HERE / "results" / "peers")
-    parser.add_argument("--negatives", type=int, default=256)
+    parser.add_argument("--negatives", type=int, default=128)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--only", nargs="+", default=[*PEERS, "ours", "scaling"], help="of the measurements")
