@@ -13,7 +13,7 @@ with a longer text than --max-tokens are left out rather than cut: an answer's e
 
 The figure is taken by `u2a.scorers.model_scorer` from the saved model, the way the objective reads it. Beside
 it stands what the length of the answers alone would get: a reward model that does not beat it is not needed.
-A run that was cut off goes on at its last checkpoint.
+A run that was cut off goes on at its last checkpoint; the seconds are those since then.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def train(
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="SEQ_CLS"),
     )
     started = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    begin = time.process_time()
     trainer.train(resume_from_checkpoint=started)
+    write_json(options.output / "training.json", {"seconds": time.process_time() - begin})
     made = options.output / "half-made"
     trainer.model.merge_and_unload().save_pretrained(made)
     tokenizer.save_pretrained(made)
@@ -138,10 +140,8 @@ def make_cell(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(source)
     renderer = Renderer(tokenizer, max_length=options.max_tokens)
     training, held_out = split_pairs(load_preferences(options.data), renderer, options)
-    begin = time.process_time()
     if not (options.output / "model").is_dir():
         train(source, tokenizer, training, renderer, options)
-    trained = time.process_time() - begin
     score = model_scorer(str(options.output / "model"), "cpu")
     kept = ("max_tokens", "epochs", "learning_rate", "batch_size", "seed")
     return {
@@ -150,7 +150,7 @@ def make_cell(options: argparse.Namespace) -> dict[str, Any]:
         "accuracy": accuracy(score, held_out).estimate(),
         "accuracy_training": accuracy(score, training).estimate(),
         "length_alone": by_length(held_out).estimate(),
-        "seconds": trained,
+        **json.loads((options.output / "training.json").read_text(encoding="utf-8")),
         **{name: getattr(options, name) for name in kept},
     }
 

@@ -122,3 +122,12 @@ def test_a_bare_number_in_yaml_is_a_count(tmp_path, name):
     config.write_text(f"{name}: 15\n")
     schema = schemas.ALIGN if name == "select" else schemas.VERIFY
     assert schema.resolve(str(config), {})[name] == "15"
+
+
+def test_keys_aside_come_from_yaml_alone_as_they_are(tmp_path):
+    schema = Schema((Part,), aside=("methods",))
+    path = tmp_path / "run.yaml"
+    path.write_text("methods: [a, {b: 1}]\n")
+    assert schema.resolve(str(path), {})["methods"] == ["a", {"b": 1}]
+    assert schema.resolve(None, {})["methods"] is None
+    assert "methods" not in schema.specs

@@ -120,6 +120,31 @@ def test_seed_decides_a_and_leaves_the_global_random_state_alone(model_folder: P
     assert all(not value.any() for name, value in same.items() if "lora_B" in name)
 
 
+def test_a_redrawn_adapter_is_the_original_model_with_another_a(model_folder: Path) -> None:
+    policy = load_policy(model_folder, lora_rank=2, seed=0)
+    for p in policy.trainable().values():
+        torch.nn.init.ones_(p)
+    state = torch.get_rng_state()
+    drawn = []
+    for seed in (1, 1, 2):
+        policy.redraw_adapter(seed)
+        drawn.append({name: p.detach().clone() for name, p in policy.trainable().items()})
+    assert torch.equal(torch.get_rng_state(), state)
+    a = [name for name in drawn[0] if "lora_A" in name]
+    assert all(not drawn[0][name].any() for name in drawn[0] if name not in a)
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in a)
+    assert not any(torch.equal(drawn[0][name], drawn[2][name]) for name in a)
+    same_shape = [drawn[0][name] for name in a if drawn[0][name].shape == drawn[0][a[0]].shape]
+    assert not torch.equal(same_shape[0], same_shape[1])  # each layer has its own
+
+
+def test_without_an_adapter_nothing_is_redrawn(model_folder: Path) -> None:
+    policy = load_policy(model_folder, lora_rank=0)
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    policy.redraw_adapter(1)
+    assert all(torch.equal(before[name], p) for name, p in policy.trainable().items())
+
+
 def test_rank_alpha_and_targets(model_folder: Path) -> None:
     policy = load_policy(model_folder, lora_rank=3, lora_targets="q_proj, down_proj")
     assert {name.split(".")[-4] for name in policy.trainable()} == {"q_proj", "down_proj"}

@@ -50,7 +50,9 @@ class DataOptions:
     """Where the rows are and how they become tokens."""
 
     negatives: str = option("", "Bad answers to unlearn: file, folder, Hub id, or - for standard input.")
-    preferences: str = option("", "Preference pairs for validation: J is measured on them.")
+    preferences: str = option(
+        "", "Preference pairs for validation: J is measured on them. --objective reward: prompts are enough."
+    )
     retain: str = option("", "Good texts whose likelihood must stay: utility U is measured on them.")
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
     max_length: int = option(
@@ -87,7 +89,10 @@ class ImpactOptions:
     """How impact is measured."""
 
     loss: str = option("npo", "Unlearning loss: ga, npo, simnpo, graddiff (ga + nll), ga+kl.")
-    objective: str = option("preference", "What alignment means: preference, or nll of preferred texts.")
+    objective: str = option(
+        "preference",
+        "What alignment means: preference, nll of preferred texts, or reward of the model's own answers.",
+    )
     curvature: str = option("diagonal", "Curvature H of the inner problem.")
     scoring: str = option(
         "auto",
@@ -117,6 +122,17 @@ class UnlearnOptions:
 
     retain_loss: str = option("", "Retain term: none, nll, kl, l2; empty = what --loss says, else none.")
     retain_weight: float = option(1.0, "Weight λ of the retain term.", least=0)
+    joint: float = option(
+        0.0,
+        "Weight μ of climbing J beside the unlearning, on a share of the validation pairs; 0 = not at all.",
+        least=0,
+    )
+    joint_share: float = option(
+        0.5,
+        "Share of the validation prompts whose pairs --joint trains on; J and impact use the others.",
+        above=0,
+        most=0.9,
+    )
     learning_rate: float = option(
         1e-4, "AdamW's learning rate; halved when KL passes its budget at once.", above=0
     )
@@ -203,10 +219,13 @@ class Schema:
     Args:
         parts: option dataclasses.
         registries: choices whose classes bring options of their own.
+        aside: keys that only a YAML file can hold, such as lists, passed on as they are; None = not given.
     """
 
-    def __init__(self, parts: Sequence[type], registries: Sequence[Registry] = ()) -> None:
-        self.parts, self.registries = tuple(parts), tuple(registries)
+    def __init__(
+        self, parts: Sequence[type], registries: Sequence[Registry] = (), aside: Sequence[str] = ()
+    ) -> None:
+        self.parts, self.registries, self.aside = tuple(parts), tuple(registries), tuple(aside)
         self.specs: dict[str, OptionSpec] = {}
         for part in parts:
             self._add(part, part.__name__, "")
@@ -242,7 +261,7 @@ class Schema:
             UserError: unreadable YAML, unknown key, wrong type or choice, or an option that the chosen
                 loss, objective or curvature does not have.
         """
-        given = _read_yaml(config_file, self.specs) if config_file else {}
+        given = _read_yaml(config_file, [*self.specs, *self.aside]) if config_file else {}
         for name, spec in self.specs.items():
             if spec.flag_only and given.get(name) and not flags.get(name):
                 raise UserError(f"{name} in {config_file} counts only together with the flag {spec.flag}")
@@ -254,7 +273,7 @@ class Schema:
         }
         for registry in self.registries:
             self._keep_chosen(registry, values, given)
-        return values
+        return {**values, **{key: given.get(key) for key in self.aside}}
 
     def _keep_chosen(self, registry: Registry, values: dict[str, Any], given: Mapping[str, Any]) -> None:
         chosen = registry.aliases.get(values[registry.name], values[registry.name])
@@ -326,7 +345,7 @@ def _plain_type(annotation: Any) -> type:
     return annotation
 
 
-def _read_yaml(path: str, known: Mapping[str, OptionSpec]) -> dict[str, Any]:
+def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
     file = Path(path)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -345,7 +364,7 @@ def _read_yaml(path: str, known: Mapping[str, OptionSpec]) -> dict[str, Any]:
     return content
 
 
-def _nearest(name: str, known: Mapping[str, OptionSpec]) -> str:
+def _nearest(name: str, known: Sequence[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -30,11 +31,18 @@ def fine_tune(
     *,
     epochs: float,
     learning_rate: float,
+    max_steps: int = 0,
+    schedule: str = "linear",
     batch_size: int = 8,
     seed: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
     task: Task = silent,
 ) -> float:
-    """Minimises the NLL of tokenised answers (response tokens only) by AdamW, linear decay, in place.
+    """Minimises the NLL of tokenised answers (response tokens only) by AdamW, in place.
+
+    Args:
+        max_steps: optimiser steps; 0 = as many as `epochs` take.
+        schedule: of the learning rate: `linear` warms up over five steps and decays to 0, or `constant`.
 
     Returns:
         the mean training loss, in nats per token.
@@ -54,9 +62,10 @@ def fine_tune(
             output_dir=scratch,
             learning_rate=learning_rate,
             num_train_epochs=epochs,
+            max_steps=max_steps or -1,
             per_device_train_batch_size=batch_size,
-            lr_scheduler_type="linear",
-            warmup_steps=5,
+            lr_scheduler_type=schedule,
+            warmup_steps=5 if schedule == "linear" else 0,
             seed=seed,
             use_cpu=policy.device.type == "cpu",
             remove_unused_columns=False,
@@ -70,7 +79,7 @@ def fine_tune(
             args=args,
             train_dataset=texts,
             data_collator=batch,
-            callbacks=[ShowSteps("fine-tuning", task)],
+            callbacks=[ShowSteps("fine-tuning", task), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         return float(trainer.train().training_loss)

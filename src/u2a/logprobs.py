@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,14 @@ _WORTH_PACKING = 0.9
 
 Progress = Callable[[int], None]
 """Called with the number of rows that have just been done."""
+
+Task = Callable[[str, int], AbstractContextManager[Progress | None]]
+"""Shows one piece of work: called with its name and number of rows, gives what to call as rows are done."""
+
+
+def silent(_name: str, _total: int) -> AbstractContextManager[None]:
+    """A `Task` that shows nothing."""
+    return nullcontext()
 
 
 def unwrapped(model: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -87,6 +88,16 @@ class Policy:
         with quiet_transformers():
             self.model.save_pretrained(folder, **options)
         self.tokenizer.save_pretrained(folder)
+
+    def redraw_adapter(self, seed: int) -> None:
+        """LoRA's A drawn anew from `seed` and B = 0, in place: the original model again. Without an adapter
+        nothing is drawn."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for module in self.model.modules() if self.has_adapter else ():
+                if isinstance(module, LoraLayer):
+                    module.reset_lora_parameters("default", True)
 
     def merge(self) -> PreTrainedModel:
         """The whole model with the adapter folded in, to be saved; no copy, so the policy is merged after it.

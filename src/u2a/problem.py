@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,28 +15,26 @@ from u2a.data.collate import length_sorted_batches, tokenize_rows
 from u2a.data.render import Renderer
 from u2a.logprobs import (
     Progress,
+    Task,
     dataset_logprobs,
     evaluating,
     kl_per_token,
     refuse_non_finite,
     response_logits,
+    silent,
 )
 from u2a.losses import LOSSES, UnlearningLoss
-from u2a.objectives import OBJECTIVES, MeanLogProb, Objective
+from u2a.objectives import DrawnReward, MeanLogProb, Objective, Reward
+from u2a.objectives.preference import Preference
 from u2a.types import GuardStop, UserError
+from u2a.validation import objective_of_rows, shared_out
+from u2a.validation import pair_texts as pair_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.models import Policy
-
-Task = Callable[[str, int], AbstractContextManager[Progress | None]]
-"""Shows one piece of work: called with its name and number of rows, gives what to call as rows are done."""
-
-
-def silent(_name: str, _total: int) -> AbstractContextManager[None]:
-    """A `Task` that shows nothing."""
-    return nullcontext()
+    from u2a.scorers import Scorer
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,8 @@ class Measurement:
     per response token of the utility's texts, exact over the vocabulary (None without a reference);
     `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
     `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
-    order of the texts: scoring at the same φ needs them again.
+    order of the texts: scoring at the same φ needs them again. `drawn` is the objective that `s_objective`
+    belongs to where responses had to be drawn for it, else None: the problem's own.
     """
 
     objective: float
@@ -58,6 +56,7 @@ class Measurement:
     s_utility: Tensor
     s_negatives: Tensor | None = None
     negative_logprob: float | None = None
+    drawn: DrawnReward | None = None
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -65,6 +64,8 @@ class Measurement:
         figures = {"objective": self.objective, "utility": self.utility, "kl": self.kl}
         if self.negative_logprob is not None:
             figures["negative_logprob"] = self.negative_logprob
+        if self.drawn is not None:
+            figures["objective_se"] = self.drawn.standard_error
         return figures
 
 
@@ -73,14 +74,16 @@ class Problem:
     """Everything the outer loop needs, tokenised and with reference log-probs measured.
 
     `negatives` are the canonical rows, `negative_texts` the same rows as tokens; `reference` (N,) their
-    log-probs s_ref under the original model. `retain_loss` names the retain term of the inner problem and
-    `retain_texts` is what it trains on: never the texts that U is measured on. `retain_weight` λ is what
-    curvatures take for it; the inner run has its own in `UnlearnOptions`.
+    log-probs s_ref under the original model. `objective` is J, or what draws it. `retain_loss` names the
+    retain term of the inner problem and `retain_texts` is what it trains on: never the texts that U is
+    measured on. `retain_weight` λ is what curvatures take for it; the inner run has its own in
+    `UnlearnOptions`. `joint` is J on the pairs that an inner run may train on: none of them is in
+    `objective`.
     """
 
     policy: Policy
     loss: UnlearningLoss
-    objective: Objective
+    objective: Objective | Reward
     utility: MeanLogProb
     retain_loss: str
     retain_texts: Dataset | None
@@ -92,6 +95,7 @@ class Problem:
     pad_token_id: int
     frozen: nn.Module | None = None
     retain_weight: float = 1.0
+    joint: Preference | None = None
 
     def logprobs(self, texts: Dataset, progress: Progress | None = None) -> Tensor:
         """s (N,) of tokenised texts at the current φ."""
@@ -103,6 +107,23 @@ class Problem:
             progress=progress,
         )
 
+    def reference_logprobs(self, texts: Dataset) -> Tensor:
+        """s (N,) of tokenised texts under the original model."""
+        with self.reference_model() as model:
+            return dataset_logprobs(model, texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id)
+
+    def objective_here(
+        self, task: Task = silent, objective: Objective | Reward | None = None
+    ) -> tuple[Objective, Tensor]:
+        """J around the current φ, its responses drawn here if need be, and the log-probs s (N,) of its texts;
+        `objective` is one on other rows."""
+        objective = objective or self.objective
+        if isinstance(objective, Reward):
+            drawn = objective.draw(self.policy, self.logprobs, self.reference_logprobs, self.max_tokens, task)
+            return drawn, drawn.s
+        with task("measuring J", len(objective.texts)) as progress:
+            return objective, self.logprobs(objective.texts, progress)
+
     @property
     def lengths(self) -> Tensor:
         """|y_i| of the negatives, (N,) int64."""
@@ -113,29 +134,36 @@ class Problem:
         """Prior weights of the negatives, (N,) float64."""
         return np.asarray(self.negatives["weight"], dtype=np.float64)
 
+    def objective_of(self, at: Measurement) -> Objective:
+        """J as a function of `at.s_objective`."""
+        objective = at.drawn or self.objective
+        if isinstance(objective, Reward):
+            raise ValueError("a measurement of drawn responses holds them: take it from `measure`")
+        return objective
+
     def measure(self, task: Task = silent, *, negatives: bool = False) -> Measurement:
         """J, U and KL at the current φ; with `negatives` also how likely they still are.
 
         Raises:
             GuardStop: a log-prob is not finite.
         """
-        rows = len(self.objective.texts) + len(self.utility.texts)
-        rows += len(self.negative_texts) if negatives else 0
-        with task("measuring J, U and KL", rows) as progress:
-            s_objective = self.logprobs(self.objective.texts, progress)
+        objective, s_objective = self.objective_here(task)
+        rows = len(self.utility.texts) + (len(self.negative_texts) if negatives else 0)
+        with task("measuring U and KL", rows) as progress:
             s_utility, kl = self._utility_and_kl(progress)
             s_negatives, per_token = None, None
             if negatives:
                 s_negatives = self.logprobs(self.negative_texts, progress)
                 per_token = float((s_negatives.double() / self.lengths).mean())
         return Measurement(
-            objective=float(self.objective.terms(s_objective.double()).mean()),
+            objective=float(objective.terms(s_objective.double()).mean()),
             utility=float(self.utility.terms(s_utility.double()).mean()),
             kl=kl,
             s_objective=s_objective,
             s_utility=s_utility,
             s_negatives=s_negatives,
             negative_logprob=per_token,
+            drawn=objective if isinstance(objective, DrawnReward) else None,
         )
 
     def measure_negatives(self, task: Task = silent) -> Tensor:
@@ -192,6 +220,9 @@ def prepare(
     max_length: int = 512,
     max_tokens: int = 2048,
     keep_frozen_copy: bool = False,
+    joint_share: float = 0.0,
+    scorer: Scorer | None = None,
+    seed: int = 0,
     task: Task = silent,
 ) -> Problem:
     """Tokenises everything and measures the reference log-probs, at φ₀.
@@ -199,18 +230,25 @@ def prepare(
     Args:
         policy: from `u2a.models.load_policy`.
         negatives, preferences, retain: canonical rows from `u2a.data.load`. With the objective `nll`,
-            `preferences` has the columns of retain rows. Without `retain`, U is taken on the preferred
-            validation answers and overlaps with J.
+            `preferences` has the columns of retain rows, with `reward` prompts are enough. Without `retain`,
+            U is taken on the preferred validation answers and overlaps with J; with `reward` on what the
+            original model answers.
         retain_loss: the retain term, `none`, `nll`, `kl` or `l2`. For `nll` and `kl` every other retain row
             is kept for that term and the rest for U. retain_weight: its λ, for curvatures.
         loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`.
         max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
+        joint_share: share of the prompts of `preferences` whose pairs go to `Problem.joint` and not to J.
+        scorer: of the objective `reward`; default what its options name. seed: of the responses it draws.
+
+    Raises:
+        UserError: an option is unknown, or there is too little to share out.
     """
+    if joint_share > 0 and objective != "preference":
+        raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")
     renderer = Renderer(policy.tokenizer, template=template, max_length=max_length)
     negative_texts = tokenize_rows(negatives, renderer)
-    pad = policy.tokenizer.pad_token_id
-    pad_token_id = pad if pad is not None else 0
+    pad_token_id = policy.tokenizer.pad_token_id or 0
 
     def measured(texts: Dataset, name: str) -> Tensor:
         with task(name, len(texts)) as progress:
@@ -220,21 +258,30 @@ def prepare(
 
     with policy.reference() if policy.has_adapter else nullcontext():
         reference = measured(negative_texts, "log-probs of the negatives")
-        goal, preferred = _objective(
+        goal, preferred = objective_of_rows(
             objective,
             objective_options or {},
             preferences,
             renderer,
             lambda t: measured(t, "log-probs of the pairs"),
+            scorer=scorer,
+            seed=seed,
+            device=policy.device,
         )
-    utility_texts, retain_texts = preferred, None
-    if retain is not None:
-        utility_texts = tokenize_rows(retain, renderer)
+        if isinstance(goal, Reward) and retain is None:
+            preferred = goal.sample(policy, max_tokens, task)
+        joint = None
+        if joint_share > 0 and isinstance(goal, Preference):
+            joint, goal = shared_out(goal, preferences["prompt"], joint_share)
+            preferred = goal.texts.select(range(len(goal.texts) // 2))
+    retain_texts = None
+    utility_texts = preferred if retain is None else tokenize_rows(retain, renderer)
     if retain_loss in ("nll", "kl"):
         if retain is None or len(retain) < 2:
             raise UserError(f"--retain-loss {retain_loss} needs --retain with at least 2 rows")
         every_other = range(0, len(retain), 2), range(1, len(retain), 2)
         utility_texts, retain_texts = (utility_texts.select(part) for part in every_other)
+    kept = keep_frozen_copy and not policy.has_adapter
     built = LOSSES[loss](**(loss_options or {})) if isinstance(loss, str) else loss
     return Problem(
         policy=policy,
@@ -249,37 +296,7 @@ def prepare(
         renderer=renderer,
         max_tokens=max_tokens,
         pad_token_id=pad_token_id,
-        frozen=_frozen_copy(policy) if keep_frozen_copy and not policy.has_adapter else None,
+        frozen=copy.deepcopy(policy.model).eval().requires_grad_(False) if kept else None,
         retain_weight=retain_weight,
+        joint=joint,
     )
-
-
-def _objective(
-    name: str,
-    options: dict[str, Any],
-    rows: Dataset,
-    renderer: Renderer,
-    measured: Callable[[Dataset], Tensor],
-) -> tuple[Objective, Dataset]:
-    """The objective, and the tokenised preferred texts it holds."""
-    if name == "nll":
-        texts = tokenize_rows(rows, renderer)
-        return MeanLogProb(texts), texts
-    if name != "preference":
-        raise UserError(f"--objective {name}: take one of {', '.join(OBJECTIVES)}")
-    texts, chosen = pair_texts(rows, renderer)
-    return OBJECTIVES[name](texts, measured(texts), **options), chosen
-
-
-def pair_texts(pairs: Dataset, renderer: Renderer) -> tuple[Dataset, Dataset]:
-    """P pairs as 2P tokenised texts, the chosen ones first, and the chosen ones alone."""
-    from datasets import concatenate_datasets
-
-    chosen = tokenize_rows(pairs, renderer, response="chosen")
-    rejected = tokenize_rows(pairs, renderer, response="rejected")
-    return concatenate_datasets([chosen, rejected]), chosen
-
-
-def _frozen_copy(policy: Policy) -> nn.Module:
-    frozen = copy.deepcopy(policy.model).eval()
-    return frozen.requires_grad_(False)

@@ -1,13 +1,13 @@
 """`UnlearnTrainer`: weighted unlearning steps as a `transformers.Trainer`.
 
-It minimises (1/Ω)·Σ_i ω_i·ℓ_i(φ) + λ·R(φ), Ω = Σω over the whole training set. All weighting and reduction
-happens here: losses return one value per example, and the mean of the step losses over one full pass is
-exactly the objective, whatever the batch size, padding or gradient accumulation.
+It minimises (1/Ω)·Σ_i ω_i·ℓ_i(φ) + λ·R(φ) − μ·J(φ), Ω = Σω over the whole training set. All weighting and
+reduction happens here: losses return one value per example, and the mean of the step losses over one full
+pass is exactly the objective, whatever the batch size, padding or gradient accumulation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig
 
+    from u2a.objectives.preference import Preference
+
 
 @dataclass
 class U2AConfig(TrainingArguments):
@@ -48,6 +50,9 @@ class U2AConfig(TrainingArguments):
         retain_loss: `none`, `nll`, `kl` or `l2`; None = what `loss_type` says (`none` for the plain ones).
         retain_weight: λ.
         retain_batch_size: retain rows of each optimiser step over all processes; 0 = as many as negatives.
+        joint_weight: μ, of the preference pairs; 0 = they are left alone.
+        joint_batch_size: pairs of each optimiser step over all processes; 0 = half as many as negatives (a
+            pair has two answers).
         max_length: tokens of prompt and response together.
         template: `auto` (the tokenizer's chat template) or `none` (raw text).
     """
@@ -61,6 +66,8 @@ class U2AConfig(TrainingArguments):
     retain_loss: str | None = field(default=None, metadata={"help": "none, nll, kl or l2."})
     retain_weight: float = field(default=1.0, metadata={"help": "λ of the retain term."})
     retain_batch_size: int = field(default=0, metadata={"help": "Retain rows per optimiser step."})
+    joint_weight: float = field(default=0.0, metadata={"help": "μ of the preference pairs."})
+    joint_batch_size: int = field(default=0, metadata={"help": "Preference pairs per optimiser step."})
     max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
     template: str = field(default="auto", metadata={"help": "auto or none."})
 
@@ -83,6 +90,8 @@ class UnlearnTrainer(Trainer):
             and optionally `weight` (ω_i ≥ 0, default 1); or already tokenised ones (`input_ids`,
             `response_start`, `n_tokens`, optionally `weight` and `ref_logprob`).
         retain_dataset: texts to keep, same columns; needed by the `nll` and `kl` retain terms.
+        joint_objective: J on preference pairs for training, which the run climbs with weight μ beside the
+            unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
         peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`.
@@ -90,7 +99,7 @@ class UnlearnTrainer(Trainer):
 
     Raises:
         UserError: no negatives of positive weight, a negative or non-finite weight, a retain term without
-            retain data, a reference-based loss without a reference.
+            retain data, μ without pairs, a reference-based loss without a reference.
 
     Example:
         >>> from datasets import Dataset
@@ -115,6 +124,7 @@ class UnlearnTrainer(Trainer):
         loss: UnlearningLoss | None = None,
         train_dataset: Dataset | None = None,
         retain_dataset: Dataset | None = None,
+        joint_objective: Preference | None = None,
         reference_model: PreTrainedModel | nn.Module | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
@@ -149,6 +159,9 @@ class UnlearnTrainer(Trainer):
         self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
         if self._retain_name in ("nll", "kl") and not retain_dataset:
             raise UserError(f"the {self._retain_name} retain term needs retain data: give retain_dataset")
+        if args.joint_weight > 0 and joint_objective is None:
+            raise UserError("joint_weight needs preference pairs: give joint_objective")
+        self._joint = joint_objective if args.joint_weight > 0 else None
         renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
         negatives = _tokenized(train_dataset, renderer)
         self._retain = _tokenized(retain_dataset, renderer) if retain_dataset is not None else None
@@ -198,31 +211,44 @@ class UnlearnTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The micro-batches of one optimiser step, each with its share of the step's retain rows.
+        """The micro-batches of one optimiser step, each with its share of the step's retain rows and pairs.
 
-        Retain rows are a function of the seed and the step alone, so a resumed run sees the same ones, and
-        their token count is taken over the whole step, so accumulation does not change the gradient.
+        Both are a function of the seed and the step alone, so a resumed run sees the same ones, and their
+        number is taken over the whole step, so accumulation does not change the gradient.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_batches = batches
-        if self._retain is None or self._retain_name not in ("nll", "kl") or not batches:
-            return batches, None
-        rows = self._retain_rows()
-        tokens = sum(self._retain[int(r)]["n_tokens"] for r in rows)
+        if batches and self._retain is not None and self._retain_name in ("nll", "kl"):
+            rows = self._rows_of_step(len(self._retain), self.args.retain_batch_size or self._rows_per_step())
+            tokens = torch.tensor(sum(self._retain[row]["n_tokens"] for row in rows))
+            for batch, share in self._shares(batches, rows):
+                batch["retain"] = self._collated(self._retain, share)
+                batch["retain_tokens"] = tokens
+        if batches and self._joint is not None:
+            texts, count = self._joint.texts, len(self._joint.texts) // 2
+            wanted = self.args.joint_batch_size or max(1, self._rows_per_step() // 2)
+            pairs = self._rows_of_step(count, wanted)
+            for batch, share in self._shares(batches, pairs):
+                batch["pairs"] = self._collated(texts, [*share, *(pair + count for pair in share)])
+                batch["pairs_of_step"] = torch.tensor(len(pairs))
+        return batches, None
+
+    def _rows_of_step(self, total: int, count: int) -> list[int]:
+        """Positions of the current optimiser step's rows, over all processes."""
+        return retain_rows(total, count, self.state.global_step, self.args.seed)
+
+    def _shares(
+        self, batches: list[dict[str, Any]], rows: list[int]
+    ) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """This process's part of `rows`, spread over its micro-batches; those that get none are left out."""
         local = rows[self.args.process_index :: self.args.world_size]
         for batch, share in zip(batches, np.array_split(local, len(batches)), strict=True):
             if len(share):
-                retain = self._retain.select(share.tolist())
-                texts = [retain[i] for i in range(len(retain))]
-                batch["retain"] = _as_dict(collate(texts, range(len(texts)), pad_token_id=self._pad_token_id))
-                batch["retain_tokens"] = torch.tensor(tokens)
-        return batches, None
+                yield batch, [int(row) for row in share]
 
-    def _retain_rows(self) -> list[int]:
-        """Positions of the current optimiser step's retain rows, over all processes."""
-        count = self.args.retain_batch_size or self._rows_per_step()
-        total = len(self._retain)  # type: ignore[arg-type]
-        return retain_rows(total, count, self.state.global_step, self.args.seed)
+    def _collated(self, texts: Dataset, rows: list[int]) -> dict[str, Tensor]:
+        """Those texts as one batch whose `index` are their positions in `texts`."""
+        return _as_dict(collate([texts[row] for row in rows], rows, pad_token_id=self._pad_token_id))
 
     # -- the loss -----------------------------------------------------------------------------------------
 
@@ -233,7 +259,7 @@ class UnlearnTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
     ) -> Any:
-        """This micro-batch's part of (1/Ω)·Σ ω_i·ℓ_i + λ·R, such that a step's parts add up."""
+        """This micro-batch's part of (1/Ω)·Σ ω_i·ℓ_i + λ·R − μ·J, such that a step's parts add up."""
         batch = _as_batch(inputs)
         s = response_logprobs(model, batch)
         reference = self._reference_logprobs[batch.index.cpu()].to(s)
@@ -243,6 +269,8 @@ class UnlearnTrainer(Trainer):
         # DDP averages over processes, so the sum is scaled back up by their number.
         loss = self.scale * (weights * losses).sum() * self.args.world_size
         loss = loss + self._retain_weight * self._retain_loss(model, inputs)
+        if self._joint is not None and "pairs" in inputs:
+            loss = loss - self.args.joint_weight * self._joint_gain(model, inputs, self._joint)
         return (loss, {"losses": losses}) if return_outputs else loss
 
     @property
@@ -270,6 +298,13 @@ class UnlearnTrainer(Trainer):
             reference = self._reference_logits(batch)
             total = kl_sum(model, batch, reference)
         return total / inputs["retain_tokens"] * self.args.world_size
+
+    def _joint_gain(self, model: nn.Module, inputs: dict[str, Any], joint: Preference) -> Tensor:
+        """This micro-batch's part of the mean of J's terms over the step's pairs."""
+        batch = _as_batch(inputs["pairs"])
+        s = response_logprobs(model, batch)
+        terms = joint.terms_of(s, batch.index.cpu())
+        return terms.sum() / inputs["pairs_of_step"] * self.args.world_size
 
     def _reference_logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():

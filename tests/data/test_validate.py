@@ -11,7 +11,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2a.data.load import load_negatives, load_preferences, load_retain
+from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
 from u2a.data.validate import Finding, check_data, prompt_key
 from u2a.types import Message, UserError
 
@@ -238,3 +238,17 @@ def test_a_conversation_that_the_template_refuses_is_a_finding(tmp_path: Path) -
     table = load(tmp_path, "negatives", rows)
     found = check_data(table, files=NAMES, token_limit=0, count_tokens=refuse)
     assert [(f.row, f.kind, f.fatal) for f in found] == [(1, "template", True), (2, "too-long", False)]
+
+
+def test_prompts_alone_are_looked_at_as_far_as_they_go(tmp_path: Path) -> None:
+    """Repetition and leaks; there is no answer to be empty, good or too long."""
+    negatives = load(tmp_path, "negatives", [{"prompt": "b", "completion": "x"}])
+    (tmp_path / "ask.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "A "}\n')
+    asked = load_prompts(tmp_path / "ask.jsonl")
+    files = {"negatives": "bad", "preferences": "ask", "test": "held"}
+    found = check_data(negatives, asked, asked, files=files, token_limit=0, count_tokens=None)
+    kinds = [(f.file, f.row, f.kind) for f in found]
+    assert ("bad", 1, "leak-validation") in kinds
+    assert ("ask", 3, "duplicate") in kinds
+    assert ("ask", 1, "leak-test") in kinds
+    assert not any(f.fatal or f.kind == "conflicting-label" for f in found)

@@ -194,3 +194,28 @@ def test_held_out_takes_beta_and_reference_of_the_objective():
     assert isinstance(held_out, Preference)
     assert held_out.beta == 0.3
     torch.testing.assert_close(held_out.reference, problem.objective.reference)
+
+
+def scored(_prompts, texts):
+    return [0.1 * len(text) for text in texts]
+
+
+def test_held_out_prompts_are_answered_and_scored_as_those_of_validation():
+    options = {"max_new_tokens": 4, "beta": 0.3, "samples": 2}
+    problem = tiny_problem("llama", objective="reward", objective_options=options, scorer=scored)
+    held_out = held_out_objective(problem, pairs().select([1, 0]))
+    assert (held_out.scorer, held_out.beta, held_out.samples) == (scored, 0.3, 2)
+    assert held_out.prompts == problem.objective.prompts[1::-1]
+    drawn, s = problem.objective_here(objective=held_out)
+    assert list(drawn.texts["row"]) == [1, 1, 0, 0]
+    assert len(s) == 4
+
+
+def test_a_cell_of_another_reward_is_refused_by_name():
+    options = [{"max_new_tokens": 4}, {"max_new_tokens": 4, "samples": 3}, {"max_new_tokens": 5}]
+    plan, found = make_plan(6, 3, OPTIONS, subsets=2), []
+    for each in options:
+        problem = tiny_problem("llama", objective="reward", objective_options=each, scorer=scored)
+        found.append(settings_of(problem, OPTIONS, plan, None, {}))
+    assert found[0]["objective"] == "Reward 0.1 4 4"
+    assert [{k for k in found[0] if found[0][k] != other[k]} for other in found[1:]] == [{"objective"}] * 2

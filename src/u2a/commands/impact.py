@@ -123,12 +123,12 @@ def negatives_differ(table: ImpactTable, negatives: Dataset, preferences: Datase
     """How unequal the impacts are, and what of each negative explains them."""
     from u2a.impact.difference import difference
     from u2a.verify.bm25 import bm25
-    from u2a.verify.controls import likeness
+    from u2a.verify.controls import has_answers, likeness
 
     properties = {"length": table.n_tokens.astype(float), "loss": table.loss}
     if table.grad_norm is not None:
         properties["gradient norm"] = table.grad_norm
-    if len(negatives) * len(preferences) <= MOST_COMPARISONS:
+    if has_answers(preferences) and len(negatives) * len(preferences) <= MOST_COMPARISONS:
         properties["likeness to the rejected answers"] = likeness(negatives, preferences, bm25)
     extra = [json.loads(text) if text else {} for text in negatives["extra"]]
     names = [str(row["category"]) for row in extra if "category" in row]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.models import Policy
+    from u2a.objectives import Objective, Reward
     from u2a.problem import Problem
 
 log = logging.getLogger("u2a")
@@ -42,17 +43,18 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
     Raises:
         UserError: a file is missing or unusable, or an option that is needed was not given.
     """
-    from u2a.data.load import load_negatives, load_preferences, load_retain
+    from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
     from u2a.data.validate import check_data
 
     _require(values)
     _check_choices(values, schema)
     negatives = load_negatives(values["negatives"])
-    if values["objective"] == "nll":
-        preferences = load_retain(values["preferences"])
-    else:
-        preferences = load_preferences(values["preferences"])
-    test = load_preferences(values["test"]) if values.get("test") else None
+    reward = values["objective"] == "reward"
+    wanted = {"nll": load_retain, "reward": load_prompts}.get(values["objective"], load_preferences)
+    preferences = wanted(values["preferences"])
+    # `verify` measures J on them, the others compare the two answers
+    wanted = load_prompts if reward and "subsets" in values else load_preferences
+    test = wanted(values["test"]) if values.get("test") else None
     retain = load_retain(values["retain"]) if values["retain"] else None
     _enough_retain_rows(values, retain)
     files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
@@ -80,7 +82,10 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
         )
     if retain is None:
         data.warnings.append(
-            "no --retain: U is measured on the preferred validation answers and so overlaps with J"
+            "no --retain: U is measured on what the original model answers to the validation prompts; near "
+            "that model its slope is noise, and so are utility costs"
+            if reward
+            else "no --retain: U is measured on the preferred validation answers and so overlaps with J"
         )
     return data
 
@@ -100,7 +105,7 @@ def _require(values: Mapping[str, Any]) -> None:
         "model": "the original model: a folder, a Hub id, a GGUF file, or `demo`",
         "negatives": "the bad answers",
         "preferences": "validation pairs with `prompt`, `chosen` and `rejected`; with none, take "
-        "--objective nll and preferred texts",
+        "--objective nll and preferred texts, or --objective reward and prompts",
         "output": "a new folder for the run",
     }
     for name, what in wanted.items():
@@ -131,8 +136,7 @@ def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
         raise UserError(f"--curvature {values['curvature']} needs an adapter: give --lora-rank above 0")
     if values["lora_dropout"] >= 1:
         raise UserError(f"--lora-dropout {values['lora_dropout']}: must be below 1")
-    if values.get("objective_beta", 1.0) <= 0:
-        raise UserError(f"--objective-beta {values['objective_beta']}: must be positive")
+    _check_objective(values)
     if values.get("merge") and values["quantize"] != "none":
         raise UserError("--merge cannot fold an adapter into a base in 4 bits; leave out one of the two")
     if ":" in values["device"] and not values["device"].endswith(":0"):
@@ -141,6 +145,20 @@ def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
         )
     if "select" in values:
         Weighting(values["select"], values["eta"], values["rho"], values["weight_floor"])
+
+
+def _check_objective(values: Mapping[str, Any]) -> None:
+    from u2a.objectives.reward import prompt_room
+    from u2a.scorers import named_scorer
+
+    beta = values.get("objective_beta", 1.0)
+    if values["objective"] == "reward":
+        named_scorer(values["objective_reward_model"], values["objective_reward_function"])
+        prompt_room(values["objective_max_new_tokens"], values["max_length"])
+        if beta < 0:
+            raise UserError(f"--objective-beta {beta}: must not be negative")
+    elif beta <= 0:
+        raise UserError(f"--objective-beta {beta}: must be positive")
 
 
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
@@ -174,9 +192,10 @@ def build_problem(
     loss, retain_loss = resolve_loss(options.loss, values.get("retain_loss") or None)
     full = not policy.has_adapter
     budget = schema.part(OuterOptions, values).kl_budget if "kl_budget" in values else 0.0
-    keep_copy = full and (budget > 0 or retain_loss == "kl")
+    kl_in_j = options.objective == "reward" and values["objective_beta"] > 0
+    keep_copy = full and (budget > 0 or retain_loss == "kl" or kl_in_j)
     if keep_copy:
-        say("Full fine-tuning with a KL budget keeps a second, frozen copy of the model.")
+        say("Full fine-tuning with a KL budget or term keeps a second, frozen copy of the model.")
     begin = time.perf_counter()
     problem = prepare(
         policy,
@@ -193,6 +212,8 @@ def build_problem(
         max_length=rows.max_length,
         max_tokens=options.score_tokens,
         keep_frozen_copy=keep_copy,
+        seed=values["seed"],
+        joint_share=values["joint_share"] if values.get("joint") else 0.0,
         task=bars.task,
     )
     log.info("prepared in %.1f s", time.perf_counter() - begin)
@@ -202,28 +223,28 @@ def build_problem(
 @dataclass(frozen=True)
 class Sizes:
     """Tokens (prompt and response) of each role: what the cost estimate is made of. `curvature`: of the texts
-    that the default curvature is measured on."""
+    that the default curvature is measured on. `drawing`: of generating J's texts, if they are generated."""
 
     negatives: int
     validation: int
     retain: int
     curvature: int
+    drawing: int = 0
 
     @classmethod
     def of(cls, problem: Problem) -> Sizes:
         """Counts the tokens of a prepared problem."""
         from u2a.impact.curvature import Diagonal
 
-        def tokens(texts: Dataset) -> int:
-            return sum(len(ids) for ids in texts["input_ids"])
-
         kept = problem.utility.texts if problem.retain_texts is None else problem.retain_texts
         few = min(1.0, Diagonal.rows / len(kept))
+        validation, drawing = tokens_of_j(problem.objective)
         return cls(
-            tokens(problem.negative_texts),
-            tokens(problem.objective.texts),
-            tokens(problem.utility.texts),
-            round(few * tokens(kept)),
+            _tokens(problem.negative_texts),
+            validation,
+            _tokens(problem.utility.texts),
+            round(few * _tokens(kept)),
+            drawing,
         )
 
     def scoring(self, method: str) -> float:
@@ -235,7 +256,20 @@ class Sizes:
     @property
     def measuring(self) -> float:
         """Forward-pass tokens of measuring J, U and KL once."""
-        return self.validation + 2 * self.retain
+        return self.drawing + self.validation + 2 * self.retain
+
+
+def tokens_of_j(objective: Objective | Reward) -> tuple[int, int]:
+    """Tokens of J's texts, and of getting them where they are drawn, at most and without the scorer's."""
+    from u2a.objectives import Reward
+
+    if isinstance(objective, Reward):
+        return objective.most_tokens, 2 * objective.most_tokens
+    return _tokens(objective.texts), 0
+
+
+def _tokens(texts: Dataset) -> int:
+    return sum(len(ids) for ids in texts["input_ids"])
 
 
 def seconds_per_token(problem: Problem) -> float:

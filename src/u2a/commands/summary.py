@@ -40,7 +40,7 @@ def measurement_rows(original: Measurement, aligned: Measurement | None) -> list
         )
 
     return [
-        row("J on validation", "nats", "higher", "objective"),
+        row("J on validation", "the scorer's" if original.drawn else "nats", "higher", "objective"),
         row("retain NLL", "nats/token", "lower", "utility", -1.0),
         row("log-prob of the negatives", "nats/token", "", "negative_logprob"),
         row("KL from the original", "nats/token", "lower", "kl"),

@@ -26,6 +26,7 @@ from u2a.commands.session import (
     output_path,
     say_warnings,
     seconds_per_token,
+    tokens_of_j,
 )
 from u2a.commands.summary import measurement_rows, write_summary
 from u2a.commands.terminal import Bars, print_table, say
@@ -215,7 +216,7 @@ def _cost(truth: GroundTruth, values: Mapping[str, Any], names: list[str]) -> st
     sizes, every = Sizes.of(problem), len(plan.runs)
     passes = plan.steps / steps_per_pass(truth.unlearn, plan.size)
     trained = passes * plan.size * sizes.negatives / len(problem.negatives)
-    held_out = sum(len(ids) for ids in truth.held_out.texts["input_ids"]) if truth.held_out else 0
+    held_out = sum(tokens_of_j(truth.held_out)) if truth.held_out else 0
     # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
     each = 4 * trained + sizes.measuring + held_out
     left = len(truth.cells.remaining())

@@ -18,7 +18,7 @@ from u2a.data.render import Renderer
 from u2a.data.scratch import no_progress_bars
 from u2a.types import IGNORE, Batch, UserError
 
-__all__ = ["Renderer", "collate", "length_sorted_batches", "token_counts", "tokenize_rows"]
+__all__ = ["Renderer", "collate", "length_sorted_batches", "token_counts", "token_rows", "tokenize_rows"]
 
 log = logging.getLogger("u2a")
 
@@ -83,6 +83,20 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
                 *(cut, len(tokenized), what, side, renderer.max_length, response),
             )
     return tokenized.remove_columns(["prompt_cut", "response_cut"])
+
+
+def token_rows(rows: Sequence[int], prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Dataset:
+    """The same columns from N prompts and responses that are tokens already; `rows` are the column `row`.
+
+    A response is what was generated: with the token that ended it, or without where none did.
+    """
+    columns = {
+        "row": list(rows),
+        "input_ids": [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)],
+        "response_start": [len(prompt) for prompt in prompts],
+        "n_tokens": [len(response) for response in responses],
+    }
+    return Dataset.from_dict(columns, features=Features({name: _FEATURES[name] for name in columns}))
 
 
 def collate(

@@ -65,6 +65,8 @@ def check_data(
 ) -> list[Finding]:
     """Check the data sets of `u2a.data.load` by themselves and against each other.
 
+    Preferences and test may be prompts alone.
+
     `files` maps a role (`negatives`, `preferences` = validation, `test`, `retain`) to the name that findings
     give; rows of a folder are given with their own file. `too-long` is looked for only where both
     `token_limit` (tokens of prompt and answer together) and `count_tokens` are given.
@@ -85,7 +87,7 @@ def check_data(
     good = {
         role: tables[role].places((column,))
         for role, column in _GOOD.items()
-        if role in tables and "negatives" in tables
+        if role in tables and column in tables[role].columns and "negatives" in tables
     }
     findings: list[Finding] = []
     for role, table in tables.items():
@@ -126,8 +128,13 @@ class _Table:
     dataset: Dataset
     name: str
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its answers; none where the rows are prompts alone."""
+        return tuple(c for c in _ANSWERS[self.role] if c in self.dataset.column_names)
+
     def rows(self) -> Iterator[_Row]:
-        columns = _ANSWERS[self.role]
+        columns = self.columns
         at = 0
         for block in self.dataset.select_columns(["source_row", "prompt", *columns]).iter(_BLOCK):
             for source_row, prompt, *answers in zip(*block.values(), strict=True):

@@ -174,7 +174,7 @@ class Aims:
 
 def aims_of(problem: Problem, context: ScoringContext, at: Measurement, groups: int, task: Task) -> Aims:
     """∇J and ∇U at the current φ, which `at` was measured at; ∇J in at most `groups` parts (0 = whole)."""
-    objective, s = problem.objective, at.s_objective
+    objective, s = problem.objective_of(at), at.s_objective
     with task("gradients of J and U", len(objective.texts) + len(problem.utility.texts)) as progress:
         of_u = objective_gradient(context, problem.utility, at.s_utility, progress=progress)
         terms = len(objective.terms(s))

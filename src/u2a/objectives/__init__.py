@@ -1,7 +1,8 @@
 """Objectives J(φ): what alignment means for this user, higher = better. Also the utility U.
 
 An objective is a function of the log-probs s (N,) of a fixed set of texts. That is all the gradient
-needs: ∇J = Σ_i (dJ/ds_i)·∇s_i, so texts may be batched in any order, whatever pairs they form.
+needs: ∇J = Σ_i (dJ/ds_i)·∇s_i, so texts may be batched in any order, whatever pairs they form. `Reward` has
+no texts of its own and draws such an objective wherever J is measured.
 Its classes' dataclass fields with help are the options. To add one: one file, one line in `OBJECTIVES`.
 """
 
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from u2a.objectives.nll import MeanLogProb
 from u2a.objectives.preference import Preference
+from u2a.objectives.reward import DrawnReward as DrawnReward
+from u2a.objectives.reward import Reward
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,13 +23,15 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """J as a function of log-probs."""
 
-    texts: Dataset
-    """Tokenised texts, N rows, as `tokenize_rows` makes them."""
+    @property
+    def texts(self) -> Dataset:
+        """Tokenised texts, N rows, as `tokenize_rows` makes them."""
+        ...
 
     def terms(self, s: Tensor) -> Tensor:
         """One term for each validation example, (N,) -> (P,); their mean is J."""
         ...
 
 
-OBJECTIVES: dict[str, type] = {"preference": Preference, "nll": MeanLogProb}
+OBJECTIVES: dict[str, type] = {"preference": Preference, "nll": MeanLogProb, "reward": Reward}
 """Name -> objective class."""

@@ -26,7 +26,12 @@ class Preference:
 
     texts: Dataset
     reference: Tensor
-    beta: float = field(default=0.1, metadata={"help": "preference: β of the objective, per nat."})
+    beta: float = field(
+        default=0.1,
+        metadata={
+            "help": "preference: β of the objective, per nat; reward: reward per nat of KL, 0 = no KL."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -38,7 +43,14 @@ class Preference:
 
     def terms(self, s: Tensor) -> Tensor:
         """log σ of each pair: (2P,) -> (P,), in nats, never above 0."""
+        return self._terms(s, self.reference)
+
+    def terms_of(self, s: Tensor, index: Tensor) -> Tensor:
+        """Those of p pairs: log-probs (2p,) of the texts at `index` (2p,), the chosen ones first -> (p,)."""
+        return self._terms(s, self.reference[index])
+
+    def _terms(self, s: Tensor, reference: Tensor) -> Tensor:
         from torch.nn.functional import logsigmoid
 
-        chosen, rejected = (s - self.reference.to(s)).chunk(2)
+        chosen, rejected = (s - reference.to(s)).chunk(2)
         return logsigmoid(self.beta * (chosen - rejected))

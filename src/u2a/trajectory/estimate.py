@@ -48,7 +48,8 @@ class Meter:
         self.passes += times * float(token_counts(texts).sum()) / self._unit
 
     def steps(self, steps: Iterable[RecordedStep], times: float) -> None:
-        """Counts `times` forward passes over the negatives and retain rows of optimiser steps."""
-        parts = [part for step in steps for batch in step.batches for part in (batch, batch.get("retain"))]
+        """Counts `times` forward passes over the negatives, retain rows and pairs of optimiser steps."""
+        batches = [batch for step in steps for batch in step.batches]
+        parts = [part for batch in batches for part in (batch, batch.get("retain"), batch.get("pairs"))]
         tokens = sum(float(part["attention_mask"].sum()) for part in parts if part is not None)
         self.passes += times * tokens / self._unit

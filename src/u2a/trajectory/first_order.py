@@ -82,8 +82,9 @@ def _scores_at(problem: Problem, context: ScoringContext, step: RecordedStep, me
     state = step.load(context.device)
     set_parameters(problem, state.phi)
     directions = []
-    for goal in (problem.objective, problem.utility):
-        gradient = objective_gradient(context, goal, context.logprobs(goal.texts))
+    utility = problem.utility
+    for goal, s in (problem.objective_here(), (utility, context.logprobs(utility.texts))):
+        gradient = objective_gradient(context, goal, s)
         directions.append(_preconditioned(step, state, gradient))
         meter.texts(goal.texts, 2 + meter.backward)
     found = directional_derivatives(context, problem.negative_texts, directions)

@@ -74,8 +74,9 @@ def metagradient_impact(
     with recorded_run(problem, unlearn, weights=weights, seed=seed, task=task) as recording:
         meter.steps(recording.steps, 1 + meter.backward + replay_passes(2, meter.backward))
         adjoints = []
-        for goal in (problem.objective, problem.utility):
-            adjoints.append(_Adjoint.at_the_end(context, goal))
+        utility = problem.utility
+        for goal, s in (problem.objective_here(), (utility, context.logprobs(utility.texts))):
+            adjoints.append(_Adjoint.at_the_end(context, goal, s))
             meter.texts(goal.texts, 2 + meter.backward)
         scores = torch.zeros(2, len(problem.negative_texts), dtype=torch.float64)
         with task("replaying the run backwards", len(recording.steps)) as progress:
@@ -95,9 +96,9 @@ class _Adjoint:
     of_v: Direction
 
     @classmethod
-    def at_the_end(cls, context: ScoringContext, goal: Objective) -> _Adjoint:
+    def at_the_end(cls, context: ScoringContext, goal: Objective, s: torch.Tensor) -> _Adjoint:
         """∇J at the current φ; the moments left over do not matter any more."""
-        gradient = objective_gradient(context, goal, context.logprobs(goal.texts))
+        gradient = objective_gradient(context, goal, s)
         return cls(gradient, *({name: torch.zeros_like(g) for name, g in gradient.items()} for _ in range(2)))
 
     def through_update(self, step: RecordedStep, state: Snapshot) -> Direction:

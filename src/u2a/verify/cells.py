@@ -9,9 +9,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -131,13 +131,19 @@ def settings_of(
         **{name: str(value) for name, value in options.items()},
         "loss": repr(problem.loss),
         "retain_loss": problem.retain_loss,
-        "objective": f"{type(objective).__name__} {getattr(objective, 'beta', '')}".strip(),
+        "objective": " ".join([type(objective).__name__, *_option_values(objective)]),
         "negatives": _digest(problem.negative_texts),
         "preferences": _digest(objective.texts),
         "texts of U": _digest(problem.utility.texts),
         "texts of the retain term": _digest(problem.retain_texts),
         "test": _digest(held_out),
     }
+
+
+def _option_values(objective: Any) -> list[str]:
+    """What the user chose of it."""
+    values = (str(getattr(objective, f.name)) for f in fields(objective) if "help" in f.metadata)
+    return [value for value in values if value]
 
 
 def _digest(texts: Dataset | None) -> str:

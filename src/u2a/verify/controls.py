@@ -57,7 +57,8 @@ def control_scores(
     """Every control at the current φ, which `at` was measured at with the negatives.
 
     Args:
-        preferences: the validation rows themselves: pairs, or preferred texts alone (column `response`).
+        preferences: the validation rows themselves: pairs, or preferred texts alone (column `response`);
+            `bm25` and `embedding` are left out where they have no answers.
         embedding_model: for sentence-transformers; empty = leave `embedding` out.
         table: scored at this φ by the exact route, if there is one: saves a pass over the negatives.
     """
@@ -75,8 +76,11 @@ def control_scores(
         "mean_logprob": (s / lengths).numpy(),
         "gradient_norm": table.grad_norm,
         "cosine": table.cosine,
-        "bm25": likeness(problem.negatives, preferences, bm25),
     }
+    if not has_answers(preferences):
+        why = "the validation rows are prompts alone"
+        return Controls(scores, table, dict.fromkeys(("bm25", "embedding"), why))
+    scores["bm25"] = likeness(problem.negatives, preferences, bm25)
     similarity, why = embedding_similarity(embedding_model)
     if similarity is None:
         return Controls(scores, table, {"embedding": why})
@@ -85,6 +89,11 @@ def control_scores(
         if progress:
             progress(1)
     return Controls(scores, table)
+
+
+def has_answers(preferences: Dataset) -> bool:
+    """Whether validation rows are more than prompts: whether `likeness` can be taken."""
+    return not {"chosen", "response"}.isdisjoint(preferences.column_names)
 
 
 def likeness(negatives: Dataset, preferences: Dataset, similarity: Similarity) -> Array:

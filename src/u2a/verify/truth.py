@@ -11,7 +11,7 @@ import numpy as np
 
 from u2a.config import OuterOptions, UnlearnOptions
 from u2a.ledger import Parameters, restore, snapshot
-from u2a.objectives import Objective
+from u2a.objectives import Objective, Reward
 from u2a.objectives.preference import Preference
 from u2a.outer_loop import align
 from u2a.problem import Measurement, Problem, Task, pair_texts, silent
@@ -29,11 +29,14 @@ TO_THE_END = OuterOptions(
 strength, also where `align` would have stopped."""
 
 
-def held_out_objective(problem: Problem, pairs: Dataset, task: Task = silent) -> Preference:
+def held_out_objective(problem: Problem, pairs: Dataset, task: Task = silent) -> Preference | Reward:
     """J on held-out pairs, with the validation objective's β and the same reference.
 
-    Call it at φ₀: without an adapter the current φ is taken for the reference.
+    Call it at φ₀: without an adapter the current φ is taken for the reference. Where the objective is the
+    reward, J on held-out prompts by the same scorer: `pairs` need no more columns than that.
     """
+    if isinstance(problem.objective, Reward):
+        return problem.objective.on(pairs)
     texts, _ = pair_texts(pairs, problem.renderer)
     with (
         problem.policy.reference() if problem.policy.has_adapter else nullcontext(),
@@ -54,14 +57,14 @@ class GroundTruth:
         unlearn: the user's own settings; the number of steps is the plan's, the same for every subset.
         cells: where finished ones are.
         start: measured at φ₀ (estimators also need the negatives' log-probs there).
-        held_out: J on held-out pairs, if there are any.
+        held_out: J on held-out rows, if there are any.
     """
 
     problem: Problem
     unlearn: UnlearnOptions
     cells: Cells
     start: Measurement
-    held_out: Objective | None = None
+    held_out: Objective | Reward | None = None
     original: Parameters = field(init=False)
     _held_out_start: float | None = field(init=False)
 
@@ -124,9 +127,8 @@ class GroundTruth:
     def _held_out(self, task: Task) -> float | None:
         if self.held_out is None:
             return None
-        with task("held-out pairs", len(self.held_out.texts)) as progress:
-            s = self.problem.logprobs(self.held_out.texts, progress)
-        return float(self.held_out.terms(s.double()).mean())
+        objective, s = self.problem.objective_here(task, self.held_out)
+        return float(objective.terms(s.double()).mean())
 
     def _figures(self, measured: Measurement, held_out: float | None) -> Figures:
         return {

@@ -1,0 +1,170 @@
+"""Scorers: what an answer to a prompt is worth, by a reward model or by a function of the user's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from u2a.types import Message, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Scorer = Callable[[Sequence[list[Message]], Sequence[str]], NDArray[np.float64]]
+"""N prompts and as many answers -> rewards (N,), higher = better, in a unit of its own. Some may be empty."""
+
+BATCH = 8
+"""Texts that a reward model reads at once."""
+LONGEST = 2048
+"""Most tokens of prompt and answer that a reward model reads; prompts are cut on the left."""
+
+
+def named_scorer(
+    model: str, function: str, device: torch.device | str = "cpu", *, prefix: str = "--objective-"
+) -> Scorer:
+    """The scorer that one of two options names, checked as far as that goes without loading a model.
+
+    Args:
+        model: `--objective-reward-model`. function: `--objective-reward-function`.
+        device: where a reward model goes. prefix: of the flags, for errors.
+
+    Raises:
+        UserError: none or both are named, or the one that is named is unusable.
+    """
+    flags = f"{prefix}reward-model", f"{prefix}reward-function"
+    if bool(model) == bool(function):
+        raise UserError(
+            f"{flags[0]} or {flags[1]}: name one of them, what answers are scored by"
+            if not model
+            else f"{flags[0]} and {flags[1]}: name only one of them"
+        )
+    return model_scorer(model, device, flags[0]) if model else function_scorer(function, flags[1])
+
+
+# -- a reward model -----------------------------------------------------------------------------------------
+
+
+def model_scorer(source: str, device: torch.device | str, flag: str = "--reward-model") -> Scorer:
+    """Scores by a sequence-classification model with one output, loaded when it is first asked.
+
+    Each answer is rendered behind its prompt with the reward model's own chat template.
+
+    Args:
+        source: folder with safetensors, or Hub id. flag: what named it, for errors.
+
+    Raises:
+        UserError: `source` is no such model.
+    """
+    refuse_other_kinds(source, flag)
+
+    def score(prompts: Sequence[list[Message]], answers: Sequence[str]) -> NDArray[np.float64]:
+        texts = list(zip(prompts, answers, strict=True))
+        parts = [texts[begin : begin + BATCH] for begin in range(0, len(texts), BATCH)]
+        found = [_model_scores(source, flag, device, part) for part in parts]
+        return np.concatenate([np.zeros(0), *found])
+
+    return score
+
+
+def _model_scores(
+    source: str, flag: str, device: torch.device | str, texts: Sequence[tuple[list[Message], str]]
+) -> NDArray[np.float64]:
+    import torch
+
+    model, tokenizer, renderer = _loaded(source, flag)
+    inputs = tokenizer(
+        ["".join(renderer.render(prompt, answer)) for prompt, answer in texts],
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=renderer.max_length,
+        add_special_tokens=False,
+    )
+    with torch.no_grad():
+        logits = model.to(device)(**inputs.to(device)).logits
+    return logits[:, 0].double().cpu().numpy()
+
+
+def refuse_other_kinds(source: str, flag: str) -> None:
+    """Looks at a model's configuration alone, so that what is no reward model is found at once.
+
+    Raises:
+        UserError: `source` is no sequence-classification model with one output.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _unusable(source, flag, error) from None
+    kinds = config.architectures or []
+    if config.num_labels != 1 or not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        found = f"{', '.join(kinds) or 'no architecture'}, {config.num_labels} outputs"
+        raise UserError(f"{flag} {source} ({found}): a reward model classifies sequences and has one output")
+
+
+def _unusable(source: str, flag: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{flag} {source} does not load: {reason}")
+
+
+@lru_cache(maxsize=2)
+def _loaded(source: str, flag: str) -> tuple[Any, Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from u2a.data.render import Renderer
+
+    try:
+        model: Any = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _unusable(source, flag, error) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    # the end of the conversation is what a reward model judges
+    tokenizer.truncation_side = "left"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer, Renderer(tokenizer, max_length=LONGEST)
+
+
+# -- a function of the user's own ---------------------------------------------------------------------------
+
+
+def function_scorer(path: str, flag: str) -> Scorer:
+    """Scores by a Python function, called as a `Scorer` is, with all answers of a draw at once.
+
+    Args:
+        path: `module:function`; the module is looked for where Python looks, then in the current folder. Its
+            code runs, so only the command line may name it. flag: what named it, for errors.
+
+    Raises:
+        UserError: there is no such function; also whenever it raises something itself.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{flag} {path}: write it as module:function")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: nothing in the folder may stand in for an installed module
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+    if not callable(function):
+        raise UserError(f"{flag} {path}: it is no function but {type(function).__name__}")
+
+    def score(prompts: Sequence[list[Message]], answers: Sequence[str]) -> NDArray[np.float64]:
+        try:
+            return np.asarray(function(prompts, answers), dtype=np.float64)
+        except Exception as error:
+            raise UserError(f"{flag} {path} raised {type(error).__name__}: {error}") from error
+
+    return score

@@ -1,0 +1,91 @@
+"""From validation rows to J: tokens, reference log-probs, and who may be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from u2a.data.collate import tokenize_rows
+from u2a.data.validate import prompt_key
+from u2a.objectives import OBJECTIVES, MeanLogProb, Objective, Reward
+from u2a.objectives.preference import Preference
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import Tensor
+
+    from u2a.data.render import Renderer
+    from u2a.scorers import Scorer
+    from u2a.types import Message
+
+    Prompt = Sequence[Message]
+
+
+def objective_of_rows(
+    name: str,
+    options: dict[str, Any],
+    rows: Dataset,
+    renderer: Renderer,
+    measured: Callable[[Dataset], Tensor],
+    *,
+    scorer: Scorer | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[Objective | Reward, Any]:
+    """The objective, and the tokenised preferred texts it holds: None where rows have none.
+
+    Args:
+        measured: log-probs of tokenised texts under the original model.
+        scorer, seed, device: of the objective `reward`.
+
+    Raises:
+        UserError: no such objective, or its options or rows are unusable.
+    """
+    if name == "nll":
+        texts = tokenize_rows(rows, renderer)
+        return MeanLogProb(texts), texts
+    if name == "reward":
+        return Reward.of_rows(rows, renderer, scorer, device=device, seed=seed, **options), None
+    if name != "preference":
+        raise UserError(f"--objective {name}: take one of {', '.join(OBJECTIVES)}")
+    texts, chosen = pair_texts(rows, renderer)
+    return Preference(texts, measured(texts), **options), chosen
+
+
+def pair_texts(pairs: Dataset, renderer: Renderer) -> tuple[Dataset, Dataset]:
+    """P pairs as 2P tokenised texts, the chosen ones first, and the chosen ones alone."""
+    from datasets import concatenate_datasets
+
+    chosen = tokenize_rows(pairs, renderer, response="chosen")
+    rejected = tokenize_rows(pairs, renderer, response="rejected")
+    return concatenate_datasets([chosen, rejected]), chosen
+
+
+def shared_out(
+    objective: Preference, prompts: Sequence[Prompt], share: float
+) -> tuple[Preference, Preference]:
+    """J on the pairs of a share of the prompts, at least one, for training, and J on the pairs of the others.
+
+    Which prompts is a matter of their text alone, so it does not change with the order of the rows.
+
+    Args:
+        prompts: one for each of the P pairs, in the objective's order.
+
+    Raises:
+        UserError: all pairs have one prompt.
+    """
+    keys = [prompt_key(prompt) for prompt in prompts]
+    order = sorted(set(keys))  # keys are hashes: any order of them is a random one
+    if len(order) < 2:
+        raise UserError("--joint shares validation pairs out by prompt, and all of them have the same one")
+    taken = set(order[: min(len(order) - 1, max(1, round(share * len(order))))])
+
+    def part(inside: bool) -> Preference:
+        pairs = [i for i, key in enumerate(keys) if (key in taken) is inside]
+        texts = [*pairs, *(i + len(keys) for i in pairs)]
+        return replace(objective, texts=objective.texts.select(texts), reference=objective.reference[texts])
+
+    return part(True), part(False)

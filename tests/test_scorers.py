@@ -1,0 +1,114 @@
+"""Scorers: a function of the user's own, a reward model, and what is refused before anything is loaded."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForSequenceClassification
+
+import cases
+from u2a import scorers
+from u2a.scorers import function_scorer, model_scorer, named_scorer
+from u2a.types import UserError
+
+ASKED = [[{"role": "user", "content": text}] for text in ("Tea?", "Coffee?")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a module in it."""
+    (tmp_path / "my_scores.py").write_text(
+        "def by_length(prompts, answers):\n"
+        "    return [len(p[0]['content']) + len(a) for p, a in zip(prompts, answers)]\n"
+        "def broken(prompts, answers):\n    raise KeyError('weights')\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_scores", None)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A tiny reward model."""
+    path = tmp_path_factory.mktemp("classifier")
+    tokenizer = cases.tiny_tokenizer("llama")
+    config = cases.tiny_model("llama", tokenizer=tokenizer).config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def test_a_function_in_the_current_folder_scores(folder):
+    """4 + 3 and 7 + 0 characters."""
+    found = named_scorer("", "my_scores:by_length")(ASKED, ["Yes", ""])
+    assert found.dtype == np.float64
+    assert found.tolist() == [7.0, 7.0]
+    assert sys.path[-1] == str(folder)  # behind what is installed
+    assert sys.path.count(str(folder)) == 1
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("my_scores", "write it as module:function"),
+        (":by_length", "write it as module:function"),
+        ("my_scores:", "write it as module:function"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("my_scores:nothing", "nothing"),
+        ("my_scores:number", "no function but int"),
+    ],
+)
+def test_what_is_no_function_is_refused_by_flag(path, words):
+    with pytest.raises(UserError, match="--objective-reward-function") as refused:
+        named_scorer("", path)
+    assert words in str(refused.value)
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_a_function_raises_is_the_users_to_mend():
+    with pytest.raises(UserError, match=r"--f my_scores:broken raised KeyError: 'weights'"):
+        function_scorer("my_scores:broken", "--f")(ASKED, ["", ""])
+
+
+def test_one_scorer_is_named_and_not_two():
+    with pytest.raises(UserError, match=r"--objective-reward-model or --objective-reward-function: name one"):
+        named_scorer("", "")
+    with pytest.raises(UserError, match="name only one of them"):
+        named_scorer("some/model", "module:function")
+
+
+def test_a_reward_model_scores_batch_by_batch(classifier, monkeypatch):
+    """Three answers by twos are the answers one by one, in their order."""
+    monkeypatch.setattr(scorers, "BATCH", 2)
+    asked, answers = [*ASKED, ASKED[0]], ["Yes.", "", "No, I would rather not have any."]
+    score = named_scorer(classifier, "")
+    found = score(asked, answers)
+    alone = [model_scorer(classifier, "cpu")([p], [a])[0] for p, a in zip(asked, answers, strict=True)]
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    assert len(set(found)) == 3
+    assert score([], []).shape == (0,)
+
+
+def test_a_text_that_is_too_long_keeps_its_end(classifier, monkeypatch):
+    monkeypatch.setattr(scorers, "LONGEST", 12)
+    scorers._loaded.cache_clear()
+    answers = [start * 40 + " So this is a good answer. Thank you." for start in ("Yes. ", "No! ")]
+    first, other = model_scorer(classifier, "cpu")([ASKED[0]] * 2, answers)
+    scorers._loaded.cache_clear()
+    assert first == pytest.approx(other)
+
+
+def test_what_is_no_reward_model_is_refused_at_once(tmp_path, classifier, monkeypatch):
+    monkeypatch.setattr(scorers, "_loaded", lambda *_: pytest.fail("a model was loaded"))
+    model_scorer(classifier, "cpu")
+    causal = str(cases.save_tiny(tmp_path / "causal", "llama"))
+    with pytest.raises(UserError, match=r"--objective-reward-model .*LlamaForCausalLM"):
+        named_scorer(causal, "")
+    with pytest.raises(UserError, match=r"--objective-reward-model /no/such/model does not load"):
+        named_scorer("/no/such/model", "")
