@@ -18,8 +18,11 @@ ORDER = [
     "demo_model",
     "models",
     "logprobs",
+    "generation",
+    "scorers",
     "objectives",
     "losses",
+    "validation",
     "problem",
     "impact",
     "weighting",
@@ -32,11 +35,16 @@ ORDER = [
     "outer_loop",
     "verify",
     "evaluate",
+    "baselines",
+    "compare",
     "report",
     "commands",
     "cli",
 ]
-STOOD_ON = ("answer_cache", "figure", "material", "subject")
+STOOD_ON = (
+    "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
+    "pairwise", "rounded_weights", "subject",
+)  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

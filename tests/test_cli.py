@@ -53,7 +53,10 @@ def test_help_loads_nothing_heavy():
     assert output.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["check", "split", "impact", "align", "verify", "report", "demo"])
+COMMANDS = ["check", "split", "impact", "align", "verify", "evaluate", "compare", "report", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -244,6 +247,7 @@ SMALL = {
         {"--gradient-accumulation": "2", "--batch-size": "2", "--gradient-checkpointing": ""},
         {"--merge": ""},
         {"--template": "none"},
+        {"--joint": "0.5", "--joint-share": "0.4"},
     ],
     ids=lambda more: " ".join(f"{k} {v}".strip() for k, v in more.items()),
 )

@@ -86,7 +86,7 @@ def _guarded(work: Callable[[], int]) -> int:
         print(f"u2a: stopped by a guard: {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print("u2a: interrupted; `align` and `verify` go on with --resume", file=sys.stderr)
+        print(f"u2a: interrupted; {', '.join(_RESUMABLE)} go on with --resume", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()
@@ -94,6 +94,7 @@ def _guarded(work: Callable[[], int]) -> int:
         return FAULT
 
 
+_RESUMABLE = ("align", "verify", "evaluate", "compare")
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG = inspect.Parameter(
     "config",
@@ -138,6 +139,11 @@ _register(
     schemas.EVALUATE,
     _MODELS,
     epilog="\n\n".join(f"{name}: {inspect.cleandoc(cls.__doc__ or '')}" for name, cls in METRICS.items()),
+)
+_register(
+    "compare",
+    "Was it better than what I would have done? Methods at one budget, over several seeds.",
+    schemas.COMPARE,
 )
 _register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)

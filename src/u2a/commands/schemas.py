@@ -111,6 +111,36 @@ class EvaluateOptions:
     )
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, at which budget. The methods themselves stand in the YAML file."""
+
+    pairs: str = option("", "Training pairs, for methods that see good answers: dpo, kto, sft.")
+    mixture: str = option("", "Good answers that the original model was made with: retrain.")
+    reward_model: str = option("", "Reward model, folder or Hub id: rloo.")
+    steps: int = option(24, "Optimiser steps of every method.", least=1)
+    batch_size: int = option(8, "Answers in each optimiser step; a pair has two.", least=1)
+    seconds: float = option(
+        0.0, "Budget by wall clock instead of steps, scoring and sampling counted; 0 = by steps.", least=0
+    )
+    rates: str = option("1e-4,2e-4,4e-4", "Learning rates to pick from, by commas; on validation J.")
+    seeds: int = option(3, "Seeds of every method, from --seed on.", least=1)
+    looks: int = option(3, "How often a method is measured on its way.", least=1)
+    nll_rise: float = option(
+        0.02, "Margins are compared where the retain NLL has risen by this much, in nats per token.", above=0
+    )
+    max_nll_rise: float = option(0.1, "A learning rate that raises the retain NLL by more is not picked.")
+    metrics: str = option(
+        "preference,perplexity,forgetting", "Metrics of `u2a evaluate` at the end, by commas."
+    )
+    answers: int = option(0, "Held-out prompts that are answered, for `fluency`.", least=0)
+    max_new_tokens: int = option(64, "Longest answer, in tokens.", least=1)
+    judged: str = option("", "The method that the verdict is about; empty = the first u2a.")
+    cells: str = option(
+        "", "Folder of finished runs that comparisons share; empty = cells/ in the run folder."
+    )
+
+
 METRIC_PARTS = tuple(cls for cls in METRICS.values() if fields(cls))
 """Metrics with options of their own."""
 
@@ -154,5 +184,18 @@ VERIFY = Schema(
     ),
     REGISTRIES,
 )
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions))
+COMPARE = Schema(
+    (
+        DataOptions,
+        TestOptions,
+        ModelOptions,
+        ImpactOptions,
+        CompareOptions,
+        RunOptions,
+        ResumeOptions,
+    ),
+    REGISTRIES,
+    aside=("methods",),
+)
+EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
 DEMO = Schema((DemoOptions,))

@@ -19,6 +19,8 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from u2a.report.compare_plot import compare_plots
+from u2a.report.evaluate_plot import evaluate_plots
 from u2a.report.plots import (
     Plot,
     cumulative_gain,
@@ -60,17 +62,19 @@ def write_report(run: Path, *, with_text: bool = True) -> Path:
     """Writes `report.html` into a run folder, whole, and returns its path.
 
     Args:
-        run: folder of an `align`, `impact` or `verify` run.
+        run: folder of an `align`, `impact`, `verify`, `compare` or `evaluate` run.
         with_text: show prompts and responses of negatives, and settings with their full paths. Without it
             the page can be passed on: negatives appear by row and id, paths as bare names.
 
     Raises:
         UserError: the folder or one of its files is missing or broken; names it.
     """
-    record, scores, points = read_record(run), read_scores(run), read_measurements(run)
+    record = read_record(run)
+    scores = read_scores(run) if record.scores_negatives else Scores.none()
+    points = read_measurements(run)
     best, worst = extremes(scores)
     texts: dict[int, tuple[str, str]] = {}
-    if with_text:
+    if with_text and record.scores_negatives:
         texts = read_texts(run, {*best, *worst, *scatter_positions(scores).tolist()})
     plots = _plots(record, scores, points, {position: response for position, (_, response) in texts.items()})
     content = {
@@ -103,7 +107,7 @@ def extremes(scores: Scores) -> tuple[list[int], list[int]]:
 
 
 def _plots(record: Record, scores: Scores, points: list[Measured], responses: dict[int, str]) -> list[Plot]:
-    plots = verify_plots(record.path)
+    plots = [*verify_plots(record.path), *compare_plots(record.path), *evaluate_plots(record.path)]
     if len(scores.order):
         plots.append(impact_histogram(scores))
         plots.append(cumulative_gain(scores, record.counts.get("selected")))

@@ -59,6 +59,11 @@ class Record:
     findings: list[str]
 
     @property
+    def scores_negatives(self) -> bool:
+        """Whether the run has a table of negatives."""
+        return self.command not in ("compare", "evaluate")
+
+    @property
     def name(self) -> str:
         """The run folder's own name."""
         return self.path.resolve().name

@@ -35,6 +35,12 @@ class Scores:
     weight: Array | None = None
     selected: Array | None = None
 
+    @classmethod
+    def none(cls) -> Scores:
+        """Of no negatives."""
+        nothing = np.zeros(0)
+        return cls(nothing, [], nothing, nothing, nothing, nothing)
+
     @property
     def order(self) -> Array:
         """Positions of the negatives with a finite impact, largest impact first; ties keep file order."""

@@ -1,0 +1,79 @@
+"""Methods that imitate good answers, and the one that starts over without the bad ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from u2a.baselines.stage import Stage
+from u2a.data.collate import tokenize_rows
+from u2a.finetune import fine_tune
+from u2a.models import load_policy
+from u2a.types import UserError
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """The original model as it is: what everything is compared with."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def train(self, stage: Stage) -> None:
+        """Nothing."""
+        del stage
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Fine-tuning on the chosen answers of `pairs`, NLL of the answer's tokens."""
+
+    pairs: str = field(default="training", metadata={"help": "Pairs to learn from: training, or validation."})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Training pairs, if they are what it learns from."""
+        return ("training",) if self.pairs == "training" else ()
+
+    def train(self, stage: Stage) -> None:
+        """Trains in place."""
+        chosen = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="chosen")
+        fine_tune(
+            stage.problem.policy,
+            chosen,
+            epochs=1.0,
+            max_steps=stage.budget.most_steps,
+            learning_rate=stage.rate,
+            schedule="constant",
+            batch_size=stage.budget.batch_size,
+            seed=stage.seed,
+            callbacks=[stage.watch],
+        )
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """The original model made anew without the bad answers: `pretrained` fine-tuned on the good ones of its
+    mixture, as long and as fast as it was made; no budget holds it. What exact unlearning would give."""
+
+    needs: ClassVar[tuple[str, ...]] = ("mixture",)
+    fixed_rate: ClassVar[bool] = True
+    pretrained: str = field(default="", metadata={"help": "Model that the original was made from."})
+    epochs: float = field(default=3.0, metadata={"help": "Passes, as for the original."})
+    rate: float = field(default=5e-4, metadata={"help": "Learning rate, as for the original."})
+
+    def train(self, stage: Stage) -> None:
+        """Puts a new policy in the stage and trains it."""
+        if not self.pretrained:
+            raise UserError("retrain needs `pretrained`: the model that the original was made from")
+        if stage.mixture is None:
+            raise UserError("--mixture is missing: the good answers that the original was made with")
+        policy = load_policy(self.pretrained, lora_rank=stage.rank, seed=stage.seed)
+        stage.replace_policy(policy)
+        fine_tune(
+            policy,
+            tokenize_rows(stage.mixture, stage.problem.renderer),
+            epochs=self.epochs,
+            learning_rate=self.rate,
+            batch_size=stage.budget.batch_size,
+            seed=stage.seed,
+        )

@@ -1,0 +1,142 @@
+"""Methods that learn from good answers beside bad ones, by TRL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from u2a.baselines.stage import Stage
+from u2a.baselines.trl_run import answer_rows, pair_rows, run, seeded_order
+from u2a.data.collate import tokenize_rows
+from u2a.evaluate.subject import Sampling, Subject
+from u2a.weighting import Weighting, impact_scale, mirror_ascent, parse_selection, select_greedily
+
+PAIRS = {"help": "Pairs to learn from: training, or validation (those that J is measured on)."}
+BETA = {"help": "β, per nat."}
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """DPO (Rafailov et al. 2023, arXiv 2305.18290) by TRL's `DPOTrainer`. With `pairs: validation` it has the
+    very information that u2a has, and trains on what J is measured on."""
+
+    pairs: str = field(default="training", metadata=PAIRS)
+    beta: float = field(default=0.1, metadata=BETA)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Training pairs, if they are what it learns from."""
+        return ("training",) if self.pairs == "training" else ()
+
+    def train(self, stage: Stage) -> None:
+        """Trains in place."""
+        rows = pair_rows(stage, stage.pairs(self.pairs))
+        size = max(1, stage.budget.batch_size // 2)  # a pair has two answers
+        run(stage, "DPOTrainer", "DPOConfig", rows, batch_size=size, beta=self.beta)
+
+
+@dataclass(frozen=True)
+class Kto:
+    """KTO (Ethayarajh et al. 2024, arXiv 2402.01306) by TRL's `KTOTrainer`: the chosen answers of `pairs` are
+    desirable; undesirable are the `rejected` ones or the `negatives`. Both kinds weigh the same in all. With
+    `weighted`, u2a selects and weights the negatives, and they are drawn in proportion to their weights,
+    since TRL weights kinds and not examples."""
+
+    pairs: str = field(default="training", metadata=PAIRS)
+    undesirable: str = field(default="rejected", metadata={"help": "rejected, or negatives."})
+    weighted: bool = field(default=False, metadata={"help": "Draw negatives by u2a's weights."})
+    select: str = field(default="50%", metadata={"help": "weighted: how many negatives."})
+    eta: float = field(default=0.5, metadata={"help": "weighted: step of the mirror ascent."})
+    beta: float = field(default=0.1, metadata=BETA)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Training pairs, if they are what it learns from."""
+        return ("training",) if self.pairs == "training" else ()
+
+    def train(self, stage: Stage) -> None:
+        """Trains in place."""
+        good = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="chosen")
+        if self.undesirable == "negatives":
+            bad = stage.problem.negative_texts
+        else:
+            bad = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="rejected")
+        if self.weighted:
+            bad = bad.select(self._drawn(stage))
+        rows = answer_rows(good, True) + answer_rows(bad, False)
+        mixed = Dataset.from_list([rows[i] for i in seeded_order(len(rows), stage.seed)])
+        size = stage.budget.batch_size
+        rows_in_all = _filled_up(mixed, size)
+        run(
+            stage,
+            "KTOTrainer",
+            "KTOConfig",
+            with_neighbours(rows_in_all, size),
+            batch_size=size,
+            beta=self.beta,
+            desirable_weight=max(1.0, len(bad) / len(good)),
+            undesirable_weight=max(1.0, len(good) / len(bad)),
+        )
+
+    def _drawn(self, stage: Stage) -> list[int]:
+        """Positions of negatives, as many as are selected, drawn in proportion to u2a's weights."""
+        impact, prior = stage.scores().impact, stage.problem.prior
+        weights = select_greedily(impact, parse_selection(self.select, len(impact)), prior)
+        weights = mirror_ascent(
+            weights, impact, impact_scale(impact, weights), Weighting(self.select, self.eta)
+        )
+        draw = np.random.default_rng(stage.seed)
+        count = int(np.count_nonzero(weights))
+        return draw.choice(len(weights), size=count, p=weights / weights.sum()).tolist()
+
+
+def _filled_up(rows: Dataset, size: int) -> Dataset:
+    """A last batch of one row has no neighbour: it begins again at the first row."""
+    if len(rows) % size != 1 or size == 1:
+        return rows
+    return concatenate_datasets([rows, rows.select([0])])
+
+
+def with_neighbours(rows: Dataset, size: int) -> Dataset:
+    """Adds `KL_completion_ids`: within each batch of `size`, the answer of the row before, as KTO's estimate
+    of its KL term takes it (in order, so the rows must not be shuffled after)."""
+    answers = rows["completion_ids"]
+    found: list[list[int]] = []
+    for begin in range(0, len(rows), size):
+        batch = answers[begin : begin + size]
+        found += [batch[-1], *batch[:-1]]
+    return rows.add_column("KL_completion_ids", found)
+
+
+@dataclass(frozen=True)
+class D2o:
+    """Distributional dispreference optimisation (Duan et al. 2024, arXiv 2403.03419): the negatives are
+    pushed down against answers that the original model itself gives to their prompts. One pair of DPO for
+    each of `samples` answers, where the paper has one logistic function of their mean: by Jensen's inequality
+    an upper bound of its loss, equal for one sample."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    samples: int = field(default=1, metadata={"help": "Own answers to each negative's prompt."})
+    longest: int = field(default=64, metadata={"help": "Tokens of an own answer at most."})
+    beta: float = field(default=0.1, metadata=BETA)
+
+    def train(self, stage: Stage) -> None:
+        """Samples, then trains in place."""
+        negatives = stage.problem.negatives
+        prompts, bad = list(negatives["prompt"]), list(negatives["response"])
+        rows = []
+        for k in range(self.samples):
+            sampling = Sampling(self.longest, temperature=1.0, seed=1000 * stage.seed + k)
+            own = Subject("original", stage.problem.policy, stage.problem.renderer, sampling, task=stage.task)
+            answers = [answer.text for answer in own.answers("own", prompts)]
+            rows += [
+                {"prompt": p, "chosen": own_answer, "rejected": rejected}
+                for p, own_answer, rejected in zip(prompts, answers, bad, strict=True)
+                if own_answer.strip() not in ("", rejected.strip())  # nothing to tell apart
+            ]
+        size = max(1, stage.budget.batch_size // 2)
+        pairs = pair_rows(stage, Dataset.from_list(rows))
+        run(stage, "DPOTrainer", "DPOConfig", pairs, batch_size=size, beta=self.beta)

@@ -1,0 +1,60 @@
+"""Reinforcement learning from a reward, by TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import PrinterCallback
+
+from u2a.baselines.stage import Stage
+from u2a.baselines.trl_run import classes, common_arguments, lent
+from u2a.types import Message, UserError
+
+
+@dataclass(frozen=True)
+class Rloo:
+    """RLHF by leave-one-out REINFORCE (Ahmadian et al. 2024, arXiv 2402.14740), TRL's `RLOOTrainer`: answers
+    are sampled to the validation prompts and scored by the reward model. Prompts are rendered by TRL."""
+
+    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    samples: int = field(default=4, metadata={"help": "Answers to each prompt."})
+    longest: int = field(default=64, metadata={"help": "Tokens of an answer at most."})
+    beta: float = field(default=0.05, metadata={"help": "Weight of the KL from the original model."})
+
+    def train(self, stage: Stage) -> None:
+        """Samples and trains in place."""
+        scorer = stage.scorer
+        if scorer is None:
+            raise UserError("--reward-model is missing: what answers are scored by")
+
+        if stage.problem.policy.tokenizer.chat_template is None:
+            raise UserError("rloo needs a tokenizer with a chat template: TRL renders its prompts with it")
+
+        def reward(
+            prompts: Sequence[list[Message]], completions: Sequence[list[Message]], **_: Any
+        ) -> list[float]:
+            return [float(v) for v in scorer(prompts, [c[-1]["content"] for c in completions])]
+
+        size = max(self.samples, stage.budget.batch_size // self.samples * self.samples)
+        trainer, config = classes("RLOOTrainer", "RLOOConfig")
+        arguments = config(
+            **common_arguments(stage, size),
+            num_generations=self.samples,
+            max_completion_length=self.longest,
+            beta=self.beta,
+        )
+        prompts = Dataset.from_list([{"prompt": list(p)} for p in stage.validation["prompt"]])
+        with lent(stage.problem.policy) as model:
+            made = trainer(
+                model=model,
+                reward_funcs=reward,
+                args=arguments,
+                train_dataset=prompts,
+                processing_class=stage.problem.policy.tokenizer,
+                callbacks=[stage.watch],
+            )
+            made.remove_callback(PrinterCallback)
+            made.train()

@@ -1,0 +1,151 @@
+"""One run of a TRL trainer on the policy, in the harness of the other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PrinterCallback
+
+from u2a.baselines.stage import Stage
+from u2a.problem import pair_texts
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.models import Policy
+
+MISSING = "this method needs TRL: pip install 'u2a[baselines]'"
+
+
+def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: int, **options: Any) -> None:
+    """Trains the policy in place with `trl.<trainer>`, constant learning rate, until the watch ends it.
+
+    Args:
+        rows: tokenised as that trainer's collator takes them: TRL's own tokenisation renders chat templates
+            and cuts long texts otherwise than the other methods do.
+        batch_size: rows of one optimiser step, in TRL's count.
+        options: of `trl.<config>`; everything else is as TRL has it, clipping and dropout included.
+
+    Raises:
+        UserError: TRL is not installed, or the policy has no adapter.
+    """
+    kinds = classes(trainer, config)
+    arguments = kinds[1](**common_arguments(stage, batch_size), max_length=None, **options)
+    with lent(stage.problem.policy) as model:
+        made = kinds[0](
+            model=model,
+            args=arguments,
+            train_dataset=_stand_in(rows),
+            processing_class=stage.problem.policy.tokenizer,
+            callbacks=[stage.watch],
+        )
+        made.train_dataset = rows
+        made.remove_callback(PrinterCallback)
+        made.train()
+
+
+def _stand_in(rows: Dataset) -> Dataset:
+    """Text that the trainer may tokenise when it is made, before the rows proper take its place; of as many
+    rows of each label, since it looks at those."""
+    if "label" in rows.column_names:
+        texts = [{"prompt": "a", "completion": "b", "label": label} for label in rows["label"]]
+    else:
+        texts = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * len(rows)
+    return Dataset.from_list(texts)
+
+
+def classes(trainer: str, config: str) -> tuple[Any, Any]:
+    """A trainer of TRL and its configuration.
+
+    Raises:
+        UserError: TRL is not installed.
+    """
+    try:
+        import trl
+    except ImportError:
+        raise UserError(MISSING) from None
+    return getattr(trl, trainer), getattr(trl, config)
+
+
+def common_arguments(stage: Stage, batch_size: int) -> dict[str, Any]:
+    """What every trainer gets: the budget, the seed, and nothing written but to the scratch folder."""
+    policy = stage.problem.policy
+    return {
+        "output_dir": stage.folder,
+        "learning_rate": stage.rate,
+        "lr_scheduler_type": "constant",
+        "max_steps": stage.budget.most_steps,
+        "per_device_train_batch_size": batch_size,
+        "seed": stage.seed,
+        "use_cpu": policy.device.type == "cpu",
+        "bf16": False,  # the numbers of the policy itself, as the other methods
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+@contextmanager
+def lent(policy: Policy) -> Iterator[Any]:
+    """The policy's model for a TRL trainer; what TRL puts on it is taken off again.
+
+    TRL adds a frozen adapter `ref`, gives the base model another `forward` and sets dropout to 0.
+
+    Raises:
+        UserError: the policy has no adapter, so that TRL would load the original model a second time.
+    """
+    if not policy.has_adapter:
+        raise UserError("methods of TRL need an adapter here: give --lora-rank above 0")
+    model, base = policy.model, policy.model.get_base_model()
+    own_forward = base.__dict__.get("forward")
+    trained = set(policy.trainable())
+    dropouts = [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)]
+    try:
+        yield model
+    finally:
+        if "ref" in model.peft_config:
+            model.delete_adapter("ref")
+        base.__dict__.pop("forward", None)
+        if own_forward is not None:
+            base.forward = own_forward
+        for module, p in dropouts:
+            module.p = p
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        model.eval()
+
+
+def pair_rows(stage: Stage, pairs: Dataset) -> Dataset:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids` with the tokens that every other method sees."""
+    texts, _ = pair_texts(pairs, stage.problem.renderer)
+    count = len(pairs)
+    chosen, rejected = _parts(texts.select(range(count))), _parts(texts.select(range(count, 2 * count)))
+    # one prompt for both answers: where the longer answer cost the prompt its beginning, the shorter one
+    rows = [
+        {"prompt_ids": min(p, q, key=len), "chosen_ids": c, "rejected_ids": r}
+        for (p, c), (q, r) in zip(chosen, rejected, strict=True)
+    ]
+    return Dataset.from_list(rows)
+
+
+def answer_rows(texts: Dataset, label: bool) -> list[dict[str, Any]]:
+    """`prompt_ids`, `completion_ids` and `label` of tokenised answers."""
+    return [{"prompt_ids": p, "completion_ids": a, "label": label} for p, a in _parts(texts)]
+
+
+def _parts(texts: Dataset) -> Sequence[tuple[list[int], list[int]]]:
+    """Prompt and answer of each text, as token ids."""
+    cuts = zip(texts["input_ids"], texts["response_start"], strict=True)
+    return [(list(ids[:start]), list(ids[start:])) for ids, start in cuts]
+
+
+def seeded_order(count: int, seed: int) -> list[int]:
+    """A permutation of `count` rows, a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator).tolist()

@@ -1,0 +1,170 @@
+"""Methods that unlearn negatives: they differ in the weights alone, and `u2a` is one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from u2a.baselines.stage import Stage
+from u2a.config import UnlearnOptions
+from u2a.impact.table import score_impact
+from u2a.inner_run import unlearning_trainer
+from u2a.types import UserError
+from u2a.weighting import (
+    Weighting,
+    exchange,
+    impact_scale,
+    mirror_ascent,
+    parse_selection,
+    select_greedily,
+)
+
+SELECT = {"help": "How many negatives: a percentage, or a number."}
+NOTHING = "no negative has a positive impact, so there is nothing that this method would unlearn"
+
+
+def unlearn(stage: Stage, weights: np.ndarray, *, steps: int | None = None, joint: float = 0.0) -> None:
+    """Optimiser steps of the trainer of `u2a align` with these weights (N,), from the current φ.
+
+    Args:
+        steps: default the budget's. joint: μ.
+    """
+    budget = stage.budget
+    options = UnlearnOptions(batch_size=budget.batch_size, max_steps=steps or budget.most_steps, joint=joint)
+    unlearning_trainer(
+        stage.problem,
+        weights,
+        options,
+        learning_rate=stage.rate,
+        seed=stage.seed,
+        folder=stage.folder,
+        callbacks=[stage.watch],
+    ).train()
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """All negatives, weight 1 each: blind unlearning."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        unlearn(stage, (stage.problem.prior > 0).astype(float))
+
+
+@dataclass(frozen=True)
+class RandomK:
+    """As many negatives as `u2a` may select, drawn by the seed, weight 1 each."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    select: str = field(default="50%", metadata=SELECT)
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        scores = np.random.default_rng(stage.seed).random(len(stage.problem.prior))
+        unlearn(stage, _top(stage, scores, self.select))
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Selection without weights: those of the largest positive impact, weight 1 each."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    select: str = field(default="50%", metadata=SELECT)
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        impact = stage.scores().impact
+        count = parse_selection(self.select, len(impact))
+        chosen = select_greedily(impact, count, stage.problem.prior) > 0
+        unlearn(stage, _some(chosen.astype(float)))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """LESS-like selection (Xia et al. 2024, arXiv 2402.04333, without its Adam statistics and projections):
+    those whose negative gradient has the largest cosine with ∇J, weight 1 each."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    select: str = field(default="50%", metadata=SELECT)
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        cosine = stage.scores().cosine
+        if cosine is None:
+            raise UserError("the cosine needs the exact route: --scoring exact")
+        unlearn(stage, _top(stage, cosine, self.select))
+
+
+@dataclass(frozen=True)
+class Static:
+    """One-shot gradient weights: every negative by its positive impact at the original model, in proportion,
+    never changed after; what TRACE does with gradient alignment."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        weights = np.where(stage.problem.prior > 0, np.clip(stage.scores().impact, 0, None), 0.0)
+        unlearn(stage, _some(weights))
+
+
+@dataclass(frozen=True)
+class U2A:
+    """Selects the negatives of the largest positive impact and weights them by mirror ascent on J (Feng et
+    al., arXiv 2504.06659); with `joint` > 0 it also climbs J on a share of the validation pairs, and impact,
+    stopping and J use the others."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    select: str = field(default="50%", metadata=SELECT)
+    eta: float = field(default=0.5, metadata={"help": "Step of the mirror ascent on weights."})
+    rho: float = field(default=0.0, metadata={"help": "Sparsity ρ."})
+    outer_steps: int = field(default=1, metadata={"help": "Rounds that the budget's steps are cut into."})
+    joint: float = field(default=0.0, metadata={"help": "Weight μ of climbing J; 0 = the paper's method."})
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        options = Weighting(self.select, self.eta, self.rho)
+        problem, impact = stage.problem, stage.scores().impact
+        weights = _some(select_greedily(impact, parse_selection(self.select, len(impact)), problem.prior))
+        scale = impact_scale(impact, weights)
+        steps = None if self.outer_steps == 1 else max(1, stage.budget.steps // self.outer_steps)
+        for k in range(self.outer_steps):
+            if k > 0:
+                at = problem.measure(stage.task, negatives=True)
+                impact = score_impact(problem, at=at, se_groups=0, self_check=0, task=stage.task).impact
+            weights = exchange(mirror_ascent(weights, impact, scale, options), impact, problem.prior, options)
+            unlearn(replace(stage, seed=stage.seed + 1000 * k), weights, steps=steps, joint=self.joint)
+
+
+@dataclass(frozen=True)
+class WeightsAlone:
+    """Weights without selection: mirror ascent from weight 1 on every negative, helpful or not."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    eta: float = field(default=0.5, metadata={"help": "Step of the mirror ascent on weights."})
+
+    def train(self, stage: Stage) -> None:
+        """Unlearns in place."""
+        options = Weighting("100%", self.eta, floor=0.0)
+        weights = (stage.problem.prior > 0).astype(float)
+        impact = stage.scores().impact
+        unlearn(stage, mirror_ascent(weights, impact, impact_scale(impact, weights), options))
+
+
+def _top(stage: Stage, scores: np.ndarray, select: str) -> np.ndarray:
+    """Weight 1 for those of the largest scores, 0 for the others; a prior weight of 0 leaves one out."""
+    usable = np.flatnonzero(stage.problem.prior > 0)
+    count = parse_selection(select, len(scores))
+    weights = np.zeros(len(scores))
+    weights[usable[np.argsort(-scores[usable], kind="stable")[:count]]] = 1.0
+    return weights
+
+
+def _some(weights: np.ndarray) -> np.ndarray:
+    if not weights.any():
+        raise UserError(NOTHING)
+    return weights

@@ -1,0 +1,253 @@
+"""`u2a compare`: methods × metrics × cost, at one budget, over several seeds, with a verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from u2a.commands.comparison_plan import Extra, Plan, make_plan, read_rows, settings_of
+from u2a.commands.comparison_results import document, tables
+from u2a.commands.schemas import COMPARE
+from u2a.commands.session import (
+    Data,
+    build_problem,
+    load_model,
+    minutes,
+    output_path,
+    say_warnings,
+    seconds_per_token,
+)
+from u2a.commands.summary import write_summary
+from u2a.commands.terminal import Bars, print_table, say
+from u2a.runs import RunFolder, write_json
+from u2a.types import GuardStop, UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.compare.bench import Bench
+    from u2a.compare.cells import Cell, CellStore
+    from u2a.compare.plan import CellName, Entry
+
+SAME_MODEL = 0.01
+"""Largest difference of U, in nats per token, that arithmetic may make between two machines."""
+POLL = 2.0
+"""Seconds between two looks at cells that another process is making."""
+
+
+def run(values: Mapping[str, Any]) -> int:
+    """Makes the cells that are missing and writes `comparison.json` and the report."""
+    from u2a.compare.cells import CellStore
+    from u2a.models import check_source
+
+    folder = output_path(values)
+    if values["output"]:
+        RunFolder.check(folder, resume=values["resume"])
+    plan = make_plan(values)
+    data, extra = read_rows(values, plan)
+    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+    with RunFolder.create(folder, values, resume=values["resume"]) as run, Bars() as bars:
+        say_warnings(data.warnings)
+        cells = Path(values["cells"]).expanduser() if values["cells"] else run.path / "cells"
+        store = CellStore(cells, settings_of(plan, values, data, extra))
+        if missing(plan, store, values):
+            bench = make_bench(values, plan, data, extra, run, bars)
+            say(_cost(bench, plan, values))
+            make_cells(bench, plan, store, values, bars)
+        _write(run, plan, store, values)
+    say(f"Run folder: {run.path}")
+    return 0
+
+
+def make_bench(
+    values: Mapping[str, Any], plan: Plan, data: Data, extra: Extra, run: RunFolder, bars: Bars
+) -> Bench:
+    """Loads the model and measures the start."""
+    from u2a.baselines import Budget
+    from u2a.compare.bench import Bench
+    from u2a.evaluate.subject import Sampling
+    from u2a.impact.curvature import CURVATURES
+
+    # U is measured on the same half of the retain rows whatever a method trains on
+    term = "nll" if data.retain is not None and len(data.retain) > 1 else "none"
+    with run.phase("preparing"):
+        policy = load_model(values, COMPARE)
+        first = build_problem({**values, "retain_loss": term}, COMPARE, data, policy, bars)
+        if data.test is None:
+            raise UserError("--test is missing: held-out pairs, on which methods are compared")
+        exact = any(entry.kind == "cosine" for entry in plan.entries)
+        return Bench(
+            first=first,
+            validation=data.preferences,
+            test=data.test,
+            budget=Budget(values["steps"], values["batch_size"], values["seconds"]),
+            folder=run.path / "scores",
+            curvature=CURVATURES[values["curvature"]](**COMPARE.chosen_options("curvature", values)),
+            scoring="exact" if exact else values["scoring"],
+            loss=values["loss"],
+            loss_options=COMPARE.chosen_options("loss", values),
+            looks=values["looks"],
+            metrics=plan.metrics,
+            answers=values["answers"],
+            sampling=Sampling(max_new_tokens=values["max_new_tokens"], seed=values["seed"]),
+            training=extra.training,
+            mixture=extra.mixture,
+            scorer=extra.scorer,
+            task=bars.task,
+        )
+
+
+def missing(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> list[tuple[Entry, CellName]]:
+    """The cells that can be made now: an entry's final ones once its rate is picked."""
+    from u2a.compare.plan import finals, grid
+
+    found = []
+    for entry in plan.entries:
+        cells = grid(entry, plan.rates, plan.seeds[0])
+        still = [name for name in cells if store.read(name) is None]
+        if not still:
+            rate = picked(entry, plan, store, values)
+            still = [name for name in finals(entry, rate, plan.seeds) if store.read(name) is None]
+        found += [(entry, name) for name in still]
+    return found
+
+
+def picked(entry: Entry, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> float:
+    """The entry's learning rate, when its grid is there; 0 where it has none."""
+    from u2a.compare.plan import grid, pick
+
+    if not entry.has_rate:
+        return 0.0
+    cells = {name.rate: store.read(name) for name in grid(entry, plan.rates, plan.seeds[0])}
+    usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
+    if not usable:
+        return plan.rates[0]
+    start = next(iter(usable.values()))["start"]
+    return pick(usable, start, values["max_nll_rise"])
+
+
+def make_cells(bench: Bench, plan: Plan, store: CellStore, values: Mapping[str, Any], bars: Bars) -> None:
+    """Makes every cell, or waits for those that another process is making.
+
+    Raises:
+        UserError: cells that are there already began at another model.
+    """
+    _refuse_another_model(bench, plan, store)
+    with _all_cells(plan, bars) as advance:
+        while work := missing(plan, store, values):
+            made = 0
+            for entry, name in work:
+                with store.claim(name) as mine:
+                    if mine:
+                        store.write(name, _cell(bench, entry, name))
+                        made += 1
+                        advance(1)
+            if not made:
+                time.sleep(POLL)
+
+
+def _refuse_another_model(bench: Bench, plan: Plan, store: CellStore) -> None:
+    from u2a.compare.plan import finals, grid
+
+    for entry in plan.entries:
+        for name in (*grid(entry, plan.rates, plan.seeds[0]), *finals(entry, 0.0, plan.seeds)):
+            cell = store.read(name)
+            before = cell["start"]["utility"] if cell and "start" in cell else bench.start.utility
+            if abs(before - bench.start.utility) > SAME_MODEL:
+                raise UserError(
+                    f"{store.folder / name.file} began at another model: its utility was {before:.4f}, that "
+                    f"of --model is {bench.start.utility:.4f}; name another --cells or --output"
+                )
+
+
+@contextmanager
+def _all_cells(plan: Plan, bars: Bars) -> Iterator[Any]:
+    from u2a.compare.plan import finals, grid
+
+    total = sum(
+        len(grid(entry, plan.rates, plan.seeds[0])) + len(finals(entry, 0.0, plan.seeds))
+        for entry in plan.entries
+    )
+    with bars.task("methods × rates × seeds", total) as advance:
+        yield advance
+
+
+def _cell(bench: Bench, entry: Entry, name: CellName) -> Cell:
+    """A cell; where the method could not do its work, why."""
+    begin = time.perf_counter()
+    try:
+        cell = bench.run(entry, name)
+    except (GuardStop, UserError) as error:
+        return {"entry": name.entry, "rate": name.rate, "seed": name.seed, "failed": str(error)}
+    cell["whole_seconds"] = round(time.perf_counter() - begin, 3)
+    end = cell["points"][-1]
+    gain = end["objective"] - cell["start"]["objective"]
+    say(f"{name.file.removesuffix('.json')}: J {gain:+.4f}, {minutes(cell['seconds'])}")
+    return cell
+
+
+def _cost(bench: Bench, plan: Plan, values: Mapping[str, Any]) -> str:
+    """How many cells, and about how long they take."""
+    from u2a.compare.plan import finals, grid
+
+    def tokens(texts: Dataset) -> int:
+        return sum(len(ids) for ids in texts["input_ids"])
+
+    first = bench.first
+    each = tokens(first.negative_texts) / len(first.negative_texts)
+    look = tokens(first.objective.texts) + 2 * tokens(first.utility.texts)
+    per_token = seconds_per_token(first)
+    training = values["seconds"] or 2 * values["steps"] * values["batch_size"] * each * per_token
+    grids = sum(len(grid(entry, plan.rates, plan.seeds[0])) for entry in plan.entries)
+    ends = sum(len(finals(entry, 0.0, plan.seeds)) for entry in plan.entries)
+    looking = values["looks"] * per_token * (look * (grids + ends) + tokens(bench.held_out) * ends)
+    total = (grids + ends) * training + looking
+    return (
+        f"{len(plan.entries)} methods, {grids} runs to pick learning rates and {ends} final ones: about "
+        f"{minutes(total)}, scoring and sampling not counted. Stopped, it goes on with --resume; more "
+        "processes with --resume and the same --output share the work."
+    )
+
+
+def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:
+    from u2a.compare.outcome import outcome, verdict
+    from u2a.compare.plan import finals
+    from u2a.report.html import write_report
+
+    cells: dict[str, list[Cell]] = {}
+    failed: dict[str, str] = {}
+    for entry in plan.entries:
+        rate = picked(entry, plan, store, values)
+        found = [cell for name in finals(entry, rate, plan.seeds) if (cell := store.read(name))]
+        why = next((cell["failed"] for cell in found if "failed" in cell), None)
+        if why is None:
+            cells[entry.name] = found
+        else:
+            failed[entry.name] = why
+    original = next(entry.name for entry in plan.entries if entry.kind == "original")
+    if original not in cells:
+        raise GuardStop(f"the original model could not be measured: {failed[original]}")
+    kinds = {entry.name: entry.kind for entry in plan.entries}
+    rise = values["nll_rise"]
+    outcomes = [outcome(n, kinds[n], c, cells[original][0], rise) for n, c in cells.items()]
+    judged = next((o for o in outcomes if o.name == plan.judged.name), None)
+    lines = []
+    if judged is not None:
+        lines = verdict(judged, [o for o in outcomes if o is not judged], rise)
+    write_json(run.path / "comparison.json", document(outcomes, cells, failed, lines, values))
+    for title, header, rows in tables(outcomes, rise):
+        print_table(title, header, rows)
+    for name, why in failed.items():
+        say(f"{name}: {why}")
+    write_summary(
+        run,
+        "compare",
+        "; ".join(lines).replace(":;", ":") + "." if lines else f"{plan.judged.name} could not do its work.",
+        [],
+        counts={"methods": len(outcomes), "runs": sum(len(each) for each in cells.values())},
+        warnings=[f"{name}: {why}" for name, why in failed.items()],
+    )
+    write_report(run.path)

@@ -1,0 +1,183 @@
+"""What `u2a compare` is to do: methods, rates, seeds and rows, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from u2a.commands.schemas import COMPARE
+from u2a.commands.session import Data, load_data
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.compare.plan import Entry
+    from u2a.scorers import Scorer
+
+STANDARD: tuple[Any, ...] = (
+    "uniform",
+    "random-k",
+    "u2a",
+    {"method": "u2a", "name": "u2a joint", "joint": 1.0},
+    {"method": "dpo", "name": "dpo validation", "pairs": "validation"},
+)
+"""Compared where a configuration names no methods."""
+WITH_PAIRS: tuple[Any, ...] = ("sft", "dpo", "kto")
+"""And these, with training pairs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, checked before any model is loaded."""
+
+    entries: list[Entry]
+    rates: list[float]
+    seeds: list[int]
+    metrics: list[str]
+    judged: Entry
+
+
+@dataclass
+class Extra:
+    """Rows and models that some methods need."""
+
+    training: Dataset | None = None
+    mixture: Dataset | None = None
+    scorer: Scorer | None = None
+
+
+def make_plan(values: Mapping[str, Any]) -> Plan:
+    """The entries, rates, seeds and metrics.
+
+    Raises:
+        UserError: one of them is unusable, or a method lacks what it needs.
+    """
+    from u2a.compare.plan import parse_methods
+    from u2a.evaluate import METRICS
+
+    methods = values["methods"]
+    if methods is None:
+        methods = [*STANDARD, *(WITH_PAIRS if values["pairs"] else ())]
+    if not isinstance(methods, list) or not methods:
+        raise UserError("methods: must be a list of names or of mappings with the key `method`")
+    entries = parse_methods(methods, values["loss"])
+    for entry in entries:
+        _check_needs(entry, values)
+    metrics = [name.strip() for name in values["metrics"].split(",") if name.strip()]
+    # KL is in the table anyway; those that ask for a model of their own are for `u2a evaluate`
+    usable = [name for name, cls in METRICS.items() if not getattr(cls, "asks", "") and name != "kl"]
+    unknown = [name for name in metrics if name not in usable]
+    if unknown:
+        raise UserError(f"--metrics {unknown[0]}: take some of {', '.join(usable)}")
+    return Plan(
+        entries,
+        _rates(values["rates"]),
+        [values["seed"] + k for k in range(values["seeds"])],
+        metrics,
+        _judged(entries, values["judged"]),
+    )
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise UserError(f"--rates {text}: give learning rates above 0, by commas, such as 1e-4,2e-4")
+    return rates
+
+
+def _judged(entries: Sequence[Entry], name: str) -> Entry:
+    named = [e for e in entries if (e.name == name if name else e.kind == "u2a")]
+    if name and not named:
+        raise UserError(f"--judged {name}: no method has that name")
+    return named[0] if named else entries[-1]
+
+
+def _check_needs(entry: Entry, values: Mapping[str, Any]) -> None:
+    flags = {"training": "pairs", "mixture": "mixture", "reward": "reward_model"}
+    for need in entry.method.needs:
+        if not values[flags[need]]:
+            raise UserError(f"methods: {entry.name} needs --{flags[need].replace('_', '-')}")
+    if entry.kind == "retrain" and not entry.method.pretrained:
+        raise UserError(
+            f"methods: {entry.name} needs `pretrained`, the model that the original was made from"
+        )
+    if values["objective"] == "reward" and (entry.kind == "climb" or getattr(entry.method, "joint", 0.0) > 0):
+        raise UserError(f"methods: {entry.name} climbs J on given texts; with --objective reward take rloo")
+    if entry.kind == "kto" and values["batch_size"] < 2:
+        raise UserError(f"methods: {entry.name} needs --batch-size 2 or more, for its KL term")
+    if entry.kind in ("dpo", "kto", "d2o", "rloo"):
+        if importlib.util.find_spec("trl") is None:
+            raise UserError(f"methods: {entry.name} needs TRL: pip install 'u2a[baselines]'")
+        if values["lora_rank"] == 0:
+            raise UserError(f"methods: {entry.name} needs an adapter: give --lora-rank above 0")
+
+
+def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
+    """All rows, checked.
+
+    Raises:
+        UserError: a file is missing or unusable.
+    """
+    from u2a.data.load import load_preferences, load_retain
+
+    if not values["test"]:
+        raise UserError("--test is missing: held-out pairs, on which methods are compared")
+    data = load_data(values, COMPARE)
+    needs = {need for entry in plan.entries for need in entry.method.needs}
+    extra = Extra()
+    if "training" in needs:
+        extra.training = load_preferences(values["pairs"])
+    if "mixture" in needs:
+        extra.mixture = load_retain(values["mixture"])
+    if "reward" in needs:
+        from u2a.scorers import model_scorer
+
+        extra.scorer = model_scorer(values["reward_model"], values["device"] or "cpu")
+    return data, extra
+
+
+SHAPING = (
+    *("steps", "batch_size", "seconds", "looks", "metrics", "answers", "max_new_tokens"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "dtype", "quantize"),
+    *("objective", "curvature", "scoring", "template", "max_length"),
+)
+"""Options that shape every cell. The model is known by what it makes of the rows: see `start` in a cell."""
+
+
+def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra) -> dict[str, dict[str, Any]]:
+    """What shapes the cells, by entry: its options, the comparison's, and a digest of the rows it may see."""
+    shared = {name: values[name] for name in SHAPING}
+    rows = {
+        "negatives": data.negatives,
+        "preferences": data.preferences,
+        "test": data.test,
+        "retain": data.retain,
+        "training": extra.training,
+        "mixture": extra.mixture,
+    }
+    digests = {role: _digest(each) for role, each in rows.items() if each is not None}
+    found = {}
+    for entry in plan.entries:
+        unseen = {"training", "mixture"} - set(entry.method.needs)
+        seen = {role: digest for role, digest in digests.items() if role not in unseen}
+        options = COMPARE.chosen_options("loss", values) if entry.loss == values["loss"] else {}
+        found[entry.name] = {**shared, "rows": seen, "loss_options": options, **entry.settings}
+    return found
+
+
+def _digest(rows: Dataset) -> str:
+    columns = [
+        name for name in ("prompt", "response", "chosen", "rejected", "weight") if name in rows.features
+    ]
+    digest = hashlib.sha256()
+    for row in rows.select_columns(columns):
+        digest.update(json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,190 @@
+"""Runs one method once: the same texts, original model and measuring for all of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from u2a.baselines import Budget, Spent, Stage, Watch
+from u2a.compare.plan import CellName, Entry
+from u2a.evaluate import METRICS
+from u2a.evaluate.material import Material
+from u2a.evaluate.subject import Sampling, Subject
+from u2a.impact.curvature import Curvature
+from u2a.impact.table import ImpactTable, score_impact
+from u2a.ledger import Parameters, restore, snapshot
+from u2a.losses import LOSSES, resolve_loss
+from u2a.objectives.preference import Preference
+from u2a.problem import Measurement, Problem, Task, pair_texts, shared_out, silent
+from u2a.runs import write_json
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.scorers import Scorer
+
+JOINT_SHARE = 0.5
+"""Share of the validation prompts that joint methods train on."""
+
+
+@dataclass
+class Bench:
+    """What all cells share.
+
+    Args:
+        first: the problem, prepared at φ₀. Its retain term is `nll` where there are retain rows, so that U is
+            measured on the same texts whatever the method trains on.
+        validation, test: rows of pairs. training, mixture, scorer: what some methods need.
+        folder: of the kept scores.
+        loss, loss_options: options of the unlearning loss of that name; other losses take their defaults.
+        metrics: names in `METRICS`, measured at the end of a final cell.
+    """
+
+    first: Problem
+    validation: Dataset
+    test: Dataset
+    budget: Budget
+    folder: Path
+    curvature: Curvature
+    scoring: str = "auto"
+    loss: str = ""
+    loss_options: Mapping[str, Any] = field(default_factory=dict)
+    looks: int = 3
+    metrics: Sequence[str] = ()
+    answers: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    training: Dataset | None = None
+    mixture: Dataset | None = None
+    scorer: Scorer | None = None
+    task: Task = silent
+    start: Measurement = field(init=False)
+    held_out: Dataset = field(init=False)
+    _test_at_start: np.ndarray = field(init=False)
+    _original: Parameters = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._original = snapshot(self.first)
+        self.start = self.first.measure(self.task, negatives=True)
+        self.held_out, _ = pair_texts(self.test, self.first.renderer)
+        with self.task("held-out pairs", len(self.held_out)) as progress:
+            self._test_at_start = self.first.logprobs(self.held_out, progress).double().numpy()
+
+    def run(self, entry: Entry, name: CellName) -> dict[str, Any]:
+        """Makes a cell: trains by the method, looks at it on the way, measures the end."""
+        problem, start = self._problem(entry, name.seed)
+        watch = Watch(problem, self.budget, self.looks, self.held_out if name.final else None, self.task)
+        with tempfile.TemporaryDirectory(prefix="u2a-compare-") as scratch:
+            stage = Stage(
+                problem=problem,
+                validation=self.validation,
+                start=start,
+                scores=lambda: self._scores(entry, name.seed, problem, start, watch),
+                watch=watch,
+                rate=name.rate,
+                seed=name.seed,
+                folder=scratch,
+                training=self.training,
+                mixture=self.mixture,
+                scorer=self.scorer,
+                task=self.task,
+            )
+            with watch.running():
+                entry.method.train(stage)
+        return {
+            "entry": name.entry,
+            "rate": name.rate,
+            "seed": name.seed,
+            "final": name.final,
+            "start": start.figures,
+            "points": [asdict(point) for point in watch.points],
+            "steps": watch.steps,
+            "seconds": round(watch.points[-1].seconds, 3),
+            "tokens": asdict(watch.spent),
+            "figures": self._figures(stage.problem, watch, name) if name.final else {},
+        }
+
+    def _problem(self, entry: Entry, seed: int) -> tuple[Problem, Measurement]:
+        """The problem of an entry's loss at φ₀, with LoRA's A of that seed, and what it is there."""
+        loss, term = resolve_loss(entry.loss, None)
+        if term in ("nll", "kl") and self.first.retain_texts is None:
+            raise UserError(f"{entry.name}: {entry.loss} needs --retain: good texts to train on")
+        restore(self.first, self._original)
+        self.first.policy.redraw_adapter(seed)
+        options = self.loss_options if entry.loss == self.loss else {}
+        problem = replace(self.first, loss=LOSSES[loss](**options), retain_loss=term)
+        if getattr(entry.method, "joint", 0.0) <= 0:
+            return problem, self.start
+        if not isinstance(problem.objective, Preference):
+            raise UserError(f"{entry.name}: joint methods climb J on preference pairs")
+        joint, objective = shared_out(problem.objective, self.validation["prompt"], JOINT_SHARE)
+        problem = replace(problem, joint=joint, objective=objective)
+        return problem, problem.measure(self.task, negatives=True)
+
+    def _scores(
+        self, entry: Entry, seed: int, problem: Problem, start: Measurement, watch: Watch
+    ) -> ImpactTable:
+        """The impact table at φ₀, kept for every method of this loss and seed; its price goes to each."""
+        part = "joint-" if problem.joint is not None else ""
+        path = self.folder / f"{part}{entry.loss}-{seed}.json"
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            watch.charge(kept["seconds"], Spent(**kept["tokens"]))
+            arrays: dict[str, Any] = {
+                k: None if v is None else np.asarray(v) for k, v in kept["table"].items()
+            }
+            return ImpactTable(**arrays)
+        seconds, spent = watch.seconds, replace(watch.spent)
+        table = score_impact(
+            problem, curvature=self.curvature, scoring=self.scoring, se_groups=0, at=start, task=self.task
+        )
+        columns = ("impact", "utility_cost", "loss", "n_tokens", "cosine", "grad_norm")
+        values = {name: getattr(table, name) for name in columns}
+        tokens = {
+            "forward": watch.spent.forward - spent.forward,
+            "trained": watch.spent.trained - spent.trained,
+        }
+        write_json(
+            path,
+            {
+                "seconds": watch.seconds - seconds,
+                "tokens": tokens,
+                "table": {k: None if v is None else np.asarray(v).tolist() for k, v in values.items()},
+            },
+        )
+        return table
+
+    def _figures(self, problem: Problem, watch: Watch, name: CellName) -> dict[str, Any]:
+        """The metrics at the end, with the values behind them."""
+        at_end = np.asarray(watch.points[-1].held_out)
+        subject = self._subject(name.entry, problem, at_end)
+        subject.original = self._subject("original", self.first, self._test_at_start)
+        material = Material(
+            test=self.held_out,
+            negatives=problem.negative_texts,
+            retain=problem.utility.texts,
+            prompts=list(self.test["prompt"])[: self.answers] if self.answers else None,
+        )
+        found: dict[str, Any] = {}
+        for metric in self.metrics:
+            for figure in METRICS[metric]().measure(subject, material):
+                found[figure.name] = figure.as_json()
+        return found
+
+    def _subject(self, name: str, problem: Problem, test: np.ndarray) -> Subject:
+        subject = Subject(
+            name,
+            problem.policy,
+            problem.renderer,
+            self.sampling,
+            max_tokens=problem.max_tokens,
+            task=self.task,
+        )
+        subject.remember("test", test)
+        return subject

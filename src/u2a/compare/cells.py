@@ -1,0 +1,65 @@
+"""The finished runs of a comparison: a JSON file each, written whole; a lock for each that is under way.
+
+Several processes, on several machines that share the folder, may work on it at once: who holds a cell's lock
+makes it. A lock is the kernel's, so one whose process died is free again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from u2a.compare.plan import CellName
+from u2a.runs import write_json
+from u2a.types import UserError
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CellStore:
+    """The folder of the cells. `settings` of a comparison's entries by name: a cell that was made with other
+    ones is refused."""
+
+    folder: Path
+    settings: Mapping[str, Mapping[str, Any]]
+
+    def read(self, name: CellName) -> Cell | None:
+        """A finished cell, None if there is none.
+
+        Raises:
+            UserError: it is broken, or was made with other options.
+        """
+        path = self.folder / name.file
+        if not path.is_file():
+            return None
+        try:
+            cell: Cell = json.loads(path.read_text(encoding="utf-8"))
+            before = cell["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a cell that u2a wrote ({error}); delete it") from None
+        now = json.loads(json.dumps(self.settings[name.entry]))
+        if before != now:
+            raise UserError(f"{path} was made with other options of {name.entry}; delete it, or rename one")
+        return cell
+
+    def write(self, name: CellName, cell: Mapping[str, Any]) -> None:
+        """Writes a cell whole."""
+        write_json(self.folder / name.file, {**cell, "settings": dict(self.settings[name.entry])})
+
+    @contextmanager
+    def claim(self, name: CellName) -> Iterator[bool]:
+        """Within, the cell is this process's to make; False = another one is at it, or has made it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{name.file}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield not (self.folder / name.file).is_file()

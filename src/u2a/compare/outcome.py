@@ -1,0 +1,160 @@
+"""From cells to the answer: figures with intervals over seeds and pairs, margins at equal cost, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+DRAWS = 2000
+"""Bootstrap replicates behind an interval."""
+
+
+class Interval(NamedTuple):
+    """`value` with a 95 % interval; NaN ends = none."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """+1 above 0, −1 below, 0 where the interval holds it or there is none."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method over its seeds.
+
+    `margins` (S, P) are the gains of the held-out margin over the original model at the end, in nats a pair,
+    `at_cost` (S, P) those where the retain NLL has risen by the given amount (or at the end, where it rose
+    less); `rises` (S,) the rise of the retain NLL at the end, in nats per token, `kl` (S,) likewise;
+    `reached` whether every seed reached that rise. `curve` are (rise, margin, seconds) at every look, mean
+    over seeds. `seconds` and `tokens` are means.
+    """
+
+    name: str
+    kind: str
+    rate: float
+    seeds: int
+    margins: Array
+    at_cost: Array
+    accuracy: Array
+    rises: Array
+    kl: Array
+    objective: Array
+    reached: bool
+    curve: list[tuple[float, float, float]]
+    seconds: float
+    forward_tokens: float
+    trained_tokens: float
+
+
+def outcome(
+    name: str, kind: str, cells: Sequence[Mapping[str, Any]], original: Mapping[str, Any], rise: float
+) -> Outcome:
+    """Of the final cells of one method, one a seed.
+
+    Args:
+        original: the final cell of the original model. rise: of the retain NLL, where margins are compared.
+    """
+    base = margins_of(original["points"][-1]["held_out"])
+    utility = original["points"][-1]["utility"]
+    looks = [
+        [(utility - p["utility"], margins_of(p["held_out"]) - base, p["seconds"]) for p in cell["points"]]
+        for cell in cells
+    ]
+    ends = [run[-1] for run in looks]
+    steps = min(len(run) for run in looks)
+    return Outcome(
+        name=name,
+        kind=kind,
+        rate=cells[0]["rate"],
+        seeds=len(cells),
+        margins=np.stack([margin for _, margin, _ in ends]),
+        at_cost=np.stack([at_rise([(r, m) for r, m, _ in run], rise) for run in looks]),
+        accuracy=np.stack([(margin + base > 0).astype(float) for _, margin, _ in ends]),
+        rises=np.array([r for r, _, _ in ends]),
+        kl=np.array([_number(cell["points"][-1]["kl"]) for cell in cells]),
+        objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
+        reached=all(max(r for r, _, _ in run) >= rise for run in looks),
+        curve=[_mean_look([run[k] for run in looks]) for k in range(steps)],
+        seconds=float(np.mean([cell["seconds"] for cell in cells])),
+        forward_tokens=float(np.mean([cell["tokens"]["forward"] for cell in cells])),
+        trained_tokens=float(np.mean([cell["tokens"]["trained"] for cell in cells])),
+    )
+
+
+def _mean_look(looks: Sequence[tuple[float, Array, float]]) -> tuple[float, float, float]:
+    """Rise, margin over pairs, and seconds of one look, mean over seeds."""
+    rises, margins, seconds = zip(*looks, strict=True)
+    return float(np.mean(rises)), float(np.mean(margins)), float(np.mean(seconds))
+
+
+def margins_of(held_out: Sequence[float]) -> Array:
+    """log π(chosen) − log π(rejected) of each pair, from (2P,) log-probs -> (P,)."""
+    chosen, rejected = np.split(np.asarray(held_out, np.float64), 2)
+    return chosen - rejected
+
+
+def at_rise(run: Sequence[tuple[float, Array]], rise: float) -> Array:
+    """The margins' gain (P,) where the run first passes that rise of the retain NLL, straight between looks,
+    from 0 at the original model. A run that never does is taken at its end: it cost less, and is not helped.
+    """
+    before: tuple[float, Array] = (0.0, np.zeros_like(run[0][1]))
+    for now in run:
+        if now[0] >= rise > before[0]:
+            share = (rise - before[0]) / (now[0] - before[0])
+            return before[1] + share * (now[1] - before[1])
+        before = now
+    return run[-1][1]
+
+
+def interval(values: Array, seed: int = 0) -> Interval:
+    """Mean of (S, P) values; the 95 % interval draws seeds and pairs anew, together."""
+    return _interval(float(values.mean()), _means(values, seed))
+
+
+def difference(one: Array, other: Array, seed: int = 0) -> Interval:
+    """Mean of one minus the other, (S, P) each, paired: the same pairs and, where both have as many seeds,
+    the same seeds are drawn for both."""
+    return _interval(float(one.mean() - other.mean()), _means(one, seed) - _means(other, seed))
+
+
+def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str]:
+    """Sentences that say which differences of the margin at equal cost the intervals support."""
+    found: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for other in others:
+        found[difference(judged.at_cost, other.at_cost).sign].append(other.name)
+    lines = [f"{judged.name}, held-out margin at a rise of the retain NLL of {rise:g} nats per token:"]
+    words = {1: "better than", 0: "not to be told apart from", -1: "worse than"}
+    lines += [f"{words[sign]} {', '.join(names)}" for sign, names in found.items() if names]
+    short = [o.name for o in (judged, *others) if not o.reached]
+    if short:
+        lines.append(f"taken at their end, since they never cost that much: {', '.join(short)}")
+    return lines
+
+
+def _means(values: Array, seed: int) -> Array:
+    """Means of (S, P) values over drawn seeds and pairs, (DRAWS,). Pairs are drawn before seeds, so arrays of
+    as many pairs get the same ones."""
+    seeds, pairs = values.shape
+    draw = np.random.default_rng(seed)
+    columns = draw.integers(pairs, size=(DRAWS, pairs))
+    rows = draw.integers(seeds, size=(DRAWS, seeds))
+    return np.array([values[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)])
+
+
+def _interval(value: float, drawn: Array) -> Interval:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,139 @@
+"""What is compared: methods with their options, learning rates, seeds; and the cells that make that up."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from u2a.baselines import METHODS
+from u2a.losses import resolve_loss
+from u2a.types import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]{0,59}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of a comparison: `name` in the tables, `kind` in `METHODS`, its unlearning loss, and the
+    method itself with its options."""
+
+    name: str
+    kind: str
+    loss: str
+    method: Any
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether its learning rate is picked from the grid."""
+        return self.kind != "original" and not getattr(self.method, "fixed_rate", False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes its cells."""
+        return {"kind": self.kind, "loss": self.loss, **dataclasses.asdict(self.method)}
+
+
+@dataclass(frozen=True)
+class CellName:
+    """One run: a method at a learning rate and a seed. `final` ones read the held-out pairs; the others are
+    for picking the rate and never see them."""
+
+    entry: str
+    rate: float
+    seed: int
+    final: bool
+
+    @property
+    def file(self) -> str:
+        """`u2a npo-0.0002-seed-1.json`, `… -grid.json`."""
+        return f"{self.entry}-{self.rate:g}-{f'seed-{self.seed}' if self.final else 'grid'}.json"
+
+
+def parse_methods(given: Sequence[Any], loss: str) -> list[Entry]:
+    """The methods of a configuration, `original` among them, first.
+
+    Args:
+        given: names of `METHODS`, or mappings with `method`, optionally `name` and `loss`, and the method's
+            own options.
+        loss: of those that name none.
+
+    Raises:
+        UserError: an unknown method, option or loss, a value of another type, or a name that is there twice.
+    """
+    entries = [_entry(one, loss) for one in given]
+    if not any(entry.kind == "original" for entry in entries):
+        entries.insert(0, Entry("original", "original", loss, METHODS["original"]()))
+    names = [entry.name for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"methods: two are called {twice!r}; give one of them a `name`")
+    return sorted(entries, key=lambda entry: entry.kind != "original")
+
+
+def _entry(given: Any, loss: str) -> Entry:
+    if isinstance(given, str):
+        given = {"method": given}
+    if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
+        raise UserError(f"methods: {given!r} is neither a name nor a mapping with the key `method`")
+    options = {str(key): value for key, value in given.items()}
+    kind, own_loss = options.pop("method"), str(options.pop("loss", loss))
+    if kind not in METHODS:
+        raise UserError(f"methods: {kind!r} is unknown; take some of {', '.join(METHODS)}")
+    name = str(options.pop("name", kind))
+    if not _NAME.fullmatch(name):  # it becomes the name of a file
+        raise UserError(f"methods: the name {name!r} may have letters, digits, spaces and + . _ - only")
+    resolve_loss(own_loss, None)
+    return Entry(name, kind, own_loss, METHODS[kind](**_checked(kind, options)))
+
+
+def _checked(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(METHODS[kind])}
+    found = {}
+    for key, value in options.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UserError(f"methods: {kind} has no option {key!r}; it has: {known}")
+        default = fields[key].default
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(default, str) and whole:  # `select: 200`
+            value = str(value)
+        if isinstance(default, float) and whole:
+            value = float(value)
+        if type(value) is not type(default):
+            raise UserError(
+                f"methods: {key} of {kind} is {value!r}; it must be a {type(default).__name__}, "
+                f"such as {default!r}"
+            )
+        found[key] = value
+    return found
+
+
+def grid(entry: Entry, rates: Sequence[float], seed: int) -> list[CellName]:
+    """The cells that pick the entry's rate, none where there is nothing to pick."""
+    if not entry.has_rate or len(rates) == 1:
+        return []
+    return [CellName(entry.name, rate, seed, final=False) for rate in rates]
+
+
+def finals(entry: Entry, rate: float, seeds: Sequence[int]) -> list[CellName]:
+    """The cells that go into the tables. The original model is the same with every seed."""
+    kept = seeds[:1] if entry.kind == "original" else seeds
+    return [CellName(entry.name, rate, seed, final=True) for seed in kept]
+
+
+def pick(cells: Mapping[float, Mapping[str, Any]], start: Mapping[str, float], max_nll_rise: float) -> float:
+    """The rate of the largest validation J at the end, among those within the cap on the retain NLL.
+
+    Where none is, the smallest: it did the least harm.
+
+    Args:
+        cells: rate -> cell. start: `objective` and `utility` of the original model.
+    """
+    ends = {rate: cell["points"][-1] for rate, cell in cells.items()}
+    kept = {r: p for r, p in ends.items() if start["utility"] - p["utility"] <= max_nll_rise}
+    if not kept:
+        return min(ends)
+    return max(kept, key=lambda rate: kept[rate]["objective"])

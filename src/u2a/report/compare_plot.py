@@ -1,0 +1,144 @@
+"""The figures of a `compare` run: methods by margin at equal cost, alignment against utility, and cost."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from u2a.report.plots import Cell, Plot, _figure, _plain, _vertical
+from u2a.report.record import read_file
+from u2a.report.wording import excerpt, visible
+from u2a.types import UserError
+
+_COLOURS = {"u2a": "--accent", "original": "--text"}
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
+
+Methods = Mapping[str, Mapping[str, Any]]
+
+
+def compare_plots(run: Path) -> list[Plot]:
+    """The three figures, none when the run folder is not one of `compare`.
+
+    Raises:
+        UserError: `comparison.json` is not what a run writes.
+    """
+    path = run / "comparison.json"
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(read_file(path))
+        methods: Methods = found["methods"]
+        rise = float(found["nll_rise"])
+        return [_bars(methods, rise), _pareto(methods, rise), _cost(methods)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
+
+
+def _bars(methods: Methods, rise: float) -> Plot:
+    order = sorted(methods, key=lambda name: float(methods[name]["margin_at_cost"]["value"]))
+    shown = [methods[name]["margin_at_cost"] for name in order]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [_plain(one["value"]) for one in shown],
+        "y": [_word(name) for name in order],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_plain(one["high"] - one["value"]) for one in shown],
+            "arrayminus": [_plain(one["value"] - one["low"]) for one in shown],
+            "color": "--text",
+        },
+        "marker": {"color": [_colour(methods[name]) for name in order]},
+        "hovertemplate": "%{y}: %{x}<extra></extra>",
+    }
+    figure = _figure([bars], "gain of the held-out margin, nats", "", height=120 + 26 * len(order))
+    figure["layout"]["shapes"] = [_vertical(0.0, "--quiet")]
+    rows: list[list[Cell]] = [
+        [
+            name,
+            *(float(methods[name]["margin_at_cost"][key]) for key in ("value", "low", "high")),
+            "yes" if methods[name]["reached"] else "no, taken at its end",
+            str(methods[name]["seeds"]),
+        ]
+        for name in reversed(order)
+    ]
+    return Plot(
+        "methods",
+        "Methods at equal cost in usefulness",
+        f"Gain of the margin on held-out pairs where the retain NLL has risen by {rise:g} nats per token, "
+        "with 95 % intervals over seeds and pairs; u2a in colour.",
+        figure,
+        ["method", "margin gain", "from", "to", "reached that cost", "seeds"],
+        rows,
+    )
+
+
+def _pareto(methods: Methods, rise: float) -> Plot:
+    """Each method's way from the original model, by what it gained and what it cost."""
+    traces: list[dict[str, Any]] = []
+    rows: list[list[Cell]] = []
+    for number, (name, one) in enumerate(methods.items()):
+        way = [(0.0, 0.0), *((float(r), float(m)) for r, m, _ in one["curve"])]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": _word(name),
+                "x": [_plain(r) for r, _ in way],
+                "y": [_plain(m) for _, m in way],
+                "marker": {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 8},
+                "line": {"dash": "solid" if one["method"] == "u2a" else "dot"},
+                "hovertemplate": "%{fullData.name}: NLL %{x}, margin %{y}<extra></extra>",
+            }
+        )
+        rows += [[name, look, r, m] for look, (r, m) in enumerate(way)]
+    figure = _figure(traces, "rise of the retain NLL, nats per token", "gain of the held-out margin, nats")
+    figure["layout"] |= {"showlegend": True, "height": 460, "shapes": [_vertical(rise, "--quiet")]}
+    return Plot(
+        "pareto",
+        "Alignment against usefulness",
+        "Each method from the original model (0, 0) on, mean over seeds; up and to the left is better. "
+        "The dashed line: where methods are compared.",
+        figure,
+        ["method", "look", "NLL rise", "margin gain"],
+        rows,
+    )
+
+
+def _cost(methods: Methods) -> Plot:
+    names = [name for name in methods if methods[name]["method"] != "original"]
+    points = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": [_plain(methods[name]["seconds"]) for name in names],
+        "y": [_plain(methods[name]["margin_at_cost"]["value"]) for name in names],
+        "text": [_word(name) for name in names],
+        "textposition": "top center",
+        "marker": {"size": 10, "color": [_colour(methods[name]) for name in names]},
+        "hovertemplate": "%{text}: %{x} s, margin %{y}<extra></extra>",
+    }
+    figure = _figure([points], "seconds, scoring and sampling counted", "gain of the held-out margin, nats")
+    figure["layout"]["height"] = 420
+    keys = ("seconds", "forward_tokens", "trained_tokens")
+    rows: list[list[Cell]] = [[name, *(float(methods[name][key]) for key in keys)] for name in names]
+    return Plot(
+        "price",
+        "What it costs to get there",
+        "Margin at equal cost in usefulness against the time that the method took, mean over seeds.",
+        figure,
+        ["method", "seconds", "tokens without a gradient", "tokens with one"],
+        rows,
+    )
+
+
+def _colour(one: Mapping[str, Any]) -> str:
+    return _COLOURS.get(str(one["method"]), "--quiet")
+
+
+def _word(name: str) -> str:
+    """Plotly reads tags in labels, so a name is escaped for it."""
+    return html.escape(visible(excerpt(name, 40)), quote=False)

@@ -1,0 +1,88 @@
+"""The figures of an `evaluate` run: for each model, which changes from the original are beyond noise."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from u2a.report.plots import Cell, Plot, _figure, _plain, _vertical
+from u2a.report.record import read_file
+from u2a.report.wording import NOTHING, excerpt, number, visible
+from u2a.types import UserError
+
+LONGEST_BAR = 10.0
+"""Changes of more half-widths than this are drawn as long as this."""
+
+Figures = Mapping[str, Mapping[str, Any]]
+
+
+def evaluate_plots(run: Path) -> list[Plot]:
+    """A figure for each model but the original; none when the run folder is not one of `evaluate`.
+
+    Raises:
+        UserError: `evaluation.json` is not what a run writes.
+    """
+    path = run / "evaluation.json"
+    if not path.exists():
+        return []
+    try:
+        models = json.loads(read_file(path))["models"]
+        original: Figures = models["original"]["figures"]
+        others = [(name, model["figures"]) for name, model in models.items() if name != "original"]
+        return [_changes(number, name, figures, original) for number, (name, figures) in enumerate(others)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
+
+
+def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plot:
+    known = [(name, size) for name, one in figures.items() if (size := beyond(one["change"])) is not None]
+    shown = known[::-1]  # plotly draws upwards
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [_plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
+        "y": [html.escape(name, quote=False) for name, _ in shown],
+        "marker": {"color": [_colour(figures[name]["better"], size) for name, size in shown]},
+        "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
+    }
+    figure = _figure(
+        [bars], "change, in half-widths of its 95 % interval", "", height=140 + 22 * max(1, len(shown))
+    )
+    figure["layout"]["shapes"] = [_vertical(edge, "--quiet", dash="dot") for edge in (-1.0, 1.0)]
+    name = visible(excerpt(model, 60))
+    return Plot(
+        f"model-{place}",
+        f"{name}: changes from the original model",
+        "Past a dotted line a change is beyond the noise of the examples. Green is for the better, red for "
+        "the worse, grey has no better direction or is within noise. Longer bars are cut. All figures are in "
+        "the table.",
+        figure,
+        ["figure", "better", "unit", "original", "model", "change", "95 % interval", "n"],
+        [_row(key, one, original[key]) for key, one in figures.items()],
+    )
+
+
+def beyond(change: Mapping[str, Any]) -> float | None:
+    """The change over half the width of its interval; None where there is none, or one without width."""
+    value, low, high = change["value"], change["low"], change["high"]
+    if value is None or low is None or high is None or high <= low:
+        return None
+    return float(2 * value / (high - low))
+
+
+def _colour(better: str, size: float) -> str:
+    if better == "neither" or abs(size) < 1:
+        return "--quiet"
+    return "--good" if (size > 0) == (better == "higher") else "--bad"
+
+
+def _row(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> list[Cell]:
+    change = one["change"]
+    low, high = change["low"], change["high"]
+    interval = NOTHING if low is None else f"{number(low, signed=True)} to {number(high, signed=True)}"
+    values = [math.nan if v is None else float(v) for v in (original["value"], one["value"], change["value"])]
+    return [name, str(one["better"]), str(one["unit"]), *values, interval, int(one["n"])]

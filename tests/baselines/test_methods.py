@@ -1,0 +1,289 @@
+"""Every method on a tiny problem: its weights or its first step by hand, and what it leaves behind."""
+
+import numpy as np
+import pytest
+import torch
+
+from problems import BAD, answers
+from stages import tiny_stage
+from u2a.baselines import METHODS
+from u2a.baselines import preference as preference_methods
+from u2a.baselines import unlearning as unlearning_methods
+from u2a.baselines.preference import D2o, Dpo, Kto
+from u2a.impact.context import ScoringContext
+from u2a.impact.gradient import objective_gradient
+from u2a.ledger import snapshot
+from u2a.types import UserError
+from u2a.weighting import Weighting, impact_scale, mirror_ascent
+
+pytestmark = pytest.mark.usefixtures("true_float64")
+
+IMPACT = np.array([0.4, -0.1, 0.2, 0.0, 0.1, 0.3])
+COSINE = np.array([0.1, 0.9, -0.2, 0.3, 0.0, 0.2])
+
+
+class Table:
+    """An impact table of chosen numbers."""
+
+    impact, cosine = IMPACT, COSINE
+
+
+@pytest.fixture
+def given_weights(monkeypatch):
+    """What methods hand to the trainer instead of training: (weights, options, seed) each."""
+    found = []
+
+    class Nothing:
+        def train(self):
+            pass
+
+    def trainer(_problem, weights, options, *, learning_rate, seed, folder, callbacks):
+        assert (learning_rate, len(callbacks)) == (1e-2, 1)
+        assert folder
+        found.append((np.asarray(weights), options, seed))
+        return Nothing()
+
+    monkeypatch.setattr(unlearning_methods, "unlearning_trainer", trainer)
+    return found
+
+
+def stage_with(tmp_path, prior=None, **options):
+    stage = tiny_stage(tmp_path, random_b=False, **options)
+    if prior is not None:
+        rows = answers(BAD).remove_columns("weight").add_column("weight", prior)
+        stage.problem.negatives = rows
+    stage.scores = Table
+    return stage
+
+
+def weights_of(given, name, stage, **options):
+    METHODS[name](**options).train(stage)
+    return given[-1][0]
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    [
+        ("uniform", {}, [1, 1, 1, 1, 1, 1]),
+        ("selected", {"select": "50%"}, [1, 0, 1, 0, 0, 1]),
+        ("selected", {"select": "100%"}, [1, 0, 1, 0, 1, 1]),
+        ("cosine", {"select": "2"}, [0, 1, 0, 1, 0, 0]),
+        ("static", {}, [0.4, 0, 0.2, 0, 0.1, 0.3]),
+    ],
+)
+def test_weights_by_hand(tmp_path, given_weights, name, options, expected):
+    found = weights_of(given_weights, name, stage_with(tmp_path), **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("uniform", [1, 0, 1, 1, 1, 1]),
+        ("cosine", [1, 0, 0, 1, 0, 1]),
+        ("static", [0.4, 0, 0.2, 0, 0.1, 0.3]),
+        ("selected", [1, 0, 1, 0, 0, 1]),
+    ],
+)
+def test_a_prior_weight_of_zero_leaves_one_out(tmp_path, given_weights, name, expected):
+    found = weights_of(given_weights, name, stage_with(tmp_path, prior=[1.0, 0.0, 1.0, 1.0, 1.0, 1.0]))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_random_k_is_drawn_by_the_seed(tmp_path, given_weights):
+    found = [weights_of(given_weights, "random-k", stage_with(tmp_path, seed=s)) for s in (0, 0, 1, 2, 3)]
+    assert all(weights.sum() == 3 and set(weights) == {0.0, 1.0} for weights in found)
+    assert (found[0] == found[1]).all()
+    assert any((weights != found[0]).any() for weights in found[2:])
+
+
+def test_u2a_selects_and_weights(tmp_path, given_weights):
+    found = weights_of(given_weights, "u2a", stage_with(tmp_path), select="50%", eta=0.7)
+    chosen = np.array([1.0, 0, 1, 0, 0, 1])
+    expected = mirror_ascent(chosen, IMPACT, impact_scale(IMPACT, chosen), Weighting("50%", 0.7))
+    np.testing.assert_allclose(found, expected)
+    assert found[0] > found[5] > found[2] > 0
+    assert given_weights[-1][1].max_steps == 2
+    assert given_weights[-1][1].joint == 0
+
+
+def test_u2a_scores_anew_in_every_outer_step(tmp_path, given_weights, monkeypatch):
+    scored = []
+
+    class Later:
+        impact = np.array([0.1, 0.0, 0.9, 0.0, 0.0, 0.1])
+
+    monkeypatch.setattr(
+        unlearning_methods, "score_impact", lambda problem, **_: scored.append(problem) or Later
+    )
+    stage = stage_with(tmp_path, steps=6)
+    weights_of(given_weights, "u2a", stage, outer_steps=3, joint=0.5)
+    assert len(scored) == 2
+    assert [options.max_steps for _, options, _ in given_weights] == [2, 2, 2]
+    assert [options.joint for _, options, _ in given_weights] == [0.5, 0.5, 0.5]
+    assert [seed for *_, seed in given_weights] == [0, 1000, 2000]
+    first, second, third = (weights for weights, *_ in given_weights)
+    assert first[0] > first[2]
+    assert second[2] > first[2]
+    assert third[2] > second[2]
+
+
+def test_weights_alone_keep_every_negative(tmp_path, given_weights):
+    found = weights_of(given_weights, "weights", stage_with(tmp_path), eta=0.5)
+    ones = np.ones(6)
+    options = Weighting("100%", 0.5, floor=0.0)
+    np.testing.assert_allclose(found, mirror_ascent(ones, IMPACT, impact_scale(IMPACT, ones), options))
+    assert (found > 0).all()
+    assert found.sum() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("name", ["u2a", "selected", "static"])
+def test_nothing_worth_unlearning_is_said(tmp_path, given_weights, name):
+    stage = stage_with(tmp_path)
+    stage.scores = lambda: type("T", (), {"impact": -np.abs(IMPACT), "cosine": None})
+    with pytest.raises(UserError, match="no negative has a positive impact"):
+        METHODS[name]().train(stage)
+    assert not given_weights
+
+
+def test_cosine_says_what_it_needs(tmp_path, given_weights):
+    stage = stage_with(tmp_path)
+    stage.scores = lambda: type("T", (), {"cosine": None})
+    with pytest.raises(UserError, match="--scoring exact"):
+        METHODS["cosine"]().train(stage)
+    assert not given_weights
+
+
+# -- every method for real ----------------------------------------------------------------------------------
+
+TRL = ("dpo", "kto", "d2o", "rloo")
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("original", "retrain")])
+def test_trains_within_its_budget_and_leaves_the_policy_whole(tmp_path, name):
+    if name in TRL:
+        pytest.importorskip("trl")
+    options = {"longest": 4} if name in ("d2o", "rloo") else {}
+    stage = tiny_stage(tmp_path, random_b=False)
+    policy, before = stage.problem.policy, snapshot(stage.problem)
+    forward = policy.model.get_base_model().forward.__func__
+    with stage.watch.running():
+        METHODS[name](**options).train(stage)
+    after = snapshot(stage.problem)
+    assert list(after) == list(before)
+    assert any((after[key] != before[key]).any() for key in before)
+    assert stage.watch.steps == 2
+    assert stage.watch.spent.trained > 0
+    assert list(policy.model.peft_config) == ["default"]
+    assert policy.model.get_base_model().forward.__func__ is forward
+    assert not policy.model.training
+    with policy.reference():
+        reference = stage.problem.logprobs(stage.problem.objective.texts)
+    torch.testing.assert_close(reference.double(), stage.problem.objective.reference.double())
+
+
+def test_the_original_stays(tmp_path):
+    stage = tiny_stage(tmp_path, random_b=False)
+    before = snapshot(stage.problem)
+    METHODS["original"]().train(stage)
+    assert all((snapshot(stage.problem)[name] == before[name]).all() for name in before)
+
+
+def test_retraining_needs_to_know_from_what(tmp_path):
+    with pytest.raises(UserError, match="`pretrained`"):
+        METHODS["retrain"]().train(tiny_stage(tmp_path, random_b=False))
+
+
+def test_methods_that_need_training_pairs_say_so(tmp_path):
+    stage = tiny_stage(tmp_path, random_b=False)
+    stage.training = None
+    for name in ("sft", "dpo", "kto"):
+        assert METHODS[name]().needs == ("training",)
+        assert METHODS[name](pairs="validation").needs == ()
+        with pytest.raises(UserError, match="--pairs"):
+            METHODS[name]().train(stage)
+
+
+def test_climbing_takes_adams_first_step_along_the_gradient_of_j(tmp_path):
+    stage = tiny_stage(tmp_path, random_b=False, steps=1, rate=1e-3)
+    stage.watch.budget = type(stage.watch.budget)(steps=1, batch_size=8)  # all four pairs
+    problem = stage.problem
+    before = snapshot(problem)
+    gradient = objective_gradient(ScoringContext.of(problem), problem.objective, stage.start.s_objective)
+    METHODS["climb"]().train(stage)
+    after = snapshot(problem)
+    for name, g in gradient.items():
+        expected = 1e-3 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(after[name] - before[name], expected, rtol=1e-5, atol=1e-10)
+
+
+def test_climbing_raises_j(tmp_path):
+    stage = tiny_stage(tmp_path, random_b=False, steps=12, rate=1e-2)
+    with stage.watch.running():
+        METHODS["climb"]().train(stage)
+    assert stage.watch.points[-1].objective > stage.start.objective + 0.01
+
+
+def captured(monkeypatch):
+    found = {}
+
+    def instead(_stage, trainer, config, rows, *, batch_size, **options):
+        found.update(trainer=trainer, config=config, rows=list(rows), batch_size=batch_size, options=options)
+
+    monkeypatch.setattr(preference_methods, "run", instead)
+    return found
+
+
+def test_dpo_counts_two_answers_a_pair(tmp_path, monkeypatch):
+    found = captured(monkeypatch)
+    Dpo(beta=0.3).train(tiny_stage(tmp_path, random_b=False))
+    assert (found["trainer"], found["config"]) == ("DPOTrainer", "DPOConfig")
+    assert (found["batch_size"], found["options"]) == (2, {"beta": 0.3})
+    assert len(found["rows"]) == 4
+
+
+@pytest.mark.parametrize("undesirable, bad", [("rejected", 4), ("negatives", 6)])
+def test_kto_balances_its_two_kinds(tmp_path, monkeypatch, undesirable, bad):
+    found = captured(monkeypatch)
+    stage = tiny_stage(tmp_path, random_b=False)
+    Kto(undesirable=undesirable, beta=0.3).train(stage)
+    labels = [row["label"] for row in found["rows"]]
+    assert (labels.count(True), labels.count(False)) == (4, bad)
+    assert labels != sorted(labels)  # mixed
+    weights = {"desirable_weight": bad / 4, "undesirable_weight": 1.0}
+    assert found["options"] == {"beta": 0.3, **weights}
+    assert found["batch_size"] == 4
+
+
+def test_weighted_kto_draws_selected_negatives(tmp_path, monkeypatch):
+    found = captured(monkeypatch)
+    stage = stage_with(tmp_path)
+    Kto(undesirable="negatives", weighted=True).train(stage)
+    starts = stage.problem.negative_texts["response_start"]
+    ids = stage.problem.negative_texts["input_ids"]
+    known = [list(ids[i][starts[i] :]) for i in range(6)]
+    drawn = [known.index(row["completion_ids"]) for row in found["rows"] if not row["label"]]
+    assert len(drawn) == 3
+    assert set(drawn) <= {0, 2, 5}
+
+
+def test_a_last_batch_of_one_gets_company(tmp_path, monkeypatch):
+    found = captured(monkeypatch)
+    stage = tiny_stage(tmp_path, random_b=False)
+    stage.watch.budget = type(stage.watch.budget)(steps=1, batch_size=3)
+    Kto(undesirable="negatives").train(stage)  # 4 good and 6 bad answers: ten rows
+    assert len(found["rows"]) == 11
+    assert found["rows"][10]["completion_ids"] == found["rows"][0]["completion_ids"]
+
+
+def test_d2o_prefers_the_models_own_answers(tmp_path, monkeypatch):
+    found = captured(monkeypatch)
+    stage = tiny_stage(tmp_path, random_b=False)
+    D2o(samples=2, longest=5).train(stage)
+    assert found["trainer"] == "DPOTrainer"
+    rejected = [row["rejected_ids"] for row in found["rows"]]
+    starts = stage.problem.negative_texts["response_start"]
+    known = [list(ids[s:]) for ids, s in zip(stage.problem.negative_texts["input_ids"], starts, strict=True)]
+    assert all(ids in known for ids in rejected)
+    assert 6 < len(rejected) <= 12
+    assert all(len(row["chosen_ids"]) >= 1 for row in found["rows"])

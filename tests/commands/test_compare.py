@@ -1,0 +1,280 @@
+"""`u2a compare` from end to end on a tiny saved model: cells, table, resuming, refusals."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cases import jsonl, save_tiny
+from u2a.cli import app
+
+PAIRS = [
+    {"prompt": f"Question {i}?", "chosen": f"Answer {i}, with care.", "rejected": "Go away, I will not."}
+    for i in range(6)
+]
+BAD = [{"prompt": f"Bad {i}?", "completion": f"No {i}, go away. " * (i + 1)} for i in range(6)]
+GOOD = [{"prompt": f"Good {i}?", "completion": f"Yes {i}."} for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "model": str(save_tiny(folder / "model", "llama")),
+        "negatives": jsonl(folder / "bad.jsonl", BAD),
+        "preferences": jsonl(folder / "pairs.jsonl", PAIRS[:3]),
+        "test": jsonl(folder / "test.jsonl", PAIRS[3:]),
+        "retain": jsonl(folder / "good.jsonl", GOOD),
+        "lora_rank": 2,
+        "curvature": "identity",
+        "steps": 2,
+        "batch_size": 2,
+        "looks": 2,
+        "seeds": 2,
+        "rates": "1e-3,1e-2",
+        "nll_rise": 1e-4,
+        "methods": [
+            "uniform",
+            {"method": "u2a", "select": "100%"},
+            {"method": "u2a", "name": "u2a joint", "joint": 1.0, "loss": "graddiff", "select": "100%"},
+        ],
+    }
+
+
+def call(folder, options, *more):
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return CliRunner().invoke(app, ["compare", "--config", str(path), *more])
+
+
+@pytest.fixture(scope="module")
+def whole(given, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, call(folder, given, "--output", str(folder / "run"))
+
+
+def names_of(folder):
+    return sorted(path.name for path in (folder / "run" / "cells").glob("*.json"))
+
+
+def test_every_method_is_run_at_its_rate_with_every_seed(whole):
+    folder, result = whole
+    assert result.exit_code == 0, result.output + result.stderr
+    found = json.loads((folder / "run" / "comparison.json").read_text())
+    assert list(found["methods"]) == ["original", "uniform", "u2a", "u2a joint"]
+    original = found["methods"]["original"]
+    assert original["margin"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert (original["seeds"], original["nll_rise"], original["kl"]) == (1, 0.0, 0.0)
+    for name in ("uniform", "u2a", "u2a joint"):
+        one = found["methods"][name]
+        assert one["learning_rate"] in (1e-3, 1e-2)
+        assert one["seeds"] == 2
+        assert one["margin"]["value"] != 0
+        assert one["trained_tokens"] > 0
+        assert len(one["curve"]) == 2
+        assert set(one["figures"]) >= {"accuracy", "perplexity_retain", "negative_logprob"}
+    assert found["budget"] == {"steps": 2, "batch_size": 2, "seconds": 0.0}
+    assert found["failed"] == {}
+    assert found["verdict"][0].startswith("u2a, held-out margin")
+    assert len(names_of(folder)) == 1 + 3 * (2 + 2)
+    assert "NLL +0.0001" in result.output
+
+
+def test_picking_a_rate_never_reads_the_held_out_pairs(whole):
+    folder, _ = whole
+    for name in names_of(folder):
+        cell = json.loads((folder / "run" / "cells" / name).read_text())
+        read = [point["held_out"] is not None for point in cell["points"]]
+        assert read == [not name.endswith("-grid.json")] * len(read), name
+        assert bool(cell["figures"]) == all(read)
+
+
+def test_the_rate_is_that_of_the_largest_j(whole):
+    folder, _ = whole
+    found = json.loads((folder / "run" / "comparison.json").read_text())["methods"]
+    for name in ("uniform", "u2a"):
+        ends = {}
+        for path in (folder / "run" / "cells").glob(f"{name}-*-grid.json"):
+            cell = json.loads(path.read_text())
+            end = cell["points"][-1]
+            if cell["start"]["utility"] - end["utility"] <= 0.1:
+                ends[cell["rate"]] = end["objective"]
+        assert found[name]["learning_rate"] == max(ends, key=ends.get)
+
+
+def test_figures_are_what_the_cells_say(whole):
+    folder, _ = whole
+    found = json.loads((folder / "run" / "comparison.json").read_text())["methods"]["uniform"]
+    values = []
+    for path in (folder / "run" / "cells").glob("uniform-*-seed-*.json"):
+        cell = json.loads(path.read_text())
+        values.append(sum(v[0] for v in cell["figures"]["margin"]["values"]) / 3)
+    margin = found["figures"]["margin"]
+    assert margin["value"] == pytest.approx(sum(values) / 2)
+    assert (margin["least"], margin["most"]) == pytest.approx((min(values), max(values)))
+
+
+def test_a_cut_off_run_goes_on_to_the_same_end(whole, given):
+    folder, _ = whole
+    run = folder / "run"
+    before = json.loads((run / "comparison.json").read_text())
+    kept = {name: (run / "cells" / name).stat().st_mtime_ns for name in names_of(folder)}
+    gone = next(name for name in kept if name.startswith("u2a-") and name.endswith("seed-1.json"))
+    (run / "cells" / gone).unlink()
+    result = call(folder, given, "--output", str(run), "--resume")
+    assert result.exit_code == 0, result.output + result.stderr
+    after = json.loads((run / "comparison.json").read_text())
+    for name, one in after["methods"].items():
+        for key in ("margin", "margin_at_cost", "figures", "learning_rate", "nll_rise"):
+            assert one[key] == before["methods"][name][key], (name, key)
+    now = {name: (run / "cells" / name).stat().st_mtime_ns for name in names_of(folder)}
+    assert [name for name in kept if kept[name] != now[name]] == [gone]
+
+
+def test_a_finished_run_loads_no_model(whole, given, monkeypatch):
+    folder, _ = whole
+    monkeypatch.setattr("u2a.commands.compare.load_model", lambda *_: pytest.fail("loaded a model"))
+    result = call(folder, given, "--output", str(folder / "run"), "--resume")
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "uniform" in result.output
+
+
+def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_path):
+    options = {
+        **given,
+        "rates": "1e-3",
+        "seeds": 1,
+        "steps": 1,
+        "methods": ["uniform", {"method": "selected", "select": "100%"}],
+    }
+    from u2a.baselines.unlearning import Selected
+    from u2a.types import GuardStop
+
+    def stop(_self, _stage):
+        raise GuardStop("the loss of negative 3 is not finite")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Selected, "train", stop)
+        result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output + result.stderr
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert found["failed"] == {"selected": "the loss of negative 3 is not finite"}
+    assert list(found["methods"]) == ["original", "uniform"]
+    assert "selected: the loss of negative 3 is not finite" in result.output
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"test": ""}, "--test is missing"),
+        ({"methods": ["sft"]}, "sft needs --pairs"),
+        ({"methods": ["retrain"]}, "retrain needs --mixture"),
+        ({"methods": ["rloo"]}, "rloo needs --reward-model"),
+        ({"methods": "uniform"}, "must be a list"),
+        ({"methods": []}, "must be a list"),
+        ({"rates": "fast"}, "--rates fast"),
+        ({"rates": "0"}, "--rates 0"),
+        ({"metrics": "kl"}, "--metrics kl: take some of preference"),
+        ({"judged": "nobody"}, "--judged nobody"),
+        ({"methods": [{"method": "dpo", "pairs": "validation"}], "lora_rank": 0}, "needs an adapter"),
+        (
+            {"methods": [{"method": "kto", "pairs": "validation"}], "batch_size": 1},
+            "kto needs --batch-size 2",
+        ),
+        ({"methods": [{"method": "retrain"}], "mixture": "x.jsonl"}, "retrain needs `pretrained`"),
+        ({"objective": "reward", "objective_reward_model": "x", "methods": ["climb"]}, "take rloo"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_any_model_is_loaded(given, tmp_path, change, message):
+    result = call(tmp_path, {**given, "model": "nowhere", **change}, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_methods_are_not_a_flag():
+    result = CliRunner().invoke(app, ["compare", "--help"])
+    assert result.exit_code == 0
+    assert "--methods" not in result.output
+    assert "--judged" in result.output
+
+
+def test_comparisons_share_their_cells(whole, given, tmp_path):
+    folder, _ = whole
+    cells = folder / "run" / "cells"
+    before = names_of(folder)
+    options = {**given, "methods": ["uniform", "climb"], "cells": str(cells)}
+    result = call(tmp_path, options, "--output", str(tmp_path / "more"))
+    assert result.exit_code == 0, result.output + result.stderr
+    found = json.loads((tmp_path / "more" / "comparison.json").read_text())["methods"]
+    assert list(found) == ["original", "uniform", "climb"]
+    made = set(names_of(folder)) - set(before)
+    assert len(made) == 4
+    assert all(name.startswith("climb-") for name in made)
+    assert not (tmp_path / "more" / "cells").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 3}, "made with other options of original"),
+        ({"beta": 0.5}, "made with other options of original"),
+        ({"retain": ""}, "made with other options of original"),
+    ],
+)
+def test_cells_of_other_settings_are_refused(whole, given, tmp_path, change, message):
+    folder, _ = whole
+    options = {**given, "methods": ["uniform"], "cells": str(folder / "run" / "cells"), **change}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_cells_of_another_model_are_refused(whole, given, tmp_path):
+    folder, _ = whole
+    other = save_tiny(tmp_path / "other", "llama", seed=3)
+    options = {
+        **given,
+        "model": str(other),
+        "methods": ["uniform", "static"],
+        "cells": str(folder / "run" / "cells"),
+    }
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "began at another model" in result.stderr
+
+
+def test_the_report_shows_the_comparison(whole):
+    folder, _ = whole
+    page = (folder / "run" / "report.html").read_text()
+    for words in ("Methods at equal cost in usefulness", "Alignment against usefulness", "What it costs"):
+        assert words in page
+    assert "The negatives" not in page
+    assert "u2a joint" in page
+
+
+def test_a_loss_that_needs_retain_rows_is_noted(given, tmp_path):
+    options = {
+        **given,
+        "retain": "",
+        "rates": "1e-3",
+        "seeds": 1,
+        "steps": 1,
+        "methods": ["uniform", {"method": "uniform", "name": "graddiff", "loss": "graddiff"}],
+    }
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output + result.stderr
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert "needs --retain" in found["failed"]["graddiff"]
+
+
+def test_a_budget_of_seconds(given, tmp_path):
+    options = {**given, "rates": "1e-3", "seeds": 1, "seconds": 3.0, "looks": 1, "methods": ["uniform"]}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output + result.stderr
+    (path,) = (tmp_path / "run" / "cells").glob("uniform-*.json")
+    cell = json.loads(path.read_text())
+    assert cell["steps"] > given["steps"]
+    assert cell["seconds"] >= 3.0

@@ -1,0 +1,103 @@
+"""One bench for all methods: each cell begins at φ₀, and scoring is charged to everyone who uses it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from problems import pairs, tiny_problem
+from u2a.baselines import Budget
+from u2a.compare.bench import Bench
+from u2a.compare.plan import CellName, parse_methods
+from u2a.evaluate.figure import figure_of_json
+from u2a.impact.curvature import Identity
+
+pytestmark = pytest.mark.usefixtures("true_float64")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(
+        first=tiny_problem(random_b=False, retain_loss="nll"),
+        validation=pairs(),
+        test=pairs(),
+        budget=Budget(steps=2, batch_size=3),
+        folder=tmp_path,
+        curvature=Identity(),
+        looks=2,
+        metrics=("preference", "forgetting"),
+    )
+
+
+def entry(given):
+    return parse_methods([given], "npo")[1]
+
+
+def run(bench, given, *, rate=1e-2, seed=0, final=True):
+    made = entry(given)
+    return bench.run(made, CellName(made.name, rate, seed, final))
+
+
+def figures_of(cell):
+    return [(p["objective"], p["utility"], p["held_out"]) for p in cell["points"]]
+
+
+def test_a_cell_does_not_depend_on_what_was_made_before(bench):
+    first = run(bench, "uniform")
+    run(bench, {"method": "u2a", "select": "100%"}, rate=1e-1, seed=4)
+    again = run(bench, "uniform")
+    assert figures_of(first) == figures_of(again)
+    assert first["tokens"] == again["tokens"]
+    assert first["figures"] == again["figures"]
+    assert figures_of(run(bench, "uniform", seed=1)) != figures_of(first)
+
+
+def test_scores_are_made_once_and_charged_to_everyone(bench, tmp_path):
+    """Both train on the same negatives in the same order, so their tokens are equal, scoring included."""
+    ours = run(bench, {"method": "u2a", "select": "100%"})
+    kept = json.loads((tmp_path / "npo-0.json").read_text())
+    theirs = run(bench, {"method": "selected", "select": "100%"})
+    assert kept["tokens"]["forward"] + kept["tokens"]["trained"] > 0
+    assert ours["tokens"] == theirs["tokens"]
+    assert theirs["seconds"] > kept["seconds"]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["npo-0.json"]
+    run(bench, {"method": "selected", "select": "100%", "loss": "ga"})
+    run(bench, {"method": "selected", "select": "100%"}, seed=2)
+    assert {path.name for path in tmp_path.glob("*.json")} == {"npo-0.json", "ga-0.json", "npo-2.json"}
+
+
+def test_the_loss_brings_its_retain_term(bench):
+    plain, graddiff = run(bench, "uniform"), run(bench, {"method": "uniform", "loss": "graddiff"})
+    assert graddiff["tokens"]["trained"] > plain["tokens"]["trained"]
+    assert figures_of(plain) != figures_of(graddiff)
+
+
+def test_options_of_the_loss_reach_the_loss_that_they_belong_to(bench):
+    plain = run(bench, "uniform")
+    bench.loss, bench.loss_options = "npo", {"beta": 5.0}
+    assert figures_of(run(bench, "uniform")) != figures_of(plain)
+    ga = run(bench, {"method": "uniform", "loss": "ga"})
+    bench.loss_options = {}
+    assert figures_of(run(bench, {"method": "uniform", "loss": "ga"})) == figures_of(ga)
+
+
+def test_joint_methods_measure_j_on_other_pairs_than_they_train_on(bench):
+    cell = run(bench, {"method": "u2a", "joint": 2.0, "select": "100%"})
+    assert cell["start"]["objective"] == pytest.approx(-np.log(2))
+    plain = run(bench, {"method": "u2a", "select": "100%"})
+    assert cell["points"][-1]["objective"] != plain["points"][-1]["objective"]
+
+
+def test_metrics_are_measured_at_the_end_of_final_cells(bench):
+    cell = run(bench, "uniform")
+    margin = figure_of_json("margin", cell["figures"]["margin"])
+    chosen, rejected = np.split(np.asarray(cell["points"][-1]["held_out"]), 2)
+    np.testing.assert_allclose(margin.values[:, 0], chosen - rejected)
+    change = figure_of_json("implicit_reward_margin", cell["figures"]["implicit_reward_margin"])
+    before = np.split(bench._test_at_start, 2)
+    moved = margin.values[:, 0] - (before[0] - before[1])
+    np.testing.assert_allclose(change.values[:, 0], 0.1 * moved, atol=1e-12)
+    assert "negative_logprob" in cell["figures"]
+    grid = run(bench, "uniform", final=False)
+    assert grid["figures"] == {}
+    assert [point["held_out"] for point in grid["points"]] == [None, None]

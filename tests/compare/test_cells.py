@@ -1,0 +1,59 @@
+"""Cells on disk: kept, refused when made otherwise, and one maker at a time."""
+
+import json
+
+import pytest
+
+from u2a.compare.cells import CellStore
+from u2a.compare.plan import CellName
+from u2a.types import UserError
+
+NAME = CellName("uniform", 1e-4, 0, True)
+
+
+def test_what_is_written_is_read(tmp_path):
+    store = CellStore(tmp_path, {"uniform": {"loss": "npo", "select": ("a",)}})
+    assert store.read(NAME) is None
+    store.write(NAME, {"seconds": 1.5})
+    assert store.read(NAME)["seconds"] == 1.5
+
+
+def test_other_options_are_refused(tmp_path):
+    CellStore(tmp_path, {"uniform": {"loss": "npo"}}).write(NAME, {})
+    with pytest.raises(UserError, match="made with other options of uniform"):
+        CellStore(tmp_path, {"uniform": {"loss": "ga"}}).read(NAME)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_broken_cell_is_named(tmp_path, text):
+    (tmp_path / NAME.file).write_text(text)
+    with pytest.raises(UserError, match=r"uniform-0\.0001-seed-0\.json: not a cell"):
+        CellStore(tmp_path, {"uniform": {}}).read(NAME)
+
+
+def test_a_finished_cell_is_nobodys_to_make(tmp_path):
+    store = CellStore(tmp_path, {"uniform": {}})
+    with store.claim(NAME) as mine:
+        assert mine
+    store.write(NAME, {})
+    with store.claim(NAME) as mine:
+        assert not mine
+
+
+def test_a_cell_under_way_is_nobody_elses(tmp_path):
+    """A lock belongs to an opened file: a second opening here is as good as one by another process."""
+    store, other = (CellStore(tmp_path, {"uniform": {}}) for _ in range(2))
+    with store.claim(NAME) as mine:
+        assert mine
+        with other.claim(NAME) as theirs:
+            assert not theirs
+        with other.claim(CellName("uniform", 1e-4, 1, True)) as next_seed:
+            assert next_seed
+    with other.claim(NAME) as theirs:
+        assert theirs
+
+
+def test_cells_are_json(tmp_path):
+    store = CellStore(tmp_path, {"uniform": {"loss": "npo"}})
+    store.write(NAME, {"seconds": 1.0})
+    assert json.loads((tmp_path / NAME.file).read_text()) == {"seconds": 1.0, "settings": {"loss": "npo"}}

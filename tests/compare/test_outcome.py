@@ -1,0 +1,98 @@
+"""Margins at equal cost, intervals and verdicts by hand."""
+
+import numpy as np
+import pytest
+
+from u2a.compare.outcome import at_rise, difference, interval, margins_of, outcome, verdict
+
+
+def test_margins():
+    np.testing.assert_allclose(margins_of([-1.0, -2.0, -3.0, -1.5]), [2.0, -0.5])
+
+
+def test_between_looks_the_margin_is_on_the_straight_line():
+    run = [(0.01, np.array([1.0, 0.0])), (0.03, np.array([2.0, 4.0]))]
+    np.testing.assert_allclose(at_rise(run, 0.02), [1.5, 2.0])
+    np.testing.assert_allclose(at_rise(run, 0.005), [0.5, 0.0])  # from 0 at the original
+    np.testing.assert_allclose(at_rise(run, 0.01), [1.0, 0.0])
+    np.testing.assert_allclose(at_rise(run, 0.03), [2.0, 4.0])
+
+
+def test_what_never_costs_that_much_is_taken_at_its_end():
+    run = [(0.01, np.array([1.0])), (-0.02, np.array([3.0]))]
+    np.testing.assert_allclose(at_rise(run, 0.02), [3.0])
+
+
+def test_where_it_rises_first_counts():
+    run = [(0.04, np.array([2.0])), (0.0, np.array([9.0])), (0.04, np.array([1.0]))]
+    np.testing.assert_allclose(at_rise(run, 0.02), [1.0])
+
+
+def cell(points, rate=1e-4, seconds=10.0):
+    start = {"objective": -0.7, "utility": -2.0}
+    made = [
+        {"step": i, "seconds": float(i), "objective": j, "utility": u, "kl": kl, "held_out": s}
+        for i, (j, u, kl, s) in enumerate(points)
+    ]
+    tokens = {"forward": 100, "trained": 50}
+    return {"rate": rate, "start": start, "points": made, "seconds": seconds, "tokens": tokens}
+
+
+ORIGINAL = cell([(-0.7, -2.0, 0.0, [-1.0, -1.0, -2.0, -0.5])])  # margins 1, -0.5
+
+
+def test_an_outcome_is_over_its_seeds():
+    one = cell([(-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5]), (-0.5, -2.03, 0.3, [-1.0, -1.0, -5.0, -1.5])])
+    two = cell([(-0.6, -2.02, 0.1, [-1.0, -1.0, -2.0, -0.5]), (-0.4, -2.01, None, [-1.0, -1.0, -4.0, -0.5])])
+    found = outcome("x", "u2a", [one, two], ORIGINAL, 0.02)
+    np.testing.assert_allclose(found.margins, [[3.0, 1.0], [2.0, 0.0]])
+    np.testing.assert_allclose(found.at_cost, [[2.0, 0.5], [0.0, 0.0]])
+    np.testing.assert_allclose(found.accuracy, [[1.0, 1.0], [1.0, 0.0]])
+    np.testing.assert_allclose(found.rises, [0.03, 0.01])
+    np.testing.assert_allclose(found.objective, [0.2, 0.3])
+    assert np.isnan(found.kl[1])
+    assert found.kl[0] == 0.3
+    assert found.reached
+    assert (found.rate, found.seeds, found.seconds) == (1e-4, 2, 10.0)
+    assert (found.forward_tokens, found.trained_tokens) == (100, 50)
+    np.testing.assert_allclose(found.curve, [(0.015, 0.25, 0.0), (0.02, 1.5, 1.0)])
+
+
+def test_who_stays_cheap_is_marked():
+    found = outcome("x", "u2a", [cell([(-0.6, -2.01, 0.1, [0.0, 0.0, -1.0, -1.0])])], ORIGINAL, 0.02)
+    assert not found.reached
+
+
+def test_intervals_hold_pairs_and_seeds():
+    rng = np.random.default_rng(0)
+    pairs = interval(rng.normal(1.0, 1.0, (1, 400)))
+    assert (pairs.high - pairs.low) / 2 == pytest.approx(1.96 / 20, rel=0.15)
+    seeds = interval(np.repeat(np.array([[0.0], [1.0]]), 50, axis=1))
+    assert (seeds.low, seeds.value, seeds.high) == (0.0, 0.5, 1.0)
+
+
+def test_differences_are_paired():
+    base = np.random.default_rng(0).normal(0.0, 10.0, (2, 60))
+    found = difference(base + 0.1, base)
+    assert found.value == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.1)
+    assert (found.sign, difference(base, base + 0.1).sign, difference(base, base).sign) == (1, -1, 0)
+
+
+def made(name, margin, reached=True):
+    rise = 0.05 if reached else 0.001
+    s = [-1.0 + margin, -1.0 + margin, -2.0, -0.5]
+    return outcome(name, "u2a", [cell([(-0.6, -2.0 - rise, 0.1, s)])], ORIGINAL, 0.02)
+
+
+def test_the_verdict_says_what_the_intervals_support():
+    judged = made("mine", 1.0)
+    others = [made("less", 0.5), made("same", 1.0), made("more", 2.0, reached=False)]
+    lines = verdict(judged, others, 0.02)
+    assert lines == [
+        "mine, held-out margin at a rise of the retain NLL of 0.02 nats per token:",
+        "better than less",
+        "not to be told apart from same",
+        "worse than more",
+        "taken at their end, since they never cost that much: more",
+    ]

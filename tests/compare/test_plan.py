@@ -1,0 +1,79 @@
+"""Which cells a comparison is made of, and which learning rate it takes."""
+
+import pytest
+
+from u2a.compare.plan import CellName, finals, grid, parse_methods, pick
+from u2a.types import UserError
+
+
+def test_names_and_mappings():
+    entries = parse_methods(
+        ["uniform", {"method": "u2a", "name": "mine", "select": 20, "loss": "graddiff", "eta": 1}], "npo"
+    )
+    assert [(e.name, e.kind, e.loss) for e in entries] == [
+        ("original", "original", "npo"),
+        ("uniform", "uniform", "npo"),
+        ("mine", "u2a", "graddiff"),
+    ]
+    assert (entries[2].method.select, entries[2].method.eta) == ("20", 1.0)
+
+
+def test_the_original_comes_first_once():
+    entries = parse_methods(["uniform", {"method": "original", "name": "as it was"}], "npo")
+    assert [e.name for e in entries] == ["as it was", "uniform"]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["ppo"], "'ppo' is unknown; take some of original, u2a"),
+        ([{"name": "x"}], "the key `method`"),
+        ([3], "the key `method`"),
+        ([{"method": "u2a", "lambda": 3}], "u2a has no option 'lambda'; it has: select, eta"),
+        ([{"method": "climb", "x": 3}], "it has: none"),
+        ([{"method": "u2a", "eta": "big"}], "eta of u2a is 'big'; it must be a float"),
+        ([{"method": "kto", "weighted": 1}], "must be a bool"),
+        ([{"method": "d2o", "samples": True}], "must be a int"),
+        (["u2a", "u2a"], "two are called 'u2a'"),
+        ([{"method": "u2a", "name": "../x"}], "letters, digits, spaces"),
+        ([{"method": "u2a", "loss": "nope"}], "nope"),
+    ],
+)
+def test_what_cannot_be_compared(given, message):
+    with pytest.raises(UserError, match=message):
+        parse_methods(given, "npo")
+
+
+def test_cells_of_a_method():
+    original, uniform, retrain = parse_methods(["uniform", {"method": "retrain", "pretrained": "x"}], "npo")
+    assert [c.file for c in grid(uniform, [1e-4, 2e-4], 3)] == [
+        "uniform-0.0001-grid.json",
+        "uniform-0.0002-grid.json",
+    ]
+    assert all(c.seed == 3 and not c.final for c in grid(uniform, [1e-4, 2e-4], 3))
+    assert grid(uniform, [1e-4], 3) == []
+    assert grid(original, [1e-4, 2e-4], 3) == []
+    assert grid(retrain, [1e-4, 2e-4], 3) == []
+    assert finals(uniform, 2e-4, [3, 4]) == [
+        CellName("uniform", 2e-4, 3, True),
+        CellName("uniform", 2e-4, 4, True),
+    ]
+    assert [c.file for c in finals(original, 0.0, [3, 4])] == ["original-0-seed-3.json"]
+
+
+def cell(objective, utility):
+    early = {"objective": 9.0, "utility": 9.0}
+    return {"points": [early, {"objective": objective, "utility": utility}]}
+
+
+def test_the_rate_of_the_largest_j_at_the_end_within_the_cap():
+    start = {"objective": -0.7, "utility": -2.0}
+    cells = {1e-4: cell(-0.6, -2.0), 2e-4: cell(-0.5, -2.1), 4e-4: cell(-0.1, -2.11)}
+    assert pick(cells, start, 0.1 + 1e-9) == 2e-4
+    assert pick(cells, start, 0.2) == 4e-4
+    assert pick(cells, start, 0.05) == 1e-4
+
+
+def test_the_smallest_rate_where_none_keeps_the_cap():
+    start = {"objective": -0.7, "utility": -2.0}
+    assert pick({2e-4: cell(0.0, -3.0), 1e-4: cell(-1.0, -3.0)}, start, 0.1) == 1e-4

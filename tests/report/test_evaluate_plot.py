@@ -1,0 +1,66 @@
+"""The figures of an evaluation."""
+
+import json
+
+import pytest
+
+from u2a.report.evaluate_plot import beyond, evaluate_plots
+from u2a.types import UserError
+
+
+def figure(value, change=None, low=None, high=None, better="higher"):
+    return {
+        "value": value,
+        "low": None,
+        "high": None,
+        "n": 4,
+        "better": better,
+        "unit": "nats",
+        "change": None if change is None else {"value": change, "low": low, "high": high, "n": 4},
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    names = ("margin", "kl", "answer_tokens", "accuracy", "distinct")
+    original = {name: figure(1.0) for name in names}
+    ours = {
+        "margin": figure(3.0, 2.0, 1.0, 3.0),  # two half-widths, for the better
+        "kl": figure(41.0, 40.0, 39.0, 41.0, better="lower"),  # forty, for the worse
+        "answer_tokens": figure(5.0, 4.0, 2.0, 6.0, better="neither"),
+        "accuracy": figure(1.1, 0.1, -0.1, 0.3),  # within noise
+        "distinct": figure(0.5, -0.5),  # no interval
+    }
+    models = {"original": {"figures": original}, "mine": {"figures": ours}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"models": models}))
+    return tmp_path
+
+
+def test_changes_are_in_half_widths_of_their_interval(run):
+    (plot,) = evaluate_plots(run)
+    (bars,) = plot.figure["data"]
+    assert bars["y"] == ["accuracy", "answer_tokens", "kl", "margin"]
+    assert bars["x"] == pytest.approx([0.5, 2.0, 10.0, 2.0])
+    assert bars["marker"]["color"] == ["--quiet", "--quiet", "--bad", "--good"]
+    assert plot.title == "mine: changes from the original model"
+    assert plot.rows[0] == ["margin", "higher", "nats", 1.0, 3.0, 2.0, "+1 to +3", 4]
+    assert plot.rows[4][6] == "–"
+    assert len(plot.rows) == 5
+
+
+@pytest.mark.parametrize(
+    "value, low, high, expected",
+    [(1.0, 0.5, 1.5, 2.0), (-1.0, -1.5, -0.5, -2.0), (0.0, 0.0, 0.0, None), (1.0, None, None, None)],
+)
+def test_half_widths(value, low, high, expected):
+    assert beyond({"value": value, "low": low, "high": high}) == expected
+
+
+def test_other_runs_have_none(tmp_path):
+    assert evaluate_plots(tmp_path) == []
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(UserError, match=r"evaluation\.json"):
+        evaluate_plots(tmp_path)
