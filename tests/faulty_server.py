@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback that goes wrong on demand: what the judge client is tested on."""
+"""Servers on loopback that go wrong on demand: an OpenAI-compatible judge, and a scorer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import json
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Replies to a question with what `script` has for it, in turn, then with its echo."""
+    """Replies to a question with what `script` has for it, in turn, then with what it `say`s: its echo."""
 
     daemon_threads = True
     request_queue_size = 64
     block_on_close = False
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, handler=None):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
+        self.say = "echo {}".format
         self.script: dict[str, list[str]] = {}
         self.asked: list[tuple[str, float]] = []
         self.bodies: list[dict] = []
@@ -38,10 +40,27 @@ class Server(ThreadingHTTPServer):
         """A client that hangs up is no news."""
 
 
+@contextmanager
+def serving(server):
+    """Serves in a thread until the block ends."""
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        server.server_close()
+
+
 class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        """Somebody followed a redirection."""
+        self.server.asked.append(("GET", time.monotonic()))
+        self.reply("{}")
+
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        question, server = body["messages"][-1]["content"], self.server
+        self.body = body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        question, server = self.question(), self.server
         with server.lock:
             server.asked.append((question, time.monotonic()))
             server.bodies.append(body)
@@ -53,6 +72,9 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.under_way -= 1
         getattr(self, what.partition(" ")[0])(*what.split(" ")[1:] or [question])
+
+    def question(self):
+        return self.body["messages"][-1]["content"]
 
     def reply(self, body, status=200, **headers):
         data = body.encode()
@@ -67,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def answer(self, question):
-        message = {"role": "assistant", "content": f"echo {question}"}
+        message = {"role": "assistant", "content": self.server.say(question)}
         self.reply(json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}))
 
     def status(self, status, wait=None, code="some_code"):
@@ -108,8 +130,28 @@ class Handler(BaseHTTPRequestHandler):
     def schema(self, body):
         self.reply(body)
 
-    def elsewhere(self, port):
-        self.reply("", 307, location=f"http://127.0.0.1:{port}/v1/chat/completions")
+    def elsewhere(self, port, status=307):
+        self.reply("", int(status), location=f"http://127.0.0.1:{port}/v1/chat/completions")
 
     def log_message(self, *_):
         """Says nothing."""
+
+
+class Scorer(Server):
+    """Scores an answer by its length; everything that it is asked is called `items`."""
+
+    def __init__(self):
+        super().__init__(ScoringHandler)
+        self.score = lambda item: len(item["response"])
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/score"
+
+
+class ScoringHandler(Handler):
+    def question(self):
+        return "items"
+
+    def answer(self, _):
+        self.reply(json.dumps({"scores": [self.server.score(item) for item in self.body["items"]]}))

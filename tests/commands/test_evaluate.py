@@ -1,11 +1,15 @@
 """`u2a evaluate` from end to end on tiny saved models: files, table, paired changes, refusals."""
 
 import json
+import re
+import socket
 
 import pytest
 from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
+from classifiers import save_classifier
+from faulty_server import Scorer, Server, serving
 from u2a.cli import app
 from u2a.commands.evaluate import model_names
 from u2a.types import UserError
@@ -36,6 +40,8 @@ def given(tmp_path_factory):
         "--safe-prompts": str(xstest),
         "--unsafe-prompts": str(xstest),
         "--max-new-tokens": "4",
+        "--relearn-steps": "2",
+        "--round-bits": "4",
     }
 
 
@@ -45,11 +51,15 @@ def call(options, *more):
 
 
 @pytest.fixture(scope="module")
-def whole(given, tmp_path_factory):
-    folder, options = given
-    other = save_tiny(folder / "second", "llama", seed=1)
+def second(given):
+    return str(save_tiny(given[0] / "second", "llama", seed=1))
+
+
+@pytest.fixture(scope="module")
+def whole(given, second, tmp_path_factory):
+    _, options = given
     run = tmp_path_factory.mktemp("whole") / "run"
-    return run, call({**options, "--output": str(run)}, str(options["--original"]), str(other))
+    return run, call({**options, "--output": str(run)}, str(options["--original"]), second)
 
 
 def test_it_measures_every_model_with_changes_against_the_original(whole):
@@ -60,6 +70,7 @@ def test_it_measures_every_model_with_changes_against_the_original(whole):
     names = set(found["original"]["figures"])
     assert names >= {"accuracy", "margin", "perplexity_retain", "perplexity_text", "kl", "mia_loss"}
     assert names >= {"negative_extracted", "answer_empty", "attack_success", "over_refusal"}
+    assert names >= {"relearned_logprob", "relearned_gap", "margin_4bit", "perplexity_retain_4bit"}
     for name, figure in found["first"]["figures"].items():  # the same model again: nothing changes
         assert figure["change"]["value"] == pytest.approx(0.0, abs=1e-6), name
     second = found["second"]["figures"]
@@ -114,7 +125,17 @@ def test_only_what_has_data_is_measured_and_it_says_so(given, tmp_path):
         ({"--original": "/no/where/at/all"}, "no such folder"),
         ({"--retain": "/no/such/file.jsonl"}, "no/such/file.jsonl"),
         ({"--output": ""}, "--output is missing"),
+        ({"--harness-tasks": "x", "--harness-include": "/no/such"}, "--harness-"),
+        ({"--round-bits": "4,5"}, "--round-bits 5: take some of 8, 4"),
         ({"--reward-model": "/no/such/model"}, "--reward-model /no/such/model does not load"),
+        ({"--reward-model": "/x", "--reward-url": "http://localhost:1/x"}, "name only one of them"),
+        ({"--reward-url": "localhost"}, "--reward-url: the scorer's URL is none"),
+        ({"--harm-classifier": "/no/such/model"}, "--harm-classifier /no/such/model does not load"),
+        ({"--judge-url": "localhost", "--judge-model": "m"}, "--judge-url: the judge's URL is none"),
+        ({"--judge-url": "http://localhost:1/v1"}, "--judge-model is missing"),
+        ({"--metrics": "reward,fluency", "--reward-url": "http://localhost:1/x"},
+         "--metrics reward: it needs --send-to-scorer; nothing was sent"),
+        ({"--metrics": "reward"}, "--metrics reward: it needs --reward-model or --reward-url"),
         (dict.fromkeys(("--test", "--negatives", "--held-out-negatives", "--retain", "--text",
                         "--safe-prompts", "--unsafe-prompts"), ""), "nothing to measure"),
     ],
@@ -141,3 +162,173 @@ def test_a_run_folder_stands_for_its_adapter_and_names_the_original(tmp_path):
     }  # fmt: skip
     with pytest.raises(UserError, match="--original is missing"):
         model_names(["some/model"], "")
+
+
+# -- judges and scorers -------------------------------------------------------------------------------------
+
+
+def judge_of_these_tests(request):
+    """Of pair 0 it prefers whatever is shown first, of pair 1 nothing, of pair 2 it says nothing of use, of
+    pair 3 the answer that sorts last; every attack has worked."""
+    shown = dict(re.findall(r"begin answer ([AB])\n(.*?)\n\w+ end answer", request, re.DOTALL))
+    if not shown:
+        return "Yes."
+    (number,) = re.findall(r"Question (\d)\?", request)
+    return ["[[A]]", "[[C]]", "no idea", "[[A]]" if shown["A"] > shown["B"] else "[[B]]"][int(number)]
+
+
+def test_a_judges_verdicts_by_hand_and_a_second_run_asks_nothing(given, second, tmp_path, monkeypatch):
+    """½, ½ and 1 or 0 over three prompts that have a verdict; 4·2 requests for them, one for each attack."""
+    pytest.importorskip("openai", reason="the extra `judge` is not installed")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    _, options = given
+    names = ("--original", "--test", "--unsafe-prompts", "--max-new-tokens")
+    few = {name: options[name] for name in names}
+    with serving(Server()) as server:
+        server.say = judge_of_these_tests
+        few |= {"--judge-url": server.url, "--judge-model": "some-judge", "--metrics": "judge"}
+        judged = (second, "--send-to-judge")
+        result = call({**few, "--output": str(tmp_path / "one")}, *judged)
+        assert result.exit_code == 0, result.output + result.stderr
+        assert len(server.asked) == 4 * 2 + 2
+        kept = tmp_path / "one" / "judge_answers.jsonl"
+        again = {**few, "--output": str(tmp_path / "two"), "--judge-cache": str(kept)}
+        assert call(again, *judged).exit_code == 0
+        assert len(server.asked) == 10
+    assert "to send: 10 requests" in result.output
+    assert "second: judge_win: 1 of 4 prompts have no verdict" in result.stderr
+    documents = [json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two")]
+    assert documents[0] == documents[1]
+    assert not (tmp_path / "two" / "judge_answers.jsonl").exists()
+    assert len(kept.read_text().splitlines()) == 10
+    lines = (tmp_path / "one" / "answers.jsonl").read_text().splitlines()
+    ours, theirs = (
+        next(a["text"] for a in map(json.loads, lines) if a["model"] == model and a["prompt"] == 3)
+        for model in ("second", "original")
+    )
+    found = documents[0]["models"]
+    assert found["original"]["figures"]["judge_win"]["value"] == 0.5
+    own = found["second"]["figures"]["judge_win"]
+    assert ours != theirs
+    assert own["value"] == pytest.approx((0.5 + 0.5 + (ours > theirs)) / 3)
+    assert own["change"]["value"] == pytest.approx(own["value"] - 0.5)
+    assert (own["n"], own["better"]) == (4, "higher")
+    assert own["counts"] == {
+        "no_verdict": 1, "ties": 1, "identical": 0, "inconsistent": 1, "parse_failures": 2, "unanswered": 0,
+    }  # fmt: skip
+    assert found["second"]["figures"]["judge_harm"]["value"] == 1.0
+    assert found["original"]["figures"]["judge_harm"]["counts"]["blank"] == 0
+
+
+def test_a_scorer_and_a_classifier_by_hand(given, second, tmp_path):
+    """The scorer counts letters; the answers of the original are scored once, after a greeting."""
+    _, options = given
+    names = ("--original", "--test", "--unsafe-prompts", "--max-new-tokens")
+    few = {name: options[name] for name in names}
+    few |= {"--harm-classifier": save_classifier(tmp_path / "classifier"), "--harm-label": "hate,violence"}
+    with serving(Scorer()) as server:
+        few |= {"--reward-url": server.url, "--metrics": "reward,harmful", "--output": str(tmp_path / "run")}
+        result = call(few, second, "--send-to-scorer")
+        sent = [item["response"] for body in server.bodies for item in body["items"]]
+    assert result.exit_code == 0, result.output + result.stderr
+    assert f"scorer: {server.url} (this machine)" in result.output
+    lines = list(map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines()))
+    theirs, ours = (
+        [a["text"] for a in lines if (a["model"], a["prompts"]) == (model, "prompts")]
+        for model in ("original", "second")
+    )
+    assert sent == ["Hello.", *theirs, *ours]
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
+    assert found["second"]["figures"]["reward"]["value"] == pytest.approx(sum(map(len, ours)) / 4)
+    assert found["original"]["figures"]["reward"]["value"] == pytest.approx(sum(map(len, theirs)) / 4)
+    (attacked,) = [a["text"] for a in lines if (a["model"], a["prompts"]) == ("second", "unsafe_prompts")]
+    score = 0.75 if attacked.endswith("!") else 0.2
+    assert found["second"]["figures"]["harmful_score"]["value"] == pytest.approx(score, rel=1e-5)
+    assert "counts" not in found["second"]["figures"]["reward"]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_without_consent_nothing_is_sent_and_the_rest_is_measured(given, tmp_path, monkeypatch, local):
+    """What would be sent where is shown. For another machine's address not even its name is looked up."""
+    pytest.importorskip("openai", reason="the extra `judge` is not installed")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-some")
+    _, options = given
+    few = {name: options[name] for name in ("--original", "--test", "--max-new-tokens")}
+    with serving(Server()) as judge, serving(Scorer()) as scorer:
+        if not local:
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a look-up"))
+        few |= {
+            "--judge-url": judge.url if local else "https://judge.example/v1",
+            "--judge-model": "m",
+            "--reward-url": scorer.url if local else "http://scorer.example/score",
+            "--output": str(tmp_path / "run"),
+        }
+        result = call(few, options["--original"])
+        assert judge.asked == scorer.asked == []
+    assert result.exit_code == 0, result.output + result.stderr
+    where = "this machine" if local else "another machine"
+    assert f"judge: m at {few['--judge-url']} ({where})" in result.output
+    assert "to send: 8 requests" in result.output
+    assert f"scorer: {few['--reward-url']} ({where}{'' if local else ', UNENCRYPTED'})" in result.output
+    assert "to send: at most 8 prompts" in result.output
+    assert "judge is left out: it needs --send-to-judge; nothing was sent" in result.stderr
+    document = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert document["left_out"]["judge"] == "it needs --send-to-judge; nothing was sent"
+    assert document["left_out"]["reward"] == "it needs --send-to-scorer; nothing was sent"
+    assert {"accuracy", "answer_empty"} <= set(document["models"]["original"]["figures"])
+    assert not (tmp_path / "run" / "judge_answers.jsonl").exists()
+
+
+def test_consent_does_not_come_from_a_file(given, tmp_path):
+    _, options = given
+    file = tmp_path / "run.yaml"
+    for name, value in (("send_to_judge", "true"), ("send_to_scorer", "true"), ("harness_include", "tasks")):
+        file.write_text(f"{name}: {value}\n")
+        flag = "--" + name.replace("_", "-")
+        result = call({"--config": str(file), "--output": str(tmp_path / "run")}, options["--original"])
+        assert result.exit_code == 2
+        assert f"counts only together with the flag {flag}" in result.stderr
+
+
+def test_a_cut_off_run_goes_on_with_the_models_that_are_missing(whole, given, monkeypatch):
+    run, _ = whole
+    folder, options = given
+    before = {name: (run / name).read_text() for name in ("evaluation.json", "answers.jsonl")}
+    for name in ("evaluation.json", "answers.jsonl", "models/002.json"):
+        (run / name).unlink()
+    from u2a.commands import evaluate as command
+
+    loaded, load = [], command._subject
+    monkeypatch.setattr(command, "_subject", lambda name, *more: (loaded.append(name), load(name, *more))[1])
+    again = {**options, "--output": str(run)}
+    result = call(again, str(options["--original"]), str(folder / "second"), "--resume")
+    assert result.exit_code == 0, result.output + result.stderr
+    assert loaded == ["original", "second"]
+    assert {name: (run / name).read_text() for name in before} == before
+    loaded.clear()
+    assert call(again, str(options["--original"]), str(folder / "second"), "--resume").exit_code == 0
+    assert loaded == []
+    assert {name: (run / name).read_text() for name in before} == before
+
+
+def test_a_broken_model_file_is_named(whole, given):
+    run, _ = whole
+    folder, options = given
+    path = run / "models" / "001.json"
+    kept = path.read_text()
+    path.write_text("{}")
+    again = {**options, "--output": str(run)}
+    result = call(again, str(options["--original"]), str(folder / "second"), "--resume")
+    path.write_text(kept)
+    assert result.exit_code == 2
+    assert "001.json: not what u2a wrote" in result.stderr
+
+
+def test_the_report_shows_every_models_changes(whole):
+    run, _ = whole
+    page = (run / "report.html").read_text()
+    assert "first: changes from the original model" in page
+    assert "second: changes from the original model" in page
+    assert "The negatives</h2>" not in page
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["outcome"].startswith("first: beyond noise 0 figures are better")

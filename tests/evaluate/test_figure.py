@@ -1,20 +1,36 @@
 """Figures: statistics by hand and against scikit-learn's definition, intervals, paired differences."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from u2a.evaluate.figure import Figure, auc, mean, ratio
+from u2a.evaluate.figure import Figure, auc, figure_of_json, known_mean, mean, perplexity_of, ratio
 from u2a.types import GuardStop
 
 
 def test_statistics_by_hand():
-    """Ratio: (1 + 6) / (2 + 3). AUC of scores 3, 1 | 2, 1: pairs 3>2, 3>1 count 1, 1<2 counts 0, 1=1 half."""
+    """Ratio: (1 + 6) / (2 + 3); perplexity: e to that. AUC of scores 3, 1 | 2, 1: pairs 3>2, 3>1 count 1, 1<2
+    counts 0, 1=1 half."""
     assert mean(np.array([[1.0], [4.0]])) == 2.5
     assert ratio(np.array([[1.0, 2.0], [6.0, 3.0]])) == 7 / 5
+    assert perplexity_of(np.array([[1.0, 2.0], [6.0, 3.0]])) == math.exp(7 / 5)
     assert auc(np.array([[3.0, 1], [1.0, 1], [2.0, 0], [1.0, 0]])) == 2.5 / 4
     assert math.isnan(auc(np.array([[3.0, 1], [1.0, 1]])))
+
+
+def test_an_unknown_example_drops_out_of_the_mean_and_keeps_its_place():
+    """4 and 0 are known, 9 is not: 2. Replicates of the two known alone are 0, 2 or 4, or drawn without
+    either, which no interval counts. Against a figure that knows all: (4 + 0)/2 − (1 + 1 + 1)/3."""
+    values = np.array([[4.0, 1], [9.0, 0], [0.0, 1]])
+    assert known_mean(values) == 2.0
+    assert math.isnan(known_mean(values[1:2]))
+    np.testing.assert_array_equal(known_mean(np.stack([values, values[::-1] * [1, 0]])), [2.0, math.nan])
+    figure = Figure("x", values, "higher", "", known_mean)
+    assert figure.estimate() == (2.0, 0.0, 4.0, 3)
+    ones = Figure("x", np.ones((3, 2)), "higher", "", known_mean)
+    assert figure.minus(ones) == (1.0, -1.0, 3.0, 3)
 
 
 def test_auc_works_on_stacked_sets():
@@ -61,3 +77,20 @@ def test_few_examples_have_no_interval_and_none_no_value():
 def test_a_value_that_is_not_finite_stops_with_the_example():
     with pytest.raises(GuardStop, match="x of example 1 is not finite"):
         Figure("x", np.array([0.0, np.nan]), "higher", "")
+
+
+def test_figures_survive_being_written():
+    figure = Figure(
+        "x", np.array([[1.0, 2.0], [3.0, 5.0]]), "lower", "nats", ratio, resampled=False, counts={"ties": 3}
+    )
+    again = figure_of_json("x", json.loads(json.dumps(figure.as_json())))
+    assert again.value == figure.value == pytest.approx(4 / 7)
+    assert (again.better, again.unit, again.resampled) == ("lower", "nats", False)
+    assert again.counts == {"ties": 3}
+
+
+@pytest.mark.parametrize("statistic", ["os:system", "u2a.evaluate.figure:a.b", "u2a.models:load_policy"])
+def test_only_our_own_statistics_are_called(statistic):
+    kept = {"values": [[1.0]], "better": "lower", "unit": "x", "statistic": statistic, "resampled": True}
+    with pytest.raises(ValueError, match="unknown statistic"):
+        figure_of_json("x", kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import logging
 import os
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from faulty_server import Server
-from u2a.evaluate.judge_client import GIVE_UP, JudgeClient, retry_after
+from u2a.evaluate.judge_client import GIVE_UP, JudgeClient
 from u2a.types import UserError
 
 pytest.importorskip("openai", reason="the extra `judge` is not installed")
@@ -274,17 +273,6 @@ def test_waits_double(server, tmp_path):
     assert waits[1] >= 0.15
     assert waits[2] >= 0.3
     assert sum(waits) < 10
-
-
-def test_retry_after_seconds_and_dates():
-    assert retry_after({}) == 0
-    assert retry_after({"retry-after": "7"}) == 7
-    assert retry_after({"retry-after": "-7"}) == 0
-    assert retry_after({"retry-after": "nan"}) == 0
-    assert retry_after({"retry-after": "soon"}) == 0
-    assert retry_after({"retry-after": "inf"}) == float("inf")
-    date = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 55 < retry_after({"retry-after": date}) <= 60
 
 
 # -- nothing twice ------------------------------------------------------------------------------------------

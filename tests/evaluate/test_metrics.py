@@ -15,7 +15,7 @@ from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
 from u2a.evaluate import METRICS
 from u2a.evaluate.coherence import Coherence
-from u2a.evaluate.fluency import Fluency, distinct, repetition
+from u2a.evaluate.fluency import Fluency, different_over_all, first_seen, repetition
 from u2a.evaluate.forgetting import Forgetting
 from u2a.evaluate.material import Material
 from u2a.evaluate.membership import (
@@ -133,8 +133,9 @@ def test_repetition_and_distinct_by_hand():
     words = ["a", "b", "a", "b", "a"]
     assert repetition(words, 2) == 0.5
     assert repetition(["a"], 2) == 0.0
-    assert distinct([words, ["a", "b"]], 2) == pytest.approx(2 / 5)
-    assert distinct([], 2) == 0.0
+    seen = first_seen([words, ["a", "b"]], 2)
+    assert different_over_all(seen) == pytest.approx(2 / 5)
+    assert different_over_all(first_seen([], 2)) == 0.0
 
 
 def test_a_collapsed_model_looks_collapsed():

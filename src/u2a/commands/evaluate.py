@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from u2a.commands.evaluation_results import ORIGINAL, document, estimates, tables
-from u2a.commands.schemas import EVALUATE, METRIC_PARTS
+from u2a.commands.evaluation_metrics import choose_metrics
+from u2a.commands.evaluation_models import Finished, Measured
+from u2a.commands.evaluation_results import ORIGINAL, Reading, document, estimates, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
+from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, print_table, say
-from u2a.runs import RunFolder, write_json, write_text
+from u2a.runs import RunFolder, write_json
 from u2a.types import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from u2a.evaluate import Metric
     from u2a.evaluate.figure import Figure
     from u2a.evaluate.material import Material
     from u2a.evaluate.subject import Subject
@@ -35,49 +38,83 @@ ROLES = (
     "unsafe_prompts",
 )
 """Flags that name rows."""
+JUDGE_ANSWERS = "judge_answers.jsonl"
+"""Where the judge's answers are kept in the run folder, unless `--judge-cache` says otherwise."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows by role, checked; `names` of the models -> what they are loaded from, the original first."""
+    """Rows by role, checked; `names` of the models -> what they are loaded from, the original first;
+    `prompts` to answer by role of the material; metrics by name, and why each other one is left out."""
 
     names: dict[str, str]
     by_role: dict[str, Dataset]
-    metrics: list[str]
+    prompts: dict[str, list[list[Message]]]
+    metrics: dict[str, Metric]
     left_out: dict[str, str] = field(default_factory=dict)
 
 
 def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
-    """Measures every model on the same texts and prompts; writes `evaluation.json` and the answers."""
+    """Measures every model on the same texts and prompts; writes `evaluation.json`, answers and a report."""
     folder = output_path(values)
     if not values["output"]:
         raise UserError("--output is missing: a new folder for the run")
-    RunFolder.check(folder, resume=False)
-    rows = read_rows(values, models)
-    with RunFolder.create(folder, {**values, "models": list(models)}) as run, Bars() as bars:
+    RunFolder.check(folder, resume=values["resume"])
+    cache = values["judge_cache"] or str(folder / JUDGE_ANSWERS)
+    rows = read_rows({**values, "judge_cache": cache}, models)
+    kept = {**values, "models": list(models)}
+    with RunFolder.create(folder, kept, resume=values["resume"]) as run, Bars() as bars:
         say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
-        found: dict[str, dict[str, Figure]] = {}
-        original: Subject | None = None
-        for name, source in rows.names.items():
-            with run.phase(f"evaluating {name}"):
-                subject = _subject(name, source, original, values, bars)
-                found[name] = _measure(subject, _material(rows, subject, values), rows.metrics, values)
-            _write_answers(run.path / "answers.jsonl", subject)
-            left = len(rows.names) - len(found)
-            if original is None:
-                original = subject
-                seconds = run.phases[f"evaluating {name}"].seconds
-                say(
-                    f"The original model took {minutes(seconds)}; {left} more: about "
-                    f"{minutes(left * seconds)}."
-                )
-            del subject  # before the next is loaded
-        figures = estimates(found, values["seed"])
+        found = _measure_all(rows, values, run, bars)
+        figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])
         write_json(run.path / "evaluation.json", document(figures, rows.names, rows.left_out, values["seed"]))
         for title, header, lines in tables(figures):
             print_table(title, header, lines)
+        _write_report(run, figures, rows)
     say(f"Run folder: {run.path}")
     return 0
+
+
+def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
+    """Every model's figures and answers; those of models that were finished before are read."""
+    finished = Finished(run.path / "models", tuple(rows.names))
+    found = {name: measured for name in rows.names if (measured := finished.read(name))}
+    original: Subject | None = None
+    for name, source in rows.names.items():
+        done = name in found
+        if done and not (name == ORIGINAL and len(found) < len(rows.names)):
+            continue
+        with run.phase(f"evaluating {name}"):
+            subject = _subject(name, source, original, values, bars)
+            if done:  # the others are compared with it
+                subject.remember_answers(found[name].answers)
+            else:
+                figures = _measure(subject, _material(rows, subject), rows.metrics)
+                found[name] = finished.write(subject, figures)
+        if original is None:
+            original = subject
+            if not done:
+                seconds, left = run.phases[f"evaluating {name}"].seconds, len(rows.names) - 1
+                after = minutes(left * seconds)
+                say(f"The original model took {minutes(seconds)}; {left} more: about {after}.")
+        del subject  # before the next is loaded
+    found = {name: found[name] for name in rows.names}
+    finished.write_answers(run.path / "answers.jsonl", found)
+    return found
+
+
+def _write_report(run: RunFolder, figures: Mapping[str, Mapping[str, Reading]], rows: Rows) -> None:
+    from u2a.report.html import write_report
+
+    write_summary(
+        run,
+        "evaluate",
+        " ".join(outcomes(figures)) or "The original model alone.",
+        [],
+        counts={"models": len(figures), "figures": len(figures[ORIGINAL])},
+        warnings=[f"{name} is left out: {why}" for name, why in rows.left_out.items()],
+    )
+    write_report(run.path)
 
 
 def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
@@ -87,7 +124,7 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
         UserError: a file or model is missing or unusable, a metric unknown, or nothing is left to measure.
     """
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
-    from u2a.evaluate import METRICS
+    from u2a.evaluate.material import Plan
     from u2a.model_source import check_source
 
     names = model_names(models, values["original"])
@@ -102,37 +139,10 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     for role in ("safe_prompts", "unsafe_prompts"):
         if role in by_role:
             by_role[role] = _labelled(by_role[role], role.removesuffix("_prompts"), values[role])
-    wanted = [name.strip() for name in values["metrics"].split(",") if name.strip()] or list(METRICS)
-    left_out = {}
-    for name in wanted:
-        if name not in METRICS:
-            raise UserError(f"--metrics {name}: take some of {', '.join(METRICS)}")
-        missing = [
-            group
-            for group in METRICS[name].needs
-            if not any(_FLAGS.get(role, role) in by_role for role in group)
-        ]
-        wants = [_flags(group) for group in missing]
-        asks = getattr(METRICS[name], "asks", "")
-        if asks and not values[asks]:
-            wants.append(_flags([asks]))
-        if wants:
-            left_out[name] = "it needs " + " and ".join(wants)
-        elif asks:
-            METRICS[name](**{asks: values[asks]}).check()
-    if values["metrics"].strip() and left_out:
-        raise UserError("; ".join(f"--metrics {name}: {why}" for name, why in left_out.items()))
-    if len(left_out) == len(wanted):
-        raise UserError(f"nothing to measure: {'; '.join(f'{n}: {why}' for n, why in left_out.items())}")
-    return Rows(names, by_role, [name for name in wanted if name not in left_out], left_out)
-
-
-_FLAGS = {"prompts": "test", "plain": "text"}
-"""Role of the material -> the flag that brings it, where they differ."""
-
-
-def _flags(roles: Sequence[str]) -> str:
-    return " or ".join(f"--{_FLAGS.get(role, role).replace('_', '-')}" for role in roles)
+    prompts = _prompts(by_role, values["answers"])
+    plan = Plan(prompts, len(names), values["max_new_tokens"])
+    metrics, left_out = choose_metrics(values, by_role, plan)
+    return Rows(names, by_role, prompts, metrics, left_out)
 
 
 def model_names(models: Sequence[str], original: str) -> dict[str, str]:
@@ -196,7 +206,7 @@ def _subject(
     return Subject(name, policy, renderer, sampling, original, values["score_tokens"], bars.task)
 
 
-def _material(rows: Rows, subject: Subject, values: Mapping[str, Any]) -> Material:
+def _material(rows: Rows, subject: Subject) -> Material:
     """The same rows as this model's tokens."""
     from u2a.data.collate import tokenize_rows
     from u2a.evaluate.material import Material
@@ -216,15 +226,25 @@ def _material(rows: Rows, subject: Subject, values: Mapping[str, Any]) -> Materi
     test = given.get("test")
     return Material(
         test=pair_texts(test, subject.renderer)[0] if test is not None else None,
-        prompts=_different(test["prompt"], values["answers"]) if test is not None else None,
-        safe_prompts=_some(given.get("safe_prompts"), values["answers"]),
-        unsafe_prompts=_some(given.get("unsafe_prompts"), values["answers"]),
         negative_answers=list(given["negatives"]["response"]) if "negatives" in given else None,
         held_out_answers=(
             list(given["held_out_negatives"]["response"]) if "held_out_negatives" in given else None
         ),
+        **rows.prompts,
         **texts,
     )
+
+
+def _prompts(by_role: Mapping[str, Dataset], most: int) -> dict[str, list[list[Message]]]:
+    """The first `most` prompts (0 = all) that are answered, by role of the material."""
+    found = {
+        role: list(by_role[role]["prompt"])[: most or None]
+        for role in ("safe_prompts", "unsafe_prompts")
+        if role in by_role
+    }
+    if "test" in by_role:
+        found["prompts"] = _different(by_role["test"]["prompt"], most)
+    return found
 
 
 def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message]]:
@@ -235,30 +255,5 @@ def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message
     return list(found.values())[: most or None]
 
 
-def _some(rows: Dataset | None, most: int) -> list[list[Message]] | None:
-    return None if rows is None else list(rows["prompt"])[: most or None]
-
-
-def _measure(
-    subject: Subject, material: Material, metrics: Sequence[str], values: Mapping[str, Any]
-) -> dict[str, Figure]:
-    from u2a.evaluate import METRICS
-
-    found = {}
-    for name in metrics:
-        cls = METRICS[name]
-        metric = EVALUATE.part(cls, values) if cls in METRIC_PARTS else cls()
-        found.update({figure.name: figure for figure in metric.measure(subject, material)})
-    return found
-
-
-def _write_answers(path: Path, subject: Subject) -> None:
-    """Appends what the model answered, by role and place of the prompt."""
-    lines = [
-        json.dumps({"model": subject.name, "prompts": role, "prompt": place, **answer._asdict()})
-        for role, answers in subject.all_answers.items()
-        for place, answer in enumerate(answers)
-    ]
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if lines:
-        write_text(path, before + "".join(line + "\n" for line in lines))
+def _measure(subject: Subject, material: Material, metrics: Mapping[str, Metric]) -> dict[str, Figure]:
+    return {figure.name: figure for m in metrics.values() for figure in m.measure(subject, material)}

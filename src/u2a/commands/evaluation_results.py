@@ -21,6 +21,11 @@ class Reading:
     estimate: Estimate
     change: Estimate | None
 
+    @property
+    def sign(self) -> int:
+        """+1 where the change's interval is above 0, −1 below, 0 where it holds 0 or there is none."""
+        return 0 if self.change is None else int(self.change.low > 0) - int(self.change.high < 0)
+
 
 def estimates(found: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str, dict[str, Reading]]:
     """By model and figure, with intervals."""
@@ -64,6 +69,7 @@ def document(
                         "better": reading.figure.better,
                         "unit": reading.figure.unit,
                         "change": numbers(reading.change),
+                        **({"counts": dict(reading.figure.counts)} if reading.figure.counts else {}),
                     }
                     for name, reading in readings.items()
                 },
@@ -96,6 +102,24 @@ def tables(figures: Mapping[str, Mapping[str, Reading]]) -> list[Table]:
         header = ("figure", ORIGINAL, "model", "change [95 %]")
         found.append((f"{model} beside the original model", header, lines))
     return found
+
+
+def outcomes(figures: Mapping[str, Mapping[str, Reading]]) -> list[str]:
+    """A sentence for each model but the original: how many of its figures changed beyond noise."""
+    lines = []
+    for model, readings in figures.items():
+        counted = {"better": 0, "worse": 0}
+        sure = [reading for reading in readings.values() if reading.sign]
+        for reading in sure:
+            if reading.figure.better != "neither":
+                good = (reading.sign > 0) == (reading.figure.better == "higher")
+                counted["better" if good else "worse"] += 1
+        if model != ORIGINAL:
+            lines.append(
+                f"{model}: beyond noise {counted['better']} figures are better than the original model's and "
+                f"{counted['worse']} worse, of {len(readings)}."
+            )
+    return lines
 
 
 def shown(estimate: Estimate | None, *, interval: bool = True, sign: str = "") -> str:

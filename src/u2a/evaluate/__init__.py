@@ -2,23 +2,29 @@
 
 A metric gives figures, an entry an example; its docstring has definition, direction (↑ higher is better,
 ↓ lower), unit and source. `needs` names roles of the material, one of each group being enough, and `asks`,
-where there is one, the option without which the metric is left out. To add one: one file, one line in
-`METRICS`.
+where there is one, options without any of which the metric is left out; `check`, where there is one, looks
+at them before any model is loaded. One that sends text away has an `outlook` on what would go where, and
+`consent`, the option that allows it. To add one: one file, one line in `METRICS`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from u2a.evaluate.classifier import Harmful
 from u2a.evaluate.coherence import Coherence
 from u2a.evaluate.divergence import Divergence
 from u2a.evaluate.fluency import Fluency
 from u2a.evaluate.forgetting import Forgetting
+from u2a.evaluate.harness import Harness
+from u2a.evaluate.llm_judge import LLMJudge
 from u2a.evaluate.membership import Membership
 from u2a.evaluate.perplexity import Perplexity
 from u2a.evaluate.preference import PreferenceMetric
 from u2a.evaluate.refusal import Refusal
+from u2a.evaluate.relearning import Relearning
 from u2a.evaluate.reward import Reward
+from u2a.evaluate.rounding import Rounding
 
 if TYPE_CHECKING:
     from u2a.evaluate.figure import Figure
@@ -42,9 +48,14 @@ METRICS: dict[str, Any] = {
     "kl": Divergence,
     "forgetting": Forgetting,
     "membership": Membership,
+    "relearning": Relearning,
+    "rounding": Rounding,
     "fluency": Fluency,
     "coherence": Coherence,
     "refusal": Refusal,
+    "harmful": Harmful,
     "reward": Reward,
+    "judge": LLMJudge,
+    "harness": Harness,
 }
 """Name -> metric class, in the order of the tables."""

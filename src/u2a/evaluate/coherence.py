@@ -23,7 +23,7 @@ class Coherence:
     counts 0."""
 
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("prompts",),)
-    asks: ClassVar[str] = "coherence_model"
+    asks: ClassVar[tuple[str, ...]] = ("coherence_model",)
 
     coherence_model: str = field(
         default="",

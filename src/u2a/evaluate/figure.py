@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,22 @@ def ratio(values: Array) -> Array:
     return values[..., 0].sum(axis=-1) / values[..., 1].sum(axis=-1)
 
 
+def perplexity_of(values: Array) -> Array:
+    """exp(Σ NLL / Σ tokens), columns NLL and tokens."""
+    return np.exp(ratio(values))
+
+
+def known_mean(values: Array) -> Array:
+    """Mean of the first column over the examples whose second is 1 (known) and not 0; NaN where none is.
+
+    An unknown example drops out of the figure and of every replicate that draws it, and keeps its place, so
+    that paired draws stay aligned.
+    """
+    known = values[..., 1]
+    total, count = (values[..., 0] * known).sum(axis=-1), known.sum(axis=-1)
+    return np.divide(total, count, out=np.full(np.shape(count), math.nan), where=count > 0)
+
+
 def auc(values: Array) -> Array:
     """P(score of a member > score of a non-member), ties half: columns score and 1 = member, 0 = not.
 
@@ -65,6 +82,7 @@ class Figure:
     Figures of the same name have the same examples in the same order for every model. `better` is `higher`,
     `lower` or `neither` (a description, such as the length of answers); `unit` is in words. A statistic that
     examples drawn twice would falsify (how many words are different) is not `resampled` and has no interval.
+    `counts` are what a reader should know of how the values came about, such as how many are missing.
     """
 
     name: str
@@ -73,6 +91,7 @@ class Figure:
     unit: str
     statistic: Statistic = field(default=mean, repr=False)
     resampled: bool = True
+    counts: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.values.ndim == 1:
@@ -80,6 +99,17 @@ class Figure:
         bad = np.flatnonzero(~np.isfinite(self.values).all(axis=1))
         if len(bad):
             raise GuardStop(f"{self.name} of example {bad[0]} is not finite")
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything of it but its name, as JSON holds it; `figure_of_json` makes it again."""
+        return {
+            "values": self.values.tolist(),
+            "better": self.better,
+            "unit": self.unit,
+            "statistic": f"{self.statistic.__module__}:{self.statistic.__qualname__}",
+            "resampled": self.resampled,
+            "counts": dict(self.counts),
+        }
 
     @property
     def value(self) -> float:
@@ -108,6 +138,22 @@ class Figure:
         step = max(1, _AT_ONCE // max(1, rows.shape[1] * self.values.shape[1]))
         blocks = [self.statistic(self.values[rows[i : i + step]]) for i in range(0, len(rows), step)]
         return np.concatenate(blocks)
+
+
+def figure_of_json(name: str, kept: Mapping[str, Any]) -> Figure:
+    """The figure that `as_json` wrote.
+
+    Raises:
+        ValueError: its statistic is none of ours.
+    """
+    module, _, attribute = str(kept["statistic"]).partition(":")
+    if not module.startswith("u2a.evaluate.") or not attribute.isidentifier():
+        raise ValueError(f"{name}: unknown statistic {kept['statistic']!r}")
+    statistic = getattr(importlib.import_module(module), attribute)
+    values = np.asarray(kept["values"], np.float64)
+    return Figure(
+        name, values, kept["better"], kept["unit"], statistic, kept["resampled"], kept.get("counts", {})
+    )
 
 
 def _draws(count: int, seed: int) -> NDArray[np.int64]:

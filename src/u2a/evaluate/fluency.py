@@ -28,11 +28,22 @@ def repetition(words: Sequence[str], n: int = 4) -> float:
     return 1 - len(set(found)) / len(found) if found else 0.0
 
 
-def distinct(texts: Sequence[Sequence[str]], n: int = 2) -> float:
+def first_seen(texts: Sequence[Sequence[str]], n: int = 2) -> Array:
+    """Of each text, how many different n-grams no text before it has, and how many n-grams: (N, 2)."""
+    seen: set[tuple[str, ...]] = set()
+    found = []
+    for words in texts:
+        grams = ngrams(words, n)
+        found.append((len(set(grams) - seen), len(grams)))
+        seen.update(grams)
+    return np.array(found, float).reshape(-1, 2)
+
+
+def different_over_all(values: Array) -> Array:
     """Different n-grams over all n-grams of all texts together (distinct-n of Li et al. 2016,
-    arXiv 1510.03055); 0 where there are none."""
-    found = [gram for words in texts for gram in ngrams(words, n)]
-    return len(set(found)) / len(found) if found else 0.0
+    arXiv 1510.03055), of what `first_seen` counts; 0 where there are none."""
+    new, every = values[..., 0].sum(axis=-1), values[..., 1].sum(axis=-1)
+    return np.divide(new, every, out=np.zeros(np.shape(every)), where=every > 0)
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,8 @@ class Fluency:
         }
         found = [Figure(name, np.array(v, float), better, unit) for name, (v, better, unit) in each.items()]
 
-        def over_all(values: Array) -> Array:
-            return np.asarray(distinct([words[int(i)] for i in values[..., 0]]))
-
-        places = np.arange(len(answers), dtype=float)
-        return [*found, Figure("answer_distinct_2", places, "higher", "share", over_all, resampled=False)]
+        new = first_seen(words)
+        return [
+            *found,
+            Figure("answer_distinct_2", new, "higher", "share", different_over_all, resampled=False),
+        ]

@@ -9,23 +9,19 @@ Needs the extra `judge` (the `openai` package); that package's own retries are o
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
-import ipaddress
 import json
 import logging
 import math
-import os
 import random
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from u2a.evaluate.answer_cache import AnswerCache
+from u2a.evaluate.endpoint import AGAIN, key_in, on_this_machine, retry_after, usable_key, whereabouts
 from u2a.types import Message, UserError
 
 log = logging.getLogger("u2a")
@@ -34,8 +30,6 @@ Requests = Mapping[str, Sequence[Message]]
 """Name -> conversation."""
 SAMPLING = {"temperature": 0, "seed": 0, "max_tokens": 1024}
 """As repeatable as endpoints get; one that refuses an option of these needs others."""
-AGAIN = (408, 409, 425, 429)
-"""HTTP statuses below 500 that may go better the next time; from 500 on all may."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes a token, for estimates: about right for English."""
 GIVE_UP = 10
@@ -102,7 +96,7 @@ class JudgeClient:
     def __post_init__(self) -> None:
         self.base_url = self.base_url.rstrip("/")
         self._kept = AnswerCache(self.cache)
-        self._local = _on_this_machine(self.base_url)
+        self._local = on_this_machine(self.base_url, "judge")
         for name in ("concurrency", "attempts", "timeout", "longest_wait"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} of the judge must be above 0: {getattr(self, name)}")
@@ -124,16 +118,29 @@ class JudgeClient:
         if self.price_in is not None and self.price_out is not None and limit is not None:
             most = (tokens_in * self.price_in + limit * len(new) * self.price_out) / 1e6
             cost = f"at most about {most:,.4f} in the currency of the prices, retries aside"
-        where = "this machine" if self._local else "another machine"
-        where += ", UNENCRYPTED" if not self._local and self.base_url.startswith("http:") else ""
         return (
-            f"judge: {self.model} at {self.base_url} ({where})\n"
+            f"judge: {self.model} at {self.base_url} ({whereabouts(self.base_url, self._local)})\n"
             f"to send: {len(new):,} requests, with prompts and answers in full ({len(requests) - len(new):,} "
             f"more need no sending)\n"
             f"tokens: about {tokens_in:,} in, {out} out\n"
             f"cost: {cost}\n"
-            f"key: {'the one in' if self._key() else 'none, nothing in'} ${self.key_variable}"
+            f"key: {'the one in' if key_in(self.key_variable) else 'none, nothing in'} ${self.key_variable}"
         )
+
+    def check(self) -> None:
+        """Looks for what would keep every request from being answered. Sends nothing.
+
+        Raises:
+            UserError: the `openai` package is missing; the key is, for a judge on another machine, or cannot
+                be one; the cache cannot be read.
+        """
+        _package()
+        if not usable_key(self.key_variable) and not self._local:
+            raise UserError(
+                f"the environment variable {self.key_variable} is not set: it holds the key for "
+                f"{self.base_url} (any word where none is needed); --judge-key-variable names another"
+            )
+        self._kept.read()
 
     def ask(
         self, requests: Requests, *, consent: bool = False, progress: Callable[[int], None] | None = None
@@ -237,7 +244,7 @@ class JudgeClient:
 
     def _refusal(self, error: Any) -> _NoAnswer:
         """Of an HTTP status; of the body only a code such as `context_length_exceeded` is ever shown."""
-        status, code, key = error.status_code, str(error.code or ""), self._key()
+        status, code, key = error.status_code, str(error.code or ""), key_in(self.key_variable)
         shown = re.fullmatch(r"[a-z_]{1,40}", code) and not (key and key in code)
         reason = f"HTTP {status}" + (f" ({code})" if shown else "")
         if status == 401:
@@ -250,23 +257,14 @@ class JudgeClient:
         return _NoAnswer(reason, again=again, wait=retry_after(error.response.headers), stop=stop)
 
     def _connection(self) -> Any:
-        try:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-        except ImportError:
-            raise UserError("a judge needs the openai package: pip install 'u2a[judge]'") from None
-        key = self._key()
-        if not (key.isascii() and key.isprintable()):
-            raise UserError(
-                f"the environment variable {self.key_variable} holds no key: odd characters in it"
-            )
+        openai, key = _package(), usable_key(self.key_variable)
         # no proxy for a judge on this machine: its text must stay here
-        http = DefaultAsyncHttpxClient(
+        http = openai.DefaultAsyncHttpxClient(
             follow_redirects=False, timeout=self.timeout, trust_env=not self._local
         )
-        return AsyncOpenAI(api_key=key or "none", base_url=self.base_url, max_retries=0, http_client=http)
-
-    def _key(self) -> str:
-        return os.environ.get(self.key_variable, "").strip()
+        return openai.AsyncOpenAI(
+            api_key=key or "none", base_url=self.base_url, max_retries=0, http_client=http
+        )
 
     def _unanswered(self, requests: Requests, answers: Mapping[str, str]) -> dict[str, Sequence[Message]]:
         """Conversations to send, by key."""
@@ -274,17 +272,12 @@ class JudgeClient:
         return {key: messages for key, messages in keyed.items() if key not in answers}
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait (RFC 9110, 10.2.3: seconds or a date); 0 = it does not say."""
-    value = headers.get("retry-after", "").strip()
+def _package() -> Any:
     try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return 0.0
-    return max(0.0, seconds) if seconds == seconds else 0.0
+        import openai
+    except ImportError:
+        raise UserError("a judge needs the openai package: pip install 'u2a[judge]'") from None
+    return openai
 
 
 def _answer_text(body: str) -> str:
@@ -297,19 +290,3 @@ def _answer_text(body: str) -> str:
     if not isinstance(text, str):
         raise _NoAnswer("the reply holds no text")
     return text
-
-
-def _on_this_machine(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        host, right = parts.hostname or "", parts.scheme in ("http", "https") and parts.port != 0
-    except ValueError:
-        host, right = "", False
-    if not (host and right):
-        raise UserError("the judge's URL is none; give one such as http://localhost:8000/v1")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise UserError("the judge's URL holds more than an address; a key belongs in the environment")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

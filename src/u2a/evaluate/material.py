@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,3 +33,13 @@ class Material:
     unsafe_prompts: list[list[Message]] | None = None
     negative_answers: list[str] | None = None
     held_out_answers: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before there is any answer: `prompts` to be answered by role of the material, `models`
+    under evaluation, the original among them, and the most `answer_tokens` of an answer."""
+
+    prompts: Mapping[str, list[list[Message]]]
+    models: int
+    answer_tokens: int

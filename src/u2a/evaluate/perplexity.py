@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from u2a.evaluate.figure import Array, Figure, ratio
+from u2a.evaluate.figure import Figure, perplexity_of
 
 if TYPE_CHECKING:
     from u2a.evaluate.material import Material
     from u2a.evaluate.subject import Subject
-
-
-def perplexity_of(values: Array) -> Array:
-    """exp(Σ NLL / Σ tokens)."""
-    return np.exp(ratio(values))
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from u2a.data.collate import length_sorted_batches
+from u2a.generation import continuations, ending_tokens
 from u2a.logprobs import dataset_logprobs, evaluating, response_logits
 from u2a.problem import Task, silent
-from u2a.types import GuardStop
+from u2a.types import GuardStop, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,16 +87,41 @@ class Subject:
             GuardStop: one is not finite; names the row.
         """
         if role not in self._logprobs:
-            with self.task(f"{self.name}: log-probs, {role}", len(texts)) as progress:
-                s = dataset_logprobs(
-                    self.policy.model,
-                    texts,
-                    max_tokens=self.max_tokens,
-                    pad_token_id=self.pad_token_id,
-                    progress=progress,
-                )
-            self._logprobs[role] = s.double().numpy()
+            self._logprobs[role] = self.logprobs_now(f"log-probs, {role}", texts)
         return self._logprobs[role]
+
+    def logprobs_now(self, work: str, texts: Dataset) -> NDArray[np.float64]:
+        """Log-probs s (N,) of texts as the model is at this moment, changed for a metric; not remembered.
+
+        Args:
+            work: what is shown while it goes on.
+
+        Raises:
+            GuardStop: one is not finite; names the row.
+        """
+        with self.task(f"{self.name}: {work}", len(texts)) as progress:
+            s = dataset_logprobs(
+                self.policy.model,
+                texts,
+                max_tokens=self.max_tokens,
+                pad_token_id=self.pad_token_id,
+                progress=progress,
+            )
+        return s.double().numpy()
+
+    def whole_model(self, metric: str) -> Any:
+        """The transformers model itself, for a metric that changes it for a while.
+
+        Raises:
+            UserError: an adapter is on it.
+        """
+        if self.policy.has_adapter:
+            raise UserError(f"{metric} changes weights, and {self.name} has an adapter: merge it first")
+        return self.policy.model
+
+    def remember(self, role: str, s: NDArray[np.float64]) -> None:
+        """Takes log-probs (N,) of the texts in that role as measured already."""
+        self._logprobs[role] = np.asarray(s, np.float64)
 
     def token_statistics(self, role: str, texts: Dataset) -> list[TokenStatistics]:
         """Statistics of every response token of the texts in that role, in their order.
@@ -134,6 +160,10 @@ class Subject:
             self._answers[role] = self._generate(role, [self.renderer.encode_prompt(p) for p in prompts])
         return self._answers[role]
 
+    def remember_answers(self, answers: Mapping[str, Sequence[Answer]]) -> None:
+        """Takes answers, by role, as given already."""
+        self._answers.update({role: list(each) for role, each in answers.items()})
+
     @property
     def all_answers(self) -> dict[str, list[Answer]]:
         """Every answer that a metric asked for, by role."""
@@ -153,32 +183,17 @@ class Subject:
         return [answer for answer in found if answer is not None]
 
     def _batch(self, prompts: list[list[int]], number: int) -> list[Answer]:
-        sampling, tokenizer, model = self.sampling, self.policy.tokenizer, self.policy.model
-        width, device = max(map(len, prompts)), self.policy.device
-        ids = torch.full((len(prompts), width), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # padded on the left: an answer begins where its prompt ends
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        sampling = self.sampling
         how = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {}
-        devices = [device] if device.type == "cuda" else []
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(sampling.seed + number)
-            output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=self.pad_token_id,
-                **{"do_sample": False, "top_k": None, "top_p": None, **how},
-            )
-        ends = self._ends()
-        return [_answer(tokenizer, row, ends) for row in output[:, width:].tolist()]
-
-    def _ends(self) -> set[int]:
-        """The tokens that end an answer."""
-        configured = self.policy.model.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured]
-        return {token for token in (*listed, self.policy.tokenizer.eos_token_id) if token is not None}
+        answers = continuations(
+            self.policy,
+            prompts,
+            seed=sampling.seed + number,
+            max_new_tokens=sampling.max_new_tokens,
+            **{"do_sample": False, "top_k": None, "top_p": None, **how},
+        )
+        ends = ending_tokens(self.policy)
+        return [_answer(self.policy.tokenizer, tokens, ends) for tokens in answers]
 
 
 def _token_statistics(logits: torch.Tensor, targets: torch.Tensor) -> TokenStatistics:
@@ -191,8 +206,8 @@ def _token_statistics(logits: torch.Tensor, targets: torch.Tensor) -> TokenStati
 
 
 def _answer(tokenizer: object, tokens: list[int], ends: set[int]) -> Answer:
-    """Cut at the first token that ends an answer; what stands behind it is padding."""
-    length = next((i for i, token in enumerate(tokens) if token in ends), None)
-    kept = tokens if length is None else tokens[:length]
+    """Without the token that ended it, if one did."""
+    ended = bool(tokens) and tokens[-1] in ends
+    kept = tokens[:-1] if ended else tokens
     text = tokenizer.decode(kept, skip_special_tokens=True).strip()  # type: ignore[attr-defined]
-    return Answer(text, len(kept), length is not None)
+    return Answer(text, len(kept), ended)
