@@ -25,6 +25,14 @@ def first_step(stage, trainer, config, rows, size, **options):
     return {name: (after[name] - before[name]) / stage.rate for name in before}
 
 
+def test_text_that_is_not_trained_on_is_not_talked_about(tmp_path, capfd, caplog):
+    pytest.importorskip("trl")
+    stage = tiny_stage(tmp_path, random_b=False, steps=1)
+    first_step(stage, "DPOTrainer", "DPOConfig", pair_rows(stage, stage.validation), 4)
+    assert "Tokenizing" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if record.name.startswith("trl")]
+
+
 def test_dpo_climbs_j(tmp_path):
     pytest.importorskip("trl")
     stage = tiny_stage(tmp_path, random_b=False, steps=1, rate=1.0)

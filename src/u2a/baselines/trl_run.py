@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
+from u2a.data.scratch import no_progress_bars
 from u2a.problem import pair_texts
 from u2a.types import UserError
 
@@ -36,16 +38,29 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
     kinds = classes(trainer, config)
     arguments = kinds[1](**common_arguments(stage, batch_size), max_length=None, **options)
     with lent(stage.problem.policy) as model:
-        made = kinds[0](
-            model=model,
-            args=arguments,
-            train_dataset=_stand_in(rows),
-            processing_class=stage.problem.policy.tokenizer,
-            callbacks=[stage.watch],
-        )
+        with no_progress_bars(), _only_errors("trl"):
+            made = kinds[0](
+                model=model,
+                args=arguments,
+                train_dataset=_stand_in(rows),
+                processing_class=stage.problem.policy.tokenizer,
+                callbacks=[stage.watch],
+            )
         made.train_dataset = rows
         made.remove_callback(PrinterCallback)
         made.train()
+
+
+@contextmanager
+def _only_errors(library: str) -> Iterator[None]:
+    """Within, a library's warnings are not shown: those about text that is not trained on."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _stand_in(rows: Dataset) -> Dataset:
