@@ -20,6 +20,7 @@ def tiny_stage(folder: Any, *, steps: int = 2, rate: float = 1e-2, seed: int = 0
         validation=pairs(),
         start=start,
         scores=lambda: score_impact(problem, at=start, se_groups=0, scoring="exact"),
+        score=lambda at: score_impact(problem, at=at, se_groups=0, scoring="exact"),
         watch=Watch(problem, Budget(steps=steps, batch_size=4)),
         rate=rate,
         seed=seed,

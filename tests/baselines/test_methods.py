@@ -107,16 +107,14 @@ def test_u2a_selects_and_weights(tmp_path, given_weights):
     assert given_weights[-1][1].joint == 0
 
 
-def test_u2a_scores_anew_in_every_outer_step(tmp_path, given_weights, monkeypatch):
+def test_u2a_scores_anew_in_every_outer_step(tmp_path, given_weights):
     scored = []
 
     class Later:
         impact = np.array([0.1, 0.0, 0.9, 0.0, 0.0, 0.1])
 
-    monkeypatch.setattr(
-        unlearning_methods, "score_impact", lambda problem, **_: scored.append(problem) or Later
-    )
     stage = stage_with(tmp_path, steps=6)
+    stage.score = lambda at: scored.append(at) or Later
     weights_of(given_weights, "u2a", stage, outer_steps=3, joint=0.5)
     assert len(scored) == 2
     assert [options.max_steps for _, options, _ in given_weights] == [2, 2, 2]
@@ -265,6 +263,20 @@ def test_weighted_kto_draws_selected_negatives(tmp_path, monkeypatch):
     drawn = [known.index(row["completion_ids"]) for row in found["rows"] if not row["label"]]
     assert len(drawn) == 3
     assert set(drawn) <= {0, 2, 5}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"undesirable": "bad"}, "take rejected or negatives"), ({"weighted": True}, "undesirable: negatives")],
+)
+def test_kto_refuses_what_it_cannot_mean(options, message):
+    with pytest.raises(UserError, match=message):
+        Kto(**options)
+
+
+def test_pairs_have_two_names(tmp_path):
+    with pytest.raises(UserError, match="neither training nor validation"):
+        tiny_stage(tmp_path, random_b=False).pairs("train")
 
 
 def test_a_last_batch_of_one_gets_company(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ from datasets import Dataset, concatenate_datasets
 
 from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import answer_rows, pair_rows, run, seeded_order
+from u2a.baselines.unlearning import first_weights
 from u2a.data.collate import tokenize_rows
 from u2a.evaluate.subject import Sampling, Subject
-from u2a.weighting import Weighting, impact_scale, mirror_ascent, parse_selection, select_greedily
+from u2a.types import UserError
 
 PAIRS = {"help": "Pairs to learn from: training, or validation (those that J is measured on)."}
 BETA = {"help": "β, per nat."}
@@ -52,6 +53,12 @@ class Kto:
     eta: float = field(default=0.5, metadata={"help": "weighted: step of the mirror ascent."})
     beta: float = field(default=0.1, metadata=BETA)
 
+    def __post_init__(self) -> None:
+        if self.undesirable not in ("rejected", "negatives"):
+            raise UserError(f"undesirable of kto is {self.undesirable!r}: take rejected or negatives")
+        if self.weighted and self.undesirable != "negatives":
+            raise UserError("weighted of kto draws negatives: it needs `undesirable: negatives`")
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Training pairs, if they are what it learns from."""
@@ -83,11 +90,7 @@ class Kto:
 
     def _drawn(self, stage: Stage) -> list[int]:
         """Positions of negatives, as many as are selected, drawn in proportion to u2a's weights."""
-        impact, prior = stage.scores().impact, stage.problem.prior
-        weights = select_greedily(impact, parse_selection(self.select, len(impact)), prior)
-        weights = mirror_ascent(
-            weights, impact, impact_scale(impact, weights), Weighting(self.select, self.eta)
-        )
+        weights = first_weights(stage, self.select, self.eta)
         draw = np.random.default_rng(stage.seed)
         count = int(np.count_nonzero(weights))
         return draw.choice(len(weights), size=count, p=weights / weights.sum()).tolist()

@@ -173,7 +173,8 @@ class Stage:
     `validation` are the pairs that J is measured on: who trains on them is told so in the table. `training`
     are pairs beside them, `mixture` the good answers that the original model was made with, `scorer` a
     reward; None where the user has none. `start` is measured at φ₀ with the negatives; `scores` gives the
-    impacts there, made once for all methods of a seed, and what they took is charged to each that asks.
+    impacts there, made once for all methods of a seed, and what they took is charged to each that asks;
+    `score` makes them anew at another measured point, by the same curvature and route.
     `rate` is the learning rate, `folder` scratch.
     """
 
@@ -181,6 +182,7 @@ class Stage:
     validation: Dataset
     start: Measurement
     scores: Callable[[], ImpactTable]
+    score: Callable[[Measurement], ImpactTable]
     watch: Watch
     rate: float
     seed: int
@@ -214,6 +216,8 @@ class Stage:
         Raises:
             UserError: there are none of that name.
         """
+        if which not in ("training", "validation"):
+            raise UserError(f"pairs: {which!r} is neither training nor validation")
         if which == "validation":
             return self.validation
         if self.training is None:

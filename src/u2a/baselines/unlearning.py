@@ -9,7 +9,6 @@ import numpy as np
 
 from u2a.baselines.stage import Stage
 from u2a.config import UnlearnOptions
-from u2a.impact.table import score_impact
 from u2a.inner_run import unlearning_trainer
 from u2a.types import UserError
 from u2a.weighting import (
@@ -129,13 +128,12 @@ class U2A:
         """Unlearns in place."""
         options = Weighting(self.select, self.eta, self.rho)
         problem, impact = stage.problem, stage.scores().impact
-        weights = _some(select_greedily(impact, parse_selection(self.select, len(impact)), problem.prior))
-        scale = impact_scale(impact, weights)
+        weights, scale = selected(stage, self.select)
         steps = None if self.outer_steps == 1 else max(1, stage.budget.steps // self.outer_steps)
         for k in range(self.outer_steps):
             if k > 0:
                 at = problem.measure(stage.task, negatives=True)
-                impact = score_impact(problem, at=at, se_groups=0, self_check=0, task=stage.task).impact
+                impact = stage.score(at).impact
             weights = exchange(mirror_ascent(weights, impact, scale, options), impact, problem.prior, options)
             unlearn(replace(stage, seed=stage.seed + 1000 * k), weights, steps=steps, joint=self.joint)
 
@@ -153,6 +151,24 @@ class WeightsAlone:
         weights = (stage.problem.prior > 0).astype(float)
         impact = stage.scores().impact
         unlearn(stage, mirror_ascent(weights, impact, impact_scale(impact, weights), options))
+
+
+def selected(stage: Stage, select: str) -> tuple[np.ndarray, float]:
+    """u2a's selection at the original model, (N,), and the scale of its impacts.
+
+    Raises:
+        UserError: no impact is positive.
+    """
+    impact = stage.scores().impact
+    weights = _some(select_greedily(impact, parse_selection(select, len(impact)), stage.problem.prior))
+    return weights, impact_scale(impact, weights)
+
+
+def first_weights(stage: Stage, select: str, eta: float) -> np.ndarray:
+    """u2a's weights (N,) after one round of mirror ascent at the original model."""
+    options, (weights, scale) = Weighting(select, eta), selected(stage, select)
+    impact, prior = stage.scores().impact, stage.problem.prior
+    return exchange(mirror_ascent(weights, impact, scale, options), impact, prior, options)
 
 
 def _top(stage: Stage, scores: np.ndarray, select: str) -> np.ndarray:

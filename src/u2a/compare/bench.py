@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,9 @@ class Bench:
                 problem=problem,
                 validation=self.validation,
                 start=start,
-                scores=lambda: self._scores(entry, name.seed, problem, start, watch),
+                # charged once, however often the method asks
+                scores=cache(lambda: self._scores(entry, name.seed, problem, start, watch)),
+                score=lambda at: self._score(problem, at),
                 watch=watch,
                 rate=name.rate,
                 seed=name.seed,
@@ -141,9 +144,7 @@ class Bench:
             }
             return ImpactTable(**arrays)
         seconds, spent = watch.seconds, replace(watch.spent)
-        table = score_impact(
-            problem, curvature=self.curvature, scoring=self.scoring, se_groups=0, at=start, task=self.task
-        )
+        table = self._score(problem, start)
         columns = ("impact", "utility_cost", "loss", "n_tokens", "cosine", "grad_norm")
         values = {name: getattr(table, name) for name in columns}
         tokens = {
@@ -159,6 +160,11 @@ class Bench:
             },
         )
         return table
+
+    def _score(self, problem: Problem, at: Measurement) -> ImpactTable:
+        return score_impact(
+            problem, curvature=self.curvature, scoring=self.scoring, se_groups=0, at=at, task=self.task
+        )
 
     def _figures(self, problem: Problem, watch: Watch, name: CellName) -> dict[str, Any]:
         """The metrics at the end, with the values behind them."""
