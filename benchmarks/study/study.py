@@ -1,21 +1,23 @@
 """Does u2a beat what a user would have done instead, and how near does it come to those who see good answers?
 
-    python benchmarks/study/study.py --data ../shared/data/hh_harmless.jsonl     # resumable: run it again
-    python benchmarks/study/study.py --table                                      # cells -> docs/results.md
+    python benchmarks/study/study.py --data ../shared/data                       # resumable: run it again
+    python benchmarks/study/study.py --data ../shared/data --case mislabelled    # after the main case
+    python benchmarks/study/study.py --table                                     # cells -> docs/results.md
 
-It is `u2a compare` with a configuration: the original model, split and rows of `main_job.py` (SmolLM2-135M
-fine-tuned on 35 % chosen and 65 % rejected answers, short rows of hh_harmless), 64 validation and 100
-held-out pairs, every method at 16 optimiser steps of 8 answers, learning rates from one grid at the first
-seed, three seeds. Training pairs are both answers to the training prompts. About 14 hours on one core; two
-processes of one thread each share the cells and take half.
+Each case is `u2a compare` with a configuration. The main one, hh_harmless: the original model, split and rows
+of `main_job.py` (SmolLM2-135M fine-tuned on 35 % chosen and 65 % rejected answers, short rows), 64 validation
+and 100 held-out pairs, every method at 16 optimiser steps of 8 answers, learning rates from one grid at the
+first seed, three seeds. Training pairs are both answers to the training prompts. Other cases: a fifth of the
+negatives mislabelled; truthfulqa; 16 to 128 validation pairs; 100 to 700 negatives. They take two seeds and,
+but for truthfulqa, the learning rates that the main case picked.
 
-Rows never leave --work; the committed cells in `results/study` hold numbers only.
+The main case takes about 10 hours on one core, each other up to two; two processes of one thread each share
+the cells and take half. Rows never leave --work; the committed cells in `results/study` hold numbers only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -26,124 +28,70 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 CELLS = HERE.parent / "results" / "study"
-VALIDATION, TEST, RETAIN = 64, 100, 64
-SETTINGS: dict[str, Any] = {
-    "max_length": 256,
-    "loss": "npo",
-    "curvature": "diagonal",
-    "scoring": "exact",
-    "steps": 16,
-    "batch_size": 8,
-    "rates": "1e-4,2e-4,4e-4",
-    "seeds": 3,
-    "looks": 2,
-    "nll_rise": 0.02,
-    "max_nll_rise": 0.1,
-    "judged": "u2a npo",
-}
-LOSSES = ("ga", "graddiff", "npo", "simnpo")
 
 
-def methods(pretrained: str) -> list[dict[str, Any]]:
-    """Every method of the study, those that matter most first."""
-    found: list[dict[str, Any]] = [
-        {"method": kind, "name": f"{kind} {loss}", "loss": loss}
-        for loss in ("npo", "graddiff")
-        for kind in ("u2a", "uniform", "random-k")
-    ]
-    found += [
-        {"method": "u2a", "name": "u2a joint", "joint": 1.0},
-        {"method": "dpo", "name": "dpo validation", "pairs": "validation"},
-        {
-            "method": "kto",
-            "name": "kto validation",
-            "pairs": "validation",
-            "undesirable": "negatives",
-        },
-        {
-            "method": "kto",
-            "name": "kto weighted",
-            "pairs": "validation",
-            "undesirable": "negatives",
-            "weighted": True,
-        },
-        {"method": "sft", "name": "sft validation", "pairs": "validation"},
-        {"method": "climb"},
-        {"method": "dpo"},
-        {"method": "kto"},
-        {"method": "sft"},
-        *({"method": kind} for kind in ("selected", "weights", "cosine", "static")),
-        {"method": "d2o"},
-        {"method": "retrain", "pretrained": pretrained},
-    ]
-    return found + [
-        {"method": kind, "name": f"{kind} {loss}", "loss": loss}
-        for loss in ("ga", "simnpo")
-        for kind in ("u2a", "uniform", "random-k")
-    ]
+def prepared(name: str, data: Path, work: Path, first: int) -> tuple[dict[str, Any], Path]:
+    """The configuration of a case and the folder of its files; makes what it names where it is not there."""
+    from study_table import picked_rate
 
-
-def prepared(data: Path, work: Path) -> dict[str, Any]:
-    """The configuration of the comparison; makes what it names where it is not there yet."""
+    from cases import CASES, MAX_CHARS, SETTINGS, read_parts, write_parts
     from main_job import original, split
 
-    parts = split(data, work, 400)
-    base = original(parts, work)
-    folder = work / "study"
-    folder.mkdir(exist_ok=True)
-    for name, count in (("validation", VALIDATION), ("test", TEST), ("retain", RETAIN)):
-        lines = (parts / f"{name}.jsonl").read_text().splitlines()[:count]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    write_training_pairs(data, parts, folder / "pairs.jsonl")
-    return {
+    case = CASES[name]
+    file = data / f"{case.data}.jsonl" if data.is_dir() else data
+    work = work if case.data == "hh_harmless" else work / case.data
+    work.mkdir(parents=True, exist_ok=True)
+    rows = split(file, work, MAX_CHARS)
+    base = original(rows, work)
+    parts = read_parts(file, rows)
+    case.change(parts)
+    folder = work / "study" / name
+    write_parts(parts, folder)
+    methods = case.methods
+    if not case.own_rates:
+        rates = {each.get("name", each["method"]): 0.0 for each in methods}
+        rates = {method: picked_rate(CELLS / "hh_harmless", method) for method in rates}
+        missing = [method for method, rate in rates.items() if not rate]
+        if missing:
+            print(f"{name}: left out until the main case has their rates: {', '.join(missing)}")
+        methods = [
+            {**each, "rate": rates[key]} for each in methods if rates[key := each.get("name", each["method"])]
+        ]
+    methods = methods[:first] if first else methods
+    files = {"negatives": "forget", "mixture": "mixture", "pairs": "pairs", "preferences": "validation"}
+    files |= {"test": "test", "retain": "retain"}
+    config = {
         **SETTINGS,
+        "seeds": case.seeds,
+        **case.settings,
         "model": str(base),
-        "negatives": str(parts / "forget.jsonl"),
-        "mixture": str(parts / "retain.jsonl"),
-        "pairs": str(folder / "pairs.jsonl"),
-        **{role: str(folder / f"{name}.jsonl") for role, name in FILES.items()},
-        "methods": methods("demo"),
+        **{role: str(folder / f"{file}.jsonl") for role, file in files.items()},
+        "methods": methods,
+        "cells": str((CELLS / name).resolve()),
     }
-
-
-FILES = {"preferences": "validation", "test": "test", "retain": "retain"}
-
-
-def write_training_pairs(data: Path, parts: Path, path: Path) -> None:
-    """Both answers to every prompt of the original model's mixture."""
-    from u2a.data.load import load_preferences
-    from u2a.data.validate import prompt_key
-
-    mixture = [json.loads(line) for line in (parts / "original.jsonl").read_text().splitlines()]
-    wanted = {prompt_key(row["prompt"]) for row in mixture}
-    rows = []
-    for row in load_preferences(str(data)):
-        prompt = [{"role": "system", "content": ""}, *row["prompt"]]  # as the split has them
-        if prompt_key(prompt) in wanted:
-            rows.append({"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return config, folder
 
 
 def main() -> None:
     """Command line."""
+    sys.path.insert(0, str(HERE))
+    from cases import CASES
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="hh_harmless.jsonl")
+    parser.add_argument("--data", type=Path, help="the folder of the data files")
+    parser.add_argument("--case", default="hh_harmless", choices=list(CASES))
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"), help="that of main_job.py")
     parser.add_argument("--first", type=int, default=0, help="only the first so many methods; 0 = all")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the cells")
     options = parser.parse_args()
     if options.table:
-        from study_table import write_table
+        from study_table import write_tables
 
-        write_table(CELLS / "hh_harmless")
+        write_tables(CELLS)
         return
-    work = options.work.resolve()
-    config = prepared(options.data, work)
-    if options.first:
-        config["methods"] = config["methods"][: options.first]
+    config, folder = prepared(options.case, options.data, options.work.resolve(), options.first)
     count = len(config["methods"])
-    run, path = work / "study" / f"hh_harmless-{count}", work / "study" / f"compare-{count}.yaml"
-    config["cells"] = str((CELLS / "hh_harmless").resolve())
+    run, path = folder / f"run-{count}", folder / f"compare-{count}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     resume = ["--resume"] if (run / "config.yaml").is_file() else []
     command = [sys.executable, "-m", "u2a.cli", "compare", "--config", str(path), "--output", str(run)]

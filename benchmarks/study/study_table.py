@@ -6,45 +6,62 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cases import CASES, JOINT, LOSSES, SETTINGS, TEST, VALIDATION, Case, every_method
 from sections import machine, write_section
-from study import LOSSES, SETTINGS, TEST, VALIDATION, methods
 from u2a.compare.outcome import Outcome, difference, interval, outcome
 from u2a.compare.plan import Entry, finals, grid, parse_methods, pick
 
 RISE = float(SETTINGS["nll_rise"])
 RATES = [float(rate) for rate in SETTINGS["rates"].split(",")]
-SEEDS = list(range(SETTINGS["seeds"]))
 DIFFERENCES = [
     *((f"u2a {loss}", f"{other} {loss}") for loss in LOSSES for other in ("uniform", "random-k")),
-    *(("u2a joint", other) for other in ("u2a npo", "dpo validation", "kto validation", "climb")),
+    *((JOINT["name"], other) for other in ("u2a npo", "dpo validation", "kto validation", "climb")),
     ("kto weighted", "kto validation"),
-    *(("u2a npo", other) for other in ("selected", "weights", "cosine", "static", "dpo", "kto", "sft")),
+    *(("u2a npo", other) for other in ("selected", "weights", "cosine", "static")),
+    *(("u2a npo", f"{other} validation") for other in ("dpo", "kto", "sft")),
+    *(("u2a npo", other) for other in ("dpo", "kto", "sft")),
 ]
 """Pairs of methods whose difference is asked for."""
 
 
-def write_table(folder: Path) -> None:
-    """Methods that have all their final cells; the others are named."""
-    entries = parse_methods(methods("demo"), SETTINGS["loss"])
-    cells = {entry.name: final_cells(folder, entry) for entry in entries}
+def write_tables(folder: Path) -> None:
+    """The cases that have cells, of each the methods that have all their final ones; the others are named."""
+    lines = [
+        "## The study: against what a user would have done instead",
+        "",
+        f"Command: `python benchmarks/study/study.py --data … [--case …]` ({machine()}). What each case is "
+        f"stands at its head and in `cases.py`; definitions in docs/comparison.md. {TEST} held-out pairs, "
+        f"{VALIDATION} validation pairs unless the case says otherwise, {SETTINGS['steps']} optimiser steps "
+        f"of {SETTINGS['batch_size']} answers. Gains of the held-out margin over the original model in nats, "
+        "with 95 % intervals over seeds and pairs.",
+    ]
+    found = {name: of_case(folder, name, case) for name, case in CASES.items()}
+    if not found["hh_harmless"]:
+        raise SystemExit("no cell of the main case yet: run study.py first")
+    for name, outcomes in found.items():
+        if outcomes:
+            lines += ["", f"### {name}", "", *table(outcomes, CASES[name])]
+    write_section("study", lines)
+
+
+def of_case(folder: Path, name: str, case: Case) -> dict[str, Outcome]:
+    """Outcomes by method, of those that have all their final cells; empty without the original model."""
+    entries = parse_methods(case.methods, SETTINGS["loss"])
+    cells = {entry.name: final_cells(folder, name, entry, range(case.seeds)) for entry in entries}
     original = cells["original"]
     if not original:
-        raise SystemExit("no cell of the original model yet: run study.py first")
-    outcomes = {
+        return {}
+    return {
         entry.name: outcome(entry.name, entry.kind, cells[entry.name], original[0], RISE)
         for entry in entries
         if cells[entry.name]
     }
-    missing = [entry.name for entry in entries if entry.name not in outcomes]
+
+
+def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
+    """Methods, best first, and the differences that are asked for."""
+    missing = [e.name for e in parse_methods(case.methods, SETTINGS["loss"]) if e.name not in outcomes]
     lines = [
-        "## The study: against what a user would have done instead",
-        "",
-        f"Command: `python benchmarks/study/study.py --data …/hh_harmless.jsonl` ({machine()}). What it is "
-        "stands at its head; definitions in docs/comparison.md. "
-        f"{VALIDATION} validation and {TEST} held-out pairs, {SETTINGS['steps']} optimiser steps of "
-        f"{SETTINGS['batch_size']} answers. Gains of the held-out margin over the original model in nats, "
-        "with 95 % intervals over seeds and pairs.",
-        "",
         f"| method | rate | seeds | margin where NLL +{RISE:g} | margin at the end | accuracy | NLL | KL | "
         "seconds |",
         "|" + "---|" * 9,
@@ -53,9 +70,7 @@ def write_table(folder: Path) -> None:
         f"\\* never rose by {RISE:g}: taken at its end. Seconds are the method's own, scoring and sampling "
         "counted, on one thread of two busy cores.",
         "",
-        "Differences at equal cost in usefulness:",
-        "",
-        "| | margin | |",
+        "| difference at equal cost in usefulness | margin | |",
         "|---|---|---|",
         *(
             comparison(outcomes[one], outcomes[other])
@@ -63,28 +78,37 @@ def write_table(folder: Path) -> None:
             if one in outcomes and other in outcomes
         ),
     ]
-    if missing:
-        lines += ["", f"Not finished: {', '.join(missing)}."]
-    write_section("study", lines)
+    return [*lines, "", f"Not finished: {', '.join(missing)}."] if missing else lines
 
 
-def final_cells(folder: Path, entry: Entry) -> list[dict[str, Any]]:
+def picked_rate(folder: Path, method: str) -> float:
+    """The learning rate that the main case's grid picked for a method; 0 while the grid is not whole."""
+    entry = next(e for e in parse_methods(every_method(), SETTINGS["loss"]) if e.name == method)
+    return _picked(folder, entry)
+
+
+def _picked(folder: Path, entry: Entry) -> float:
+    cells = {name.rate: _read(folder / name.file) for name in grid(entry, RATES, 0)}
+    usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
+    if not usable or None in cells.values():
+        return 0.0
+    return pick(usable, next(iter(usable.values()))["start"], SETTINGS["max_nll_rise"])
+
+
+def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dict[str, Any]]:
     """The entry's final cells at its picked rate, none unless every seed has one."""
-
-    def read(name: Any) -> dict[str, Any] | None:
-        path = folder / name.file
-        return json.loads(path.read_text()) if path.is_file() else None
-
     rate = 0.0
     if entry.has_rate:
-        picking = {name.rate: read(name) for name in grid(entry, RATES, SEEDS[0])}
-        usable = {r: cell for r, cell in picking.items() if cell and "failed" not in cell}
-        if not usable:
+        rate = _picked(folder / (case if CASES[case].own_rates else "hh_harmless"), entry)
+        if not rate:
             return []
-        rate = pick(usable, next(iter(usable.values()))["start"], SETTINGS["max_nll_rise"])
-    found = [read(name) for name in finals(entry, rate, SEEDS)]
+    found = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]
     whole = [cell for cell in found if cell and "failed" not in cell]
     return whole if len(whole) == len(found) else []
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def row(one: Outcome) -> str:

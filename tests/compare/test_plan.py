@@ -37,6 +37,10 @@ def test_the_original_comes_first_once():
         (["u2a", "u2a"], "two are called 'u2a'"),
         ([{"method": "u2a", "name": "../x"}], "letters, digits, spaces"),
         ([{"method": "u2a", "loss": "nope"}], "nope"),
+        ([{"method": "u2a", "rate": "fast"}], "rate of u2a is 'fast'"),
+        ([{"method": "u2a", "rate": float("nan")}], "rate of u2a is nan"),
+        ([{"method": "u2a", "rate": True}], "rate of u2a is True"),
+        ([{"method": "original", "rate": 1e-4}], "original takes no `rate`"),
     ],
 )
 def test_what_cannot_be_compared(given, message):
@@ -59,6 +63,13 @@ def test_cells_of_a_method():
         CellName("uniform", 2e-4, 4, True),
     ]
     assert [c.file for c in finals(original, 0.0, [3, 4])] == ["original-0-seed-3.json"]
+
+
+def test_a_rate_of_its_own_needs_no_grid():
+    _, uniform = parse_methods([{"method": "uniform", "rate": "3e-4"}], "npo")  # YAML's text
+    assert uniform.rate == 3e-4
+    assert grid(uniform, [1e-4, 2e-4], 0) == []
+    assert "rate" not in uniform.settings  # a cell says its rate itself
 
 
 def cell(objective, utility):

@@ -119,8 +119,8 @@ def picked(entry: Entry, plan: Plan, store: CellStore, values: Mapping[str, Any]
     """The entry's learning rate, when its grid is there; 0 where it has none."""
     from u2a.compare.plan import grid, pick
 
-    if not entry.has_rate:
-        return 0.0
+    if not entry.has_rate or entry.rate:
+        return entry.rate
     cells = {name.rate: store.read(name) for name in grid(entry, plan.rates, plan.seeds[0])}
     usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
     if not usable:

@@ -17,17 +17,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]{0,59}")
 
 @dataclass(frozen=True)
 class Entry:
-    """One method of a comparison: `name` in the tables, `kind` in `METHODS`, its unlearning loss, and the
-    method itself with its options."""
+    """One method of a comparison: `name` in the tables, `kind` in `METHODS`, its unlearning loss, the method
+    itself with its options, and its learning rate (0 = picked from the grid)."""
 
     name: str
     kind: str
     loss: str
     method: Any
+    rate: float = 0.0
 
     @property
     def has_rate(self) -> bool:
-        """Whether its learning rate is picked from the grid."""
+        """Whether it trains at a learning rate of the comparison's."""
         return self.kind != "original" and not getattr(self.method, "fixed_rate", False)
 
     @property
@@ -56,8 +57,8 @@ def parse_methods(given: Sequence[Any], loss: str) -> list[Entry]:
     """The methods of a configuration, `original` among them, first.
 
     Args:
-        given: names of `METHODS`, or mappings with `method`, optionally `name` and `loss`, and the method's
-            own options.
+        given: names of `METHODS`, or mappings with `method`, optionally `name`, `loss` and `rate` (a learning
+            rate that is known already: no grid), and the method's own options.
         loss: of those that name none.
 
     Raises:
@@ -86,7 +87,21 @@ def _entry(given: Any, loss: str) -> Entry:
     if not _NAME.fullmatch(name):  # it becomes the name of a file
         raise UserError(f"methods: the name {name!r} may have letters, digits, spaces and + . _ - only")
     resolve_loss(own_loss, None)
-    return Entry(name, kind, own_loss, METHODS[kind](**_checked(kind, options)))
+    rate = _rate(name, options.pop("rate", 0.0))
+    entry = Entry(name, kind, own_loss, METHODS[kind](**_checked(kind, options)), rate)
+    if rate and not entry.has_rate:
+        raise UserError(f"methods: {name} takes no `rate`")
+    return entry
+
+
+def _rate(name: str, given: Any) -> float:
+    try:
+        rate = -1.0 if isinstance(given, bool) else float(given)  # YAML reads 2e-4 as a text
+    except (TypeError, ValueError):
+        rate = -1.0
+    if not 0 <= rate < float("inf"):
+        raise UserError(f"methods: rate of {name} is {given!r}; it must be a learning rate such as 2.0e-4")
+    return rate
 
 
 def _checked(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +128,7 @@ def _checked(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def grid(entry: Entry, rates: Sequence[float], seed: int) -> list[CellName]:
     """The cells that pick the entry's rate, none where there is nothing to pick."""
-    if not entry.has_rate or len(rates) == 1:
+    if not entry.has_rate or entry.rate or len(rates) == 1:
         return []
     return [CellName(entry.name, rate, seed, final=False) for rate in rates]
 
