@@ -4,6 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from problems import pairs, tiny_problem
 from u2a.baselines import Budget
@@ -101,3 +104,18 @@ def test_metrics_are_measured_at_the_end_of_final_cells(bench):
     grid = run(bench, "uniform", final=False)
     assert grid["figures"] == {}
     assert [point["held_out"] for point in grid["points"]] == [None, None]
+
+
+def test_final_models_are_kept_where_asked(bench, tmp_path):
+    run(bench, "uniform")
+    run(bench, "uniform", final=False)
+    assert not (tmp_path / "models").exists()
+    bench.models = tmp_path / "models"
+    run(bench, "uniform", final=False)
+    run(bench, "uniform", seed=1)
+    (folder,) = bench.models.iterdir()
+    assert folder.name == "uniform-0.01-seed-1"
+    kept = load_file(folder / "adapter_model.safetensors")
+    now = get_peft_model_state_dict(bench.first.policy.model)
+    assert kept.keys() == now.keys()
+    assert all(torch.equal(kept[name], now[name]) for name in kept)

@@ -40,7 +40,7 @@ def test_the_original_comes_first_once():
         ([{"method": "u2a", "rate": "fast"}], "rate of u2a is 'fast'"),
         ([{"method": "u2a", "rate": float("nan")}], "rate of u2a is nan"),
         ([{"method": "u2a", "rate": True}], "rate of u2a is True"),
-        ([{"method": "original", "rate": 1e-4}], "original takes no `rate`"),
+        ([{"method": "original", "rate": 1e-4}], "original has no option 'rate'"),
     ],
 )
 def test_what_cannot_be_compared(given, message):
@@ -70,6 +70,9 @@ def test_a_rate_of_its_own_needs_no_grid():
     assert uniform.rate == 3e-4
     assert grid(uniform, [1e-4, 2e-4], 0) == []
     assert "rate" not in uniform.settings  # a cell says its rate itself
+    _, retrain = parse_methods([{"method": "retrain", "pretrained": "x", "rate": 1e-5}], "npo")
+    assert retrain.method.rate == 1e-5  # the fine-tuning's
+    assert retrain.rate == 0.0
 
 
 def cell(objective, utility):

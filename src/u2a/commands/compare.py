@@ -96,6 +96,7 @@ def make_bench(
             training=extra.training,
             mixture=extra.mixture,
             scorer=extra.scorer,
+            models=run.path / "models" if values["keep_models"] else None,
             task=bars.task,
         )
 

@@ -139,6 +139,7 @@ class CompareOptions:
     cells: str = option(
         "", "Folder of finished runs that comparisons share; empty = cells/ in the run folder."
     )
+    keep_models: bool = option(False, "Keep every final model in models/ of the run folder.")
 
 
 METRIC_PARTS = tuple(cls for cls in METRICS.values() if fields(cls))

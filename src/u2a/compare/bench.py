@@ -45,7 +45,8 @@ class Bench:
         validation, test: rows of pairs. training, mixture, scorer: what some methods need.
         folder: of the kept scores.
         loss, loss_options: options of the unlearning loss of that name; other losses take their defaults.
-        metrics: names in `METRICS`, measured at the end of a final cell.
+        metrics: names in `METRICS`, measured at the end of a final cell. models: where final models are kept;
+            None = nowhere.
     """
 
     first: Problem
@@ -64,6 +65,7 @@ class Bench:
     training: Dataset | None = None
     mixture: Dataset | None = None
     scorer: Scorer | None = None
+    models: Path | None = None
     task: Task = silent
     start: Measurement = field(init=False)
     held_out: Dataset = field(init=False)
@@ -100,6 +102,8 @@ class Bench:
             )
             with watch.running():
                 entry.method.train(stage)
+        if name.final and self.models is not None:
+            stage.problem.policy.save(self.models / name.file.removesuffix(".json"))
         return {
             "entry": name.entry,
             "rate": name.rate,

@@ -87,11 +87,10 @@ def _entry(given: Any, loss: str) -> Entry:
     if not _NAME.fullmatch(name):  # it becomes the name of a file
         raise UserError(f"methods: the name {name!r} may have letters, digits, spaces and + . _ - only")
     resolve_loss(own_loss, None)
-    rate = _rate(name, options.pop("rate", 0.0))
-    entry = Entry(name, kind, own_loss, METHODS[kind](**_checked(kind, options)), rate)
-    if rate and not entry.has_rate:
-        raise UserError(f"methods: {name} takes no `rate`")
-    return entry
+    # others have a rate of their own, or none
+    gridded = Entry(name, kind, own_loss, METHODS[kind]()).has_rate
+    rate = _rate(name, options.pop("rate", 0.0)) if gridded else 0.0
+    return Entry(name, kind, own_loss, METHODS[kind](**_checked(kind, options)), rate)
 
 
 def _rate(name: str, given: Any) -> float:

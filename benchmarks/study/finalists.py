@@ -1,0 +1,178 @@
+"""What else changed in four finalists: privacy, how soon it is all back, rounding, answers, capabilities.
+
+    python benchmarks/study/finalists.py --data ../shared/data      # resumable: run it again
+    python benchmarks/study/finalists.py --table                     # -> docs/results.md
+
+u2a with npo, u2a joint, uniform npo and DPO on the validation pairs, as in the study's main case, one seed,
+made again by `u2a compare --keep-models` and measured by `u2a evaluate` beside the original model: membership
+inference against 195 answers of the same kind that no model saw, relearning in 8 steps, weights rounded to 8
+and 4 bits, 32 answers, and lm-evaluation-harness on 200 questions of TruthfulQA, true against false answer
+(a local task, since no hub is reachable here). About 80 minutes on one core. Needs `u2a[harness,baselines]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+FOUND = HERE.parent / "results" / "study" / "finalists.json"
+FINALISTS = ("u2a npo", "u2a joint", "uniform npo", "dpo validation")
+QUESTIONS = 200
+FIGURES = (
+    *("margin", "accuracy", "chosen_logprob", "perplexity_retain", "kl", "negative_logprob"),
+    *("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus", "relearned_logprob", "relearned_gap"),
+    *("margin_8bit", "margin_4bit", "perplexity_retain_4bit"),
+    *("answer_tokens", "answer_empty", "answer_repetition", "answer_distinct_2"),
+    "harness_true_or_false_acc",
+)
+
+
+def u2a(*words: str) -> None:
+    """Runs the command; its own message says what went wrong."""
+    if subprocess.run([sys.executable, "-m", "u2a.cli", *words], check=False).returncode not in (0, 1):
+        raise SystemExit(f"u2a {words[0]} did not finish; the same command goes on")
+
+
+def go_on(folder: Path) -> list[str]:
+    """`--resume` where a run has begun."""
+    return ["--resume"] if (folder / "config.yaml").is_file() else []
+
+
+def run_all(data: Path, work: Path) -> None:
+    """Makes the models, measures them, keeps the numbers."""
+    from study_table import picked_rate
+
+    from cases import RETAIN, read_parts
+    from study import CELLS, prepared
+
+    config, _ = prepared("hh_harmless", data, work, 0)
+    folder = work / "study" / "finalists"
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {each.get("name", each["method"]): each for each in config["methods"]}
+    rates = {name: picked_rate(CELLS / "hh_harmless", name) for name in FINALISTS}
+    missing = [name for name, rate in rates.items() if not rate]
+    if missing:
+        raise SystemExit(f"run the main case first: no rate yet for {', '.join(missing)}")
+    config["methods"] = [{**named[name], "rate": rate} for name, rate in rates.items()]
+    config.pop("cells")
+    config.update(seeds=1, keep_models=True)
+    (folder / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    made = folder / "models"
+    u2a("compare", "--config", str(folder / "compare.yaml"), "--output", str(made), *go_on(made))
+
+    other = read_parts(data / "hh_harmless.jsonl", work / "split")["other rejected"]
+    negatives = len(Path(config["negatives"]).read_text().splitlines())
+    held_out = folder / "held_out_negatives.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in other[:negatives]))
+    tasks = write_task(data / "truthfulqa_pairs.jsonl", folder / "tasks")
+    models = [str(made / "models" / f"{name}-{rate:g}-seed-0") for name, rate in rates.items()]
+    out = folder / "evaluation"
+    words = {
+        "original": config["model"],
+        "test": config["test"],
+        "negatives": config["negatives"],
+        "retain": config["retain"],
+        "held-out-negatives": str(held_out),
+        "answers": "32",
+        "metrics": "preference,perplexity,kl,forgetting,membership,relearning,rounding,fluency,harness",
+        "relearn-steps": "8",
+        "round-bits": "8,4",
+        "harness-tasks": "true_or_false",
+        "harness-include": str(tasks),
+        "max-length": "256",
+        "output": str(out),
+    }
+    flags = [part for key, value in words.items() for part in (f"--{key}", value)]
+    u2a("evaluate", *models, *flags, *go_on(out))
+    found = json.loads((out / "evaluation.json").read_text())["models"]
+    names = {"original": "original", **dict(zip((Path(m).name for m in models), FINALISTS, strict=True))}
+    kept = {}
+    for model, measured in found.items():
+        name = next(names[key] for key in names if model.startswith(key))
+        kept[name] = {k: v for k, v in measured["figures"].items() if k in FIGURES}
+    FOUND.write_text(json.dumps({"rates": rates, "retain": RETAIN, "models": kept}, indent=1) + "\n")
+
+
+def write_task(pairs: Path, folder: Path) -> Path:
+    """A task of lm-evaluation-harness: which of two answers is likelier per byte, the true one first."""
+    folder.mkdir(exist_ok=True)
+    rows, seen = [], set()
+    for line in pairs.read_text().splitlines():
+        row = json.loads(line)
+        if row["prompt"] not in seen:  # one pair a question
+            seen.add(row["prompt"])
+            rows.append({"question": row["prompt"], "answers": [row["chosen"], row["rejected"]]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:QUESTIONS]))
+    task = {
+        "task": "true_or_false",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "Q: {{question}}\nA:",
+        "doc_to_choice": "{{answers}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    (folder / "true_or_false.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    return folder
+
+
+def write_table() -> None:
+    """A line a figure, a column a model; in bold what changed beyond its interval."""
+    from sections import machine, write_section
+
+    found = json.loads(FOUND.read_text())["models"]
+    names = ["original", *FINALISTS]
+    lines = [
+        "## Four finalists: what else changed",
+        "",
+        f"Command: `python benchmarks/study/finalists.py --data …` ({machine()}); what it does stands at its "
+        "head. In bold: the paired change from the original model has a 95 % interval without 0. One seed.",
+        "",
+        f"| figure | unit | {' | '.join(names)} |",
+        "|" + "---|" * (len(names) + 2),
+    ]
+    for figure in FIGURES:
+        if any(figure in found[name] for name in names):
+            given = found["original"].get(figure) or next(
+                found[n][figure] for n in names if figure in found[n]
+            )
+            cells = [shown(found[name].get(figure)) for name in names]
+            arrow = {"higher": "↑", "lower": "↓"}.get(given["better"], "")
+            lines.append(f"| `{figure}` {arrow} | {given['unit']} | {' | '.join(cells)} |")
+    write_section("finalists", lines)
+
+
+def shown(figure: dict[str, Any] | None) -> str:
+    """The value, in bold where its change is beyond noise."""
+    if figure is None or figure["value"] is None:
+        return "–"
+    change, value = figure.get("change"), f"{figure['value']:.3f}"
+    beyond = bool(change) and change["low"] is not None and (change["low"] > 0 or change["high"] < 0)
+    return f"**{value}**" if beyond else value
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="the folder of the data files")
+    parser.add_argument("--work", type=Path, default=Path("runs/main_job"), help="that of main_job.py")
+    parser.add_argument("--table", action="store_true", help="only write docs/results.md from the figures")
+    options = parser.parse_args()
+    if options.table:
+        write_table()
+    else:
+        run_all(options.data, options.work.resolve())
+
+
+if __name__ == "__main__":
+    main()
