@@ -118,7 +118,7 @@ def make_bench(data: Path, work: Path) -> Bench:
     from u2a.models import load_policy
     from u2a.problem import pair_texts, prepare
 
-    config, _ = prepared("hh_harmless", data, work, 0)
+    config, _ = prepared("hh_harmless", data, work)
     rate = picked_rate(STUDY_CELLS / "hh_harmless", "u2a npo")
     if not rate:
         raise SystemExit("run the main case first: its grid picks the learning rate")

@@ -49,6 +49,7 @@ def every_method() -> list[dict[str, Any]]:
             for kind in ("dpo", "kto", "sft", "selected", "weights", "cosine", "static", "d2o")
         ),
         {"method": "retrain", "pretrained": "demo"},
+        {"method": "rloo", "longest": 48},
         *(unlearning(kind, loss) for loss in ("ga", "simnpo") for kind in kinds),
     ]
 

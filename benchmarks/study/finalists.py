@@ -53,7 +53,7 @@ def run_all(data: Path, work: Path) -> None:
     from cases import RETAIN, read_parts
     from study import CELLS, prepared
 
-    config, _ = prepared("hh_harmless", data, work, 0)
+    config, _ = prepared("hh_harmless", data, work)
     folder = work / "study" / "finalists"
     folder.mkdir(parents=True, exist_ok=True)
     named = {each.get("name", each["method"]): each for each in config["methods"]}

@@ -9,7 +9,8 @@ of `main_job.py` (SmolLM2-135M fine-tuned on 35 % chosen and 65 % rejected answe
 and 100 held-out pairs, every method at 16 optimiser steps of 8 answers, learning rates from one grid at the
 first seed, three seeds. Training pairs are both answers to the training prompts. Other cases: a fifth of the
 negatives mislabelled; truthfulqa; 16 to 128 validation pairs; 100 to 700 negatives. They take two seeds and,
-but for truthfulqa, the learning rates that the main case picked.
+but for truthfulqa, the learning rates that the main case picked. rloo needs --reward-model, what
+`benchmarks/reward_model.py` made.
 
 The main case takes about 10 hours on one core, each other up to two; two processes of one thread each share
 the cells and take half. Rows never leave --work; the committed cells in `results/study` hold numbers only.
@@ -30,7 +31,9 @@ sys.path.insert(0, str(HERE.parent))
 CELLS = HERE.parent / "results" / "study"
 
 
-def prepared(name: str, data: Path, work: Path, first: int) -> tuple[dict[str, Any], Path]:
+def prepared(
+    name: str, data: Path, work: Path, first: int = 0, reward_model: Path | None = None
+) -> tuple[dict[str, Any], Path]:
     """The configuration of a case and the folder of its files; makes what it names where it is not there."""
     from study_table import picked_rate
 
@@ -57,6 +60,8 @@ def prepared(name: str, data: Path, work: Path, first: int) -> tuple[dict[str, A
         methods = [
             {**each, "rate": rates[key]} for each in methods if rates[key := each.get("name", each["method"])]
         ]
+    if reward_model is None:
+        methods = [each for each in methods if each["method"] != "rloo"]
     methods = methods[:first] if first else methods
     files = {"negatives": "forget", "mixture": "mixture", "pairs": "pairs", "preferences": "validation"}
     files |= {"test": "test", "retain": "retain"}
@@ -69,6 +74,8 @@ def prepared(name: str, data: Path, work: Path, first: int) -> tuple[dict[str, A
         "methods": methods,
         "cells": str((CELLS / name).resolve()),
     }
+    if reward_model is not None:
+        config["reward_model"] = str(reward_model.resolve())
     return config, folder
 
 
@@ -81,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder of the data files")
     parser.add_argument("--case", default="hh_harmless", choices=list(CASES))
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"), help="that of main_job.py")
+    parser.add_argument("--reward-model", type=Path, help="that of reward_model.py, for rloo")
     parser.add_argument("--first", type=int, default=0, help="only the first so many methods; 0 = all")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the cells")
     options = parser.parse_args()
@@ -89,7 +97,8 @@ def main() -> None:
 
         write_tables(CELLS)
         return
-    config, folder = prepared(options.case, options.data, options.work.resolve(), options.first)
+    work, reward_model = options.work.resolve(), options.reward_model
+    config, folder = prepared(options.case, options.data, work, options.first, reward_model)
     count = len(config["methods"])
     run, path = folder / f"run-{count}", folder / f"compare-{count}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
