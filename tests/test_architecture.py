@@ -10,6 +10,7 @@ import u2a
 PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
+    "cost_model",
     "config",
     "runs",
     "data",

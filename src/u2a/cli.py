@@ -145,6 +145,9 @@ _register(
     "Was it better than what I would have done? Methods at one budget, over several seeds.",
     schemas.COMPARE,
 )
+_register(
+    "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
+)
 _register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 

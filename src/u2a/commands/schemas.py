@@ -154,6 +154,36 @@ class DemoOptions:
     seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """What would be run, and on what."""
+
+    model_params: float = option(0.0, "Parameters of the model, such as 8e9.", least=0)
+    negatives: float = option(0.0, "Bad answers to score, such as 1e6.", least=0)
+    tokens: float = option(300.0, "Tokens of a prompt with its answer, on average.", above=0)
+    validation: float = option(256.0, "Validation pairs.", least=1)
+    retain_rows: float = option(256.0, "Good texts to keep.", least=0)
+    devices: float = option(1.0, "Accelerators at work.", above=0)
+    flops: float = option(4e14, "Operations per second of each at its peak, in 16 bits.", above=0)
+    utilisation: float = option(0.35, "Share of the peak that is reached.", above=0, most=1)
+    device_memory: float = option(80e9, "Bytes of memory of each.", above=0)
+    price: float = option(0.0, "Price of one for an hour, in your money; 0 = no cost shown.", least=0)
+    scoring: str = option("fd", "As in `u2a align`.", ("auto", "fd", "jvp", "exact"))
+    select: str = option("50%", "Negatives that are unlearned: a percentage, or a number.")
+    epochs: float = option(1.0, "Passes over them in each outer step.", above=0)
+    outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)
+    measurements: int = option(4, "How often J, U and KL are measured in each.", least=1)
+    retain_term: bool = option(False, "The loss trains on as many retain tokens besides.")
+    lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
+    quantize: str = option("none", "4bit: the frozen base is in 4 bits.", ("none", "4bit"))
+    proxy_params: float = option(0.0, "A smaller model scores in its place; 0 = none.", least=0)
+    bytes_per_param: float = option(2.0, "Bytes of a frozen parameter: 2 in 16 bits, 4 in 32.", above=0)
+    gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass.")
+    batch_tokens: float = option(4096.0, "Padded tokens of one batch on one device.", least=1)
+    vocabulary: float = option(128_000.0, "Tokens of the vocabulary.", least=1)
+    json: bool = option(False, "Print JSON instead of tables.")
+
+
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
 IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions), REGISTRIES)
@@ -200,3 +230,4 @@ COMPARE = Schema(
 )
 EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
 DEMO = Schema((DemoOptions,))
+PLAN = Schema((PlanOptions,))

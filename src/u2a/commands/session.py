@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2a.commands.terminal import Bars, printable, say
 from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions, Schema
+from u2a.cost_model import SCORING_PASSES
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class Sizes:
 
     def scoring(self, method: str) -> float:
         """Forward-pass tokens of scoring J and U once; a backward pass counts as one forward pass."""
-        passes = {"fd": 1 + 2, "jvp": 1 + 2 * 1.6, "exact": 1 + 2.2, "auto": 1 + 2.2}[method]
+        passes = 1 + SCORING_PASSES["exact" if method == "auto" else method]
         gradients = 2 * (self.validation + self.retain + self.curvature)
         return self.negatives * passes + gradients + self.measuring
 

@@ -1,0 +1,145 @@
+"""`u2a plan`: what would it cost on so many negatives, with a model of that size, on these devices?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from u2a.commands.terminal import print_table, say
+from u2a.cost_model import Fleet, Workload
+from u2a.types import UserError
+
+
+def run(values: Mapping[str, Any]) -> int:
+    """Prints the plan; nothing is loaded and nothing written."""
+    for name in ("model_params", "negatives"):
+        if values[name] <= 0:
+            raise UserError(f"--{name.replace('_', '-')} is missing: such as 8e9")
+    workload, fleet = workload_of(values), fleet_of(values)
+    found = document(workload, fleet)
+    if values["json"]:
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return 0
+    rows = [
+        [name, f"{one['flops']:.2e}", time_of(one["hours"]), money(one["cost"], fleet)]
+        for name, one in found["phases"].items()
+    ]
+    total = found["total"]
+    rows.append(["in all", f"{total['flops']:.2e}", time_of(total["hours"]), money(total["cost"], fleet)])
+    print_table("Computing", ["phase", "operations", "time", "cost"], rows)
+    kept = {**found["memory"], **{f"{name}, on disk": size for name, size in found["disk"].items()}}
+    print_table("Bytes", ["what", "size"], [[name, size_of(size)] for name, size in kept.items()])
+    for line in found["remarks"]:
+        say(line)
+    return 0
+
+
+def workload_of(values: Mapping[str, Any]) -> Workload:
+    """What the options describe."""
+    text = str(values["select"]).strip()
+    try:
+        select = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        select = -1.0
+    if select <= 0 or (text.endswith("%") and select > 1):
+        raise UserError(f"--select {text}: a percentage such as 50%, or a number of negatives")
+    scoring = "exact" if values["scoring"] == "auto" else values["scoring"]
+    return Workload(
+        model_params=values["model_params"],
+        negatives=values["negatives"],
+        tokens=values["tokens"],
+        validation=values["validation"],
+        retain=values["retain_rows"],
+        select=select if text.endswith("%") else max(select, 1 + 1e-9),
+        epochs=values["epochs"],
+        outer_steps=values["outer_steps"],
+        measurements=values["measurements"],
+        retain_term=values["retain_term"],
+        scoring=scoring,
+        lora_rank=values["lora_rank"],
+        checkpointing=values["gradient_checkpointing"],
+        batch_tokens=values["batch_tokens"],
+        vocabulary=values["vocabulary"],
+        proxy_params=values["proxy_params"],
+        bytes_per_param=0.5 if values["quantize"] == "4bit" else values["bytes_per_param"],
+    )
+
+
+def fleet_of(values: Mapping[str, Any]) -> Fleet:
+    """The devices that the options describe."""
+    return Fleet(
+        values["devices"], values["flops"], values["utilisation"], values["device_memory"], values["price"]
+    )
+
+
+def document(workload: Workload, fleet: Fleet) -> dict[str, Any]:
+    """All figures; what `--json` prints. Operations, hours, money, bytes."""
+    phases = {
+        name: {"flops": flops, "hours": fleet.hours(flops), "cost": fleet.cost(flops)}
+        for name, flops in workload.phases().items()
+    }
+    total = {key: sum(one[key] for one in phases.values()) for key in ("flops", "hours", "cost")}
+    return {
+        "schema": 1,
+        "phases": phases,
+        "total": total,
+        "memory": workload.memory(),
+        "disk": workload.disk(),
+        "devices_for_one_copy": fleet.devices_for(workload),
+        "remarks": remarks(workload, fleet),
+    }
+
+
+def remarks(workload: Workload, fleet: Fleet) -> list[str]:
+    """What people should know, in sentences."""
+    needed, found = fleet.devices_for(workload), []
+    memory = size_of(fleet.device_memory)
+    if needed == 0:
+        found.append(
+            f"One batch does not fit a device of {memory}: take a smaller --batch-tokens or "
+            "--gradient-checkpointing."
+        )
+    elif needed > fleet.devices:
+        found.append(f"One copy of the model with its optimiser needs {needed} devices of {memory}.")
+    elif needed > 1:
+        found.append(f"One copy of the model needs {needed} devices of {memory}: shard it (FSDP).")
+    else:
+        found.append(f"The model and its optimiser fit one device of {memory}.")
+    phases = workload.phases()
+    share = (phases["log-probs of the negatives"] + phases["scores"]) / sum(phases.values())
+    if share > 0.5:
+        per = fleet.hours(phases["scores"] + phases["log-probs of the negatives"]) * 3600 / workload.negatives
+        found.append(
+            f"Scoring takes {share:.0%} of it, {per:.2g} s a negative over all outer steps: --outer-steps 1, "
+            "--proxy-params or a sample of the negatives cut it (docs/scaling.md)."
+        )
+    if workload.selected * workload.epochs > 1e6:
+        found.append(
+            f"{workload.selected:,.0f} negatives would be unlearned in each outer step; far fewer usually "
+            "do: --select takes a number."
+        )
+    return found
+
+
+def time_of(hours: float) -> str:
+    """`0.02` -> `1.2 min`."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.3g} s"
+    if hours < 1:
+        return f"{hours * 60:.3g} min"
+    return f"{hours:.3g} h" if hours < 72 else f"{hours / 24:.3g} days"
+
+
+def size_of(size: float) -> str:
+    """`2.5e9` -> `2.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} PB"
+
+
+def money(cost: float, fleet: Fleet) -> str:
+    """Nothing without a price."""
+    return f"{cost:,.2f}" if fleet.price else "–"

@@ -1,0 +1,98 @@
+"""`u2a plan`: a table or JSON, nothing loaded, nothing written."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from u2a.cli import app
+
+BASE = ["--model-params", "8e9", "--negatives", "1e6", "--devices", "8"]
+
+
+def call(*more):
+    return CliRunner().invoke(app, ["plan", *BASE, *more])
+
+
+def figures(*more):
+    found = call("--json", *more)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_the_table_names_every_phase():
+    found = call("--price", "2")
+    assert found.exit_code == 0
+    for phase in ("log-probs of the negatives", "scores", "unlearning", "measuring J, U and KL", "in all"):
+        assert phase in found.stdout
+    assert "fit one device of 80 GB" in found.stdout
+
+
+def test_json_adds_up():
+    found = figures("--price", "2")
+    phases = found["phases"].values()
+    for key in ("flops", "hours", "cost"):
+        assert found["total"][key] == pytest.approx(sum(one[key] for one in phases))
+    assert found["total"]["cost"] == pytest.approx(found["total"]["hours"] * 8 * 2)
+
+
+@pytest.mark.parametrize(
+    "more, phase, factor",
+    [
+        (("--flops", "8e14"), "scores", 0.5),
+        (("--utilisation", "0.7"), "scores", 0.5),
+        (("--outer-steps", "4"), "scores", 2),
+        (("--scoring", "exact"), "scores", 1.1),
+        (("--select", "100%"), "unlearning", 2),
+        (("--select", "1000"), "unlearning", 1000 / 5e5),
+        (("--epochs", "2"), "unlearning", 2),
+        (("--retain-term",), "unlearning", 2),
+        (("--lora-rank", "0"), "unlearning", 1.5),
+        (("--gradient-checkpointing",), "unlearning", 1.5),
+        (("--measurements", "8"), "measuring J, U and KL", 17 / 9),
+    ],
+)
+def test_every_option_counts(more, phase, factor):
+    before, after = figures()["phases"][phase]["hours"], figures(*more)["phases"][phase]["hours"]
+    assert after == pytest.approx(factor * before)
+
+
+@pytest.mark.parametrize(
+    "more, key, least",
+    [
+        (("--quantize", "4bit"), ("memory", "weights"), 0.25),
+        (("--bytes-per-param", "4"), ("memory", "weights"), 2),
+        (("--batch-tokens", "8192"), ("memory", "activations of one batch"), 2),
+        (("--vocabulary", "256e3"), ("memory", "logits of one batch"), 2),
+        (("--tokens", "600"), ("disk", "negatives"), 2),
+    ],
+)
+def test_bytes_follow_the_options(more, key, least):
+    room, name = key
+    assert figures(*more)[room][name] == pytest.approx(least * figures()[room][name])
+
+
+def test_remarks_on_what_does_not_fit():
+    assert "One batch does not fit" in figures("--device-memory", "1e9")["remarks"][0]
+    assert figures("--device-memory", "40e9")["remarks"][0].endswith(
+        "needs 2 devices of 40 GB: shard it (FSDP)."
+    )
+    one = figures("--device-memory", "40e9", "--devices", "1")["remarks"][0]
+    assert one == "One copy of the model with its optimiser needs 2 devices of 40 GB."
+    assert "--proxy-params" in figures()["remarks"][1]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("--model-params", "0"), "--model-params is missing"),
+        (("--negatives", "0"), "--negatives is missing"),
+        (("--select", "many"), "--select many"),
+        (("--select", "120%"), "--select 120%"),
+        (("--utilisation", "2"), "utilisation"),
+    ],
+)
+def test_bad_options(more, message):
+    found = call(*more)
+    assert found.exit_code == 2
+    assert message in found.stderr
