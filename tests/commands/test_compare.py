@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from u2a.cli import app
+from u2a.compare.cells import CellStore
 
 PAIRS = [
     {"prompt": f"Question {i}?", "chosen": f"Answer {i}, with care.", "rejected": "Go away, I will not."}
@@ -278,3 +279,21 @@ def test_a_budget_of_seconds(given, tmp_path):
     cell = json.loads(path.read_text())
     assert cell["steps"] > given["steps"]
     assert cell["seconds"] >= 3.0
+
+
+def test_a_method_is_finished_before_the_next_one_begins(given, tmp_path, monkeypatch):
+    """So that a run that is cut off has whole methods rather than grids."""
+    made = []
+    write = CellStore.write
+    monkeypatch.setattr(
+        CellStore, "write", lambda store, name, cell: (made.append(name), write(store, name, cell))
+    )
+    methods = ["uniform", {"method": "u2a", "select": "100%"}]
+    assert call(tmp_path, {**given, "methods": methods}, "--output", str(tmp_path / "run")).exit_code == 0
+    assert [(cell.entry, cell.final) for cell in made] == [
+        ("original", True),
+        *[("uniform", False)] * 2,
+        *[("uniform", True)] * 2,
+        *[("u2a", False)] * 2,
+        *[("u2a", True)] * 2,
+    ]
