@@ -1,6 +1,8 @@
 """Cells on disk: kept, refused when made otherwise, and one maker at a time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -57,3 +59,26 @@ def test_cells_are_json(tmp_path):
     store = CellStore(tmp_path, {"uniform": {"loss": "npo"}})
     store.write(NAME, {"seconds": 1.0})
     assert json.loads((tmp_path / NAME.file).read_text()) == {"seconds": 1.0, "settings": {"loss": "npo"}}
+
+
+MAKER = """
+import sys, time
+from pathlib import Path
+from u2a.compare.cells import CellStore
+from u2a.compare.plan import CellName
+with CellStore(Path(sys.argv[1]), {"uniform": {}}).claim(CellName("uniform", 1e-4, 0, True)) as mine:
+    print(mine, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_cell_whose_maker_was_killed_is_free_again(tmp_path):
+    store = CellStore(tmp_path, {"uniform": {}})
+    maker = subprocess.Popen([sys.executable, "-c", MAKER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout.readline().strip() == "True"
+    with store.claim(NAME) as mine:
+        assert not mine
+    maker.kill()
+    maker.communicate()
+    with store.claim(NAME) as mine:
+        assert mine
