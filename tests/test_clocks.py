@@ -25,24 +25,25 @@ def jumping(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
 
 
-def test_a_budget_of_seconds_is_kept(tmp_path, monkeypatch):
-    tiny = tiny_problem()
-    watch = Watch(tiny, Budget(steps=1, batch_size=2, seconds=0.5), looks=2)
-    trainer = unlearning_trainer(
-        tiny,
-        np.ones(6),
-        UnlearnOptions(max_steps=10_000, batch_size=2),
-        learning_rate=1e-4,
-        seed=0,
-        folder=str(tmp_path),
-        callbacks=[watch],
-    )
+def test_a_budget_of_seconds_is_kept(monkeypatch):
+    watch = Watch(tiny_problem(), Budget(steps=1, batch_size=2, seconds=0.5))
     jumping(monkeypatch)
+    begin = time.monotonic()
     with watch.running():
-        trainer.train()
-    assert 1 < watch.steps < 10_000
-    assert 0.5 <= watch.points[-1].seconds < 60
-    assert [p.seconds for p in watch.points] == sorted(p.seconds for p in watch.points)
+        while not watch.step():
+            time.sleep(0.02)
+        taken = time.monotonic() - begin
+    assert watch.steps > 1
+    assert 0.5 <= taken < 60
+    assert 0.5 <= watch.points[-1].seconds <= taken
+
+
+def test_training_goes_through_it(tmp_path, monkeypatch):
+    jumping(monkeypatch)
+    tiny, options = tiny_problem(), UnlearnOptions(max_steps=3, batch_size=2)
+    trainer = unlearning_trainer(tiny, np.ones(6), options, learning_rate=1e-4, seed=0, folder=str(tmp_path))
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_phases_take_the_time_they_take(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Numbers that are not finite: the message names the row, and where it is."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,13 +56,10 @@ def test_kl_names_its_row(monkeypatch):
         tiny.measure()
 
 
-def test_j_that_is_not_finite_stops_though_log_probs_are(monkeypatch):
+def test_j_that_is_not_finite_stops_though_log_probs_are():
     tiny = tiny_problem()
-    broken = type(
-        "Broken",
-        (),
-        {"texts": tiny.objective.texts, "terms": lambda _self, s: s[:4] * torch.tensor([1, 1, torch.inf, 1])},
-    )()
+    factors = torch.tensor([1, 1, torch.inf, 1])
+    broken = SimpleNamespace(texts=tiny.objective.texts, terms=lambda s: s[:4] * factors)
     with pytest.raises(GuardStop, match="J is not finite: its term number 2 of 4"):
         replace(tiny, objective=broken).measure()
 
@@ -88,7 +86,5 @@ def test_a_gradient_names_its_row(monkeypatch):
 
 def test_a_measurement_shows_repetition_only_where_there_is_one():
     assert "repetition" not in Problem.measure(tiny_problem()).figures
-    assert (
-        Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), repetition=0.5).figures["repetition"]
-        == 0.5
-    )
+    with_one = Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), repetition=0.5)
+    assert with_one.figures["repetition"] == 0.5

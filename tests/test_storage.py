@@ -1,4 +1,4 @@
-"""Full and read-only disks: the former file stays whole, and the message says what, where and how to go on."""
+"""Full and read-only disks: the former file stays whole, and the message says what, where and what to do."""
 
 import errno
 import logging
@@ -23,7 +23,7 @@ def test_a_full_disk_leaves_the_former_file_and_is_named(tmp_path, monkeypatch, 
 
     owner, name = {"write": (Path, "write_text"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[where]
     monkeypatch.setattr(owner, name, full)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="No space left") as caught:
         write_text(path, "new")
     monkeypatch.undo()
     assert caught.value.filename == str(path)
@@ -91,7 +91,7 @@ def test_a_real_full_disk(small_disk, writer):
     path = small_disk / "x"
     write(path, 10)
     before = path.read_bytes()
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="No space left") as caught:
         write(path, 100_000)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == before
@@ -104,19 +104,15 @@ def test_what_is_the_disk_s_and_what_is_not(tmp_path):
     assert "the folder is gone" in storage_message(missing, tmp_path / "run")
     assert storage_message(missing, tmp_path / "elsewhere") is None
     assert storage_message(missing, None) is None
-    assert storage_message(PermissionError(errno.EACCES, "denied", "/x/y"), None).startswith(
-        "could not write /x/y"
-    )
+    denied = PermissionError(errno.EACCES, "denied", "/x/y")
+    assert storage_message(denied, None).startswith("could not write /x/y: no permission")
     rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
     assert storage_errno(rust) == errno.ENOSPC
     wrapped = ValueError("cannot save")
     wrapped.__cause__ = rust
     assert storage_errno(wrapped) == errno.ENOSPC
-    for other in (
-        OSError("not a model"),
-        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
-        KeyError("a"),
-    ):
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+    for other in (OSError("not a model"), refused, KeyError("a")):
         assert storage_errno(other) is None
 
 

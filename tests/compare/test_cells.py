@@ -62,20 +62,18 @@ def test_cells_are_json(tmp_path):
 
 
 MAKER = """
-import sys, time
-from pathlib import Path
-from u2a.compare.cells import CellStore
-from u2a.compare.plan import CellName
-with CellStore(Path(sys.argv[1]), {"uniform": {}}).claim(CellName("uniform", 1e-4, 0, True)) as mine:
-    print(mine, flush=True)
+import fcntl, sys, time
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("mine", flush=True)
     time.sleep(600)
 """
 
 
 def test_a_cell_whose_maker_was_killed_is_free_again(tmp_path):
-    store = CellStore(tmp_path, {"uniform": {}})
-    maker = subprocess.Popen([sys.executable, "-c", MAKER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert maker.stdout.readline().strip() == "True"
+    store, lock = CellStore(tmp_path, {"uniform": {}}), tmp_path / f".{NAME.file}.lock"
+    maker = subprocess.Popen([sys.executable, "-c", MAKER, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout.readline().strip() == "mine"
     with store.claim(NAME) as mine:
         assert not mine
     maker.kill()
