@@ -6,25 +6,56 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
 from u2a.logprobs import evaluating, unwrapped
-from u2a.types import GuardStop
+from u2a.memory import WHAT_TO_DO, is_out_of_memory, largest, lower
+from u2a.types import GuardStop, OutOfMemory
 
 if TYPE_CHECKING:
     from u2a.models import Policy
+
+_GENERATING = "generating answers"
 
 
 def continuations(policy: Policy, prompts: Sequence[list[int]], *, seed: int, **how: Any) -> list[list[int]]:
     """What the model puts behind each of B prompts, up to and with the first token that ends an answer.
 
+    Where memory runs out, fewer prompts go at once from there on: greedy answers stay the same, and what is
+    sampled is drawn anew.
+
     Args:
         prompts: token ids, at least one a prompt.
         seed: of this batch's draws; the global random state is left alone.
         how: options of transformers' `generate`, which go before those that came with the model.
+
+    Raises:
+        OutOfMemory: one prompt alone does not fit.
     """
+    found: list[list[int]] = []
+    while len(found) < len(prompts):
+        begin = len(found)
+        part = prompts[begin : begin + largest(policy.model, _GENERATING, len(prompts))]
+        own = int(np.random.SeedSequence((seed, begin)).generate_state(1)[0]) if begin else seed
+        try:
+            found += _continued(policy, part, own, how)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(part) == 1:
+            alone = f"one prompt of {len(part[0])} tokens alone"
+            raise OutOfMemory(f"out of memory in {_GENERATING} with {alone}. {WHAT_TO_DO}")
+        lower(policy.model, _GENERATING, len(part) // 2, "prompts at once (draws are new ones)")
+    return found
+
+
+def _continued(
+    policy: Policy, prompts: Sequence[list[int]], seed: int, how: dict[str, Any]
+) -> list[list[int]]:
     tokenizer, device = policy.tokenizer, policy.device
     pad_token_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     width = max(map(len, prompts))

@@ -32,6 +32,8 @@ def unlearning_trainer(
     rows = problem.negative_texts
     for name, values in (("weight", weights), ("ref_logprob", problem.reference.numpy())):
         rows = rows.add_column(name, np.asarray(values, np.float64))
+    if "id" in problem.negatives.column_names:
+        rows = rows.add_column("id", problem.negatives["id"])  # for messages
     args = U2AConfig(
         output_dir=folder,
         retain_loss=problem.retain_loss,

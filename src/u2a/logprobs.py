@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from u2a.data import packing
-from u2a.data.collate import length_sorted_batches
+from u2a.data.collate import length_sorted_batches, row_name
+from u2a.memory import Attempt, fitting
 from u2a.types import IGNORE, Batch, GuardStop, PackedBatch
 
 if TYPE_CHECKING:
@@ -146,23 +147,57 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def text_batches(
-    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int
+    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, share: bool = True
 ) -> Iterator[Batch | PackedBatch]:
     """`texts` on the model's device, every text once, in the cheaper of two layouts.
 
     Where many texts share their prompts, and the model can do it, prompts are computed once
     (`u2a.data.packing`); else length-sorted batches. Log-probs are the same, and so are gradients of any
-    weighted sum of them. What needs examples apart (per-example gradients) takes length-sorted batches.
+    weighted sum of them. What needs examples apart (per-example gradients) takes length-sorted batches, and
+    so does who passes `share` = False.
     """
     device = next(model.parameters()).device
-    plan = packing.plan(texts, max_tokens)
+    plan = packing.plan(texts, max_tokens) if share else None
     batches: Iterator[Batch | PackedBatch]
-    if plan.tokens <= _WORTH_PACKING * plan.plain and can_pack(model, texts, plan, pad_token_id):
+    if (
+        plan is not None
+        and plan.tokens <= _WORTH_PACKING * plan.plain
+        and can_pack(model, texts, plan, pad_token_id)
+    ):
         batches = packing.packed_batches(texts, plan, pad_token_id=pad_token_id)
     else:
         batches = length_sorted_batches(texts, max_tokens=max_tokens, pad_token_id=pad_token_id)
     for batch in batches:
         yield batch.to(device)
+
+
+def fitting_batches(
+    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, kind: str
+) -> Iterator[Attempt[Batch | PackedBatch]]:
+    """As `text_batches`, each to be worked on in a block that may run out of memory (`u2a.memory`).
+
+    Once memory has run out, prompts are not shared any more: rows of several texts can be made no shorter
+    than one text needs.
+    """
+
+    def batches(part: Dataset, tokens: int) -> Iterator[Batch | PackedBatch]:
+        share = tokens == max_tokens
+        return text_batches(model, part, max_tokens=tokens, pad_token_id=pad_token_id, share=share)
+
+    return fitting(model, texts, max_tokens, batches, kind=kind)
+
+
+def fitting_apart(
+    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, kind: str
+) -> Iterator[Attempt[Batch]]:
+    """The same in length-sorted batches, examples apart."""
+    device = next(model.parameters()).device
+
+    def batches(part: Dataset, tokens: int) -> Iterator[Batch]:
+        for batch in length_sorted_batches(part, max_tokens=tokens, pad_token_id=pad_token_id):
+            yield batch.to(device)
+
+    return fitting(model, texts, max_tokens, batches, kind=kind)
 
 
 def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id: int) -> bool:
@@ -214,20 +249,23 @@ def dataset_logprobs(
 
     Args:
         texts: as `tokenize_rows` makes it.
-        max_tokens: most padded tokens of one forward pass.
+        max_tokens: most padded tokens of one forward pass; fewer where memory runs out.
 
     Raises:
         GuardStop: a log-prob is not finite; the message names the row.
+        OutOfMemory: one row alone does not fit; the message names it.
     """
     out: Tensor | None = None
+    sizes = {"max_tokens": max_tokens, "pad_token_id": pad_token_id}
     with evaluating(model), torch.no_grad():
-        for batch in text_batches(model, texts, max_tokens=max_tokens, pad_token_id=pad_token_id):
-            values = response_logprobs(model, batch).cpu()
-            if out is None:
-                out = values.new_full((len(texts),), float("nan"))
-            out[batch.index.cpu()] = values
-            if progress:
-                progress(len(values))
+        for attempt in fitting_batches(model, texts, **sizes, kind="a forward pass"):
+            with attempt as batch:
+                values = response_logprobs(model, batch).cpu()
+                if out is None:
+                    out = values.new_full((len(texts),), float("nan"))
+                out[batch.index.cpu()] = values
+                if progress:
+                    progress(len(values))
     if out is None:
         raise ValueError("no rows to score")
     refuse_non_finite(out, texts, "log-prob")
@@ -242,10 +280,8 @@ def refuse_non_finite(values: Tensor, texts: Dataset, what: str) -> None:
     """
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
-        first = int(bad[0])
-        row = texts[first].get("row", first)
+        name, value = row_name(texts, int(bad[0])), float(values[int(bad[0])])
         raise GuardStop(
-            f"the {what} of row {row} is {float(values[first])} ({len(bad)} of {len(values)} rows are not "
-            "finite). While unlearning: lower --learning-rate. Else look at that row; if it is sound, try "
-            "--dtype float32."
+            f"the {what} of {name} is {value} ({len(bad)} of {len(values)} rows are not finite). While "
+            "unlearning: lower --learning-rate. Else look at that row; if it is sound, try --dtype float32."
         )

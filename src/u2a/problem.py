@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from u2a.data.collate import length_sorted_batches, tokenize_rows
+from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
 from u2a.logprobs import (
     Progress,
     Task,
     dataset_logprobs,
     evaluating,
+    fitting_apart,
     kl_per_token,
     refuse_non_finite,
     response_logits,
@@ -46,7 +48,8 @@ class Measurement:
     `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
     `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
     order of the texts: scoring at the same φ needs them again. `drawn` is the objective that `s_objective`
-    belongs to where responses had to be drawn for it, else None: the problem's own.
+    belongs to where responses had to be drawn for it, else None: the problem's own. `repetition` is that of
+    greedy answers (`u2a.repetition`), None unless a guard is on it.
     """
 
     objective: float
@@ -57,6 +60,7 @@ class Measurement:
     s_negatives: Tensor | None = None
     negative_logprob: float | None = None
     drawn: DrawnReward | None = None
+    repetition: float | None = None
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -66,6 +70,8 @@ class Measurement:
             figures["negative_logprob"] = self.negative_logprob
         if self.drawn is not None:
             figures["objective_se"] = self.drawn.standard_error
+        if self.repetition is not None:
+            figures["repetition"] = self.repetition
         return figures
 
 
@@ -147,17 +153,20 @@ class Problem:
         Raises:
             GuardStop: a log-prob is not finite.
         """
-        objective, s_objective = self.objective_here(task)
+        with concerning("measuring J on the validation rows"):
+            objective, s_objective = self.objective_here(task)
         rows = len(self.utility.texts) + (len(self.negative_texts) if negatives else 0)
         with task("measuring U and KL", rows) as progress:
-            s_utility, kl = self._utility_and_kl(progress)
+            with concerning("measuring U and KL on the retain rows"):
+                s_utility, kl = self._utility_and_kl(progress)
             s_negatives, per_token = None, None
             if negatives:
-                s_negatives = self.logprobs(self.negative_texts, progress)
+                with concerning("measuring the negatives"):
+                    s_negatives = self.logprobs(self.negative_texts, progress)
                 per_token = float((s_negatives.double() / self.lengths).mean())
         return Measurement(
-            objective=float(objective.terms(s_objective.double()).mean()),
-            utility=float(self.utility.terms(s_utility.double()).mean()),
+            objective=_finite_mean(objective.terms(s_objective.double()), "J"),
+            utility=_finite_mean(self.utility.terms(s_utility.double()), "U"),
             kl=kl,
             s_objective=s_objective,
             s_utility=s_utility,
@@ -176,32 +185,55 @@ class Problem:
             return self.logprobs(self.utility.texts, progress), None
         texts, model = self.utility.texts, self.policy.model
         s = torch.full((len(texts),), float("nan"), dtype=torch.float64)
-        divergence, tokens = 0.0, 0
-        batches = length_sorted_batches(texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id)
+        divergence, tokens = torch.zeros(len(texts), dtype=torch.float64), 0
+        sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
         with evaluating(model), torch.no_grad():
-            for batch in batches:
-                on_device = batch.to(self.policy.device)
-                logits, targets, example = response_logits(model, on_device)
-                with self.reference_model() as reference:
-                    reference_logits = response_logits(reference, on_device)[0]
-                values = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
-                s[batch.index] = torch.zeros(len(batch.index), dtype=torch.float64).index_add(
-                    0, example.cpu(), values
-                )
-                divergence += float(kl_per_token(logits, reference_logits).sum())
-                tokens += len(targets)
-                if progress:
-                    progress(len(batch.index))
+            for attempt in fitting_apart(model, texts, **sizes, kind="measuring U and KL"):
+                with attempt as batch:
+                    logits, targets, example = response_logits(model, batch)
+                    with self.reference_model() as reference:
+                        reference_logits = response_logits(reference, batch)[0]
+                    values = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
+                    apart = kl_per_token(logits, reference_logits).double().cpu()
+                    where, none = batch.index.cpu(), torch.zeros(len(batch.index), dtype=torch.float64)
+                    s[where] = none.index_add(0, example.cpu(), values)
+                    divergence[where] = none.index_add(0, example.cpu(), apart)
+                    tokens += len(targets)
+                    if progress:
+                        progress(len(where))
         refuse_non_finite(s, texts, "log-prob")
-        if not np.isfinite(divergence):
-            raise GuardStop("KL from the original model is not finite; try --dtype float32")
-        return s, divergence / tokens
+        refuse_non_finite(divergence, texts, "KL from the original model")
+        return s, float(divergence.sum()) / tokens
 
     def reference_model(self) -> AbstractContextManager[Any]:
         """The original model within a block: adapters off, or the frozen copy of full fine-tuning."""
         if self.frozen is not None:
             return nullcontext(self.frozen)
         return self.policy.reference()
+
+
+@contextmanager
+def concerning(what: str) -> Iterator[None]:
+    """Within, a guard that stops also says what was under way, and so in which file its row is."""
+    try:
+        yield
+    except GuardStop as stop:
+        raise GuardStop(f"{what}: {stop}") from stop
+
+
+def _finite_mean(terms: Tensor, what: str) -> float:
+    """The mean of `terms` (N,).
+
+    Raises:
+        GuardStop: one is not finite, though the log-probs behind it are.
+    """
+    bad = (~torch.isfinite(terms)).nonzero()
+    if len(bad):
+        raise GuardStop(
+            f"{what} is not finite: its term number {int(bad[0])} of {len(terms)}, in the order of its rows, "
+            f"is {float(terms[int(bad[0])])}"
+        )
+    return float(terms.mean())
 
 
 def prepare(

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from u2a.data.collate import collate, tokenize_rows
+from u2a.data.collate import collate, row_name, tokenize_rows
 from u2a.data.render import Renderer
 from u2a.data.retain_order import retain_rows
+from u2a.gradient_guard import FiniteGradients
 from u2a.logprobs import (
     dataset_logprobs,
     evaluating,
@@ -30,6 +32,7 @@ from u2a.logprobs import (
 )
 from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
+from u2a.micro_batches import in_parts
 from u2a.types import Batch, GuardStop, UserError
 
 if TYPE_CHECKING:
@@ -163,7 +166,7 @@ class UnlearnTrainer(Trainer):
             raise UserError("joint_weight needs preference pairs: give joint_objective")
         self._joint = joint_objective if args.joint_weight > 0 else None
         renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
-        negatives = _tokenized(train_dataset, renderer)
+        negatives = self._negatives = _with_ids(_tokenized(train_dataset, renderer), train_dataset)
         self._retain = _tokenized(retain_dataset, renderer) if retain_dataset is not None else None
         self._pad_token_id = _pad_token_id(processing_class)
         weights = np.asarray(train_dataset["weight"] if "weight" in train_dataset.column_names else [], float)
@@ -182,6 +185,7 @@ class UnlearnTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
+        self.add_callback(FiniteGradients(self))
         self._reference_logprobs = self._reference(negatives, train_dataset)
         self._start = (
             {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
@@ -260,18 +264,41 @@ class UnlearnTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
     ) -> Any:
         """This micro-batch's part of (1/Ω)·Σ ω_i·ℓ_i + λ·R − μ·J, such that a step's parts add up."""
-        batch = _as_batch(inputs)
-        s = response_logprobs(model, batch)
-        reference = self._reference_logprobs[batch.index.cpu()].to(s)
-        losses = self.loss(s, reference, response_lengths(batch).to(s))
-        self._refuse_non_finite(losses.detach(), batch)
-        weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
-        # DDP averages over processes, so the sum is scaled back up by their number.
-        loss = self.scale * (weights * losses).sum() * self.args.world_size
+        loss: Any = 0.0
+        losses = None
+        if "input_ids" in inputs:
+            batch = _as_batch(inputs)
+            s = response_logprobs(model, batch)
+            reference = self._reference_logprobs[batch.index.cpu()].to(s)
+            losses = self.loss(s, reference, response_lengths(batch).to(s))
+            self._refuse_non_finite(losses.detach(), batch)
+            weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
+            # DDP averages over processes, so the sum is scaled back up by their number.
+            loss = self.scale * (weights * losses).sum() * self.args.world_size
         loss = loss + self._retain_weight * self._retain_loss(model, inputs)
         if self._joint is not None and "pairs" in inputs:
             loss = loss - self.args.joint_weight * self._joint_gain(model, inputs, self._joint)
         return (loss, {"losses": losses}) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As the base class's; where memory runs out, a few texts at a time, for the very same step."""
+
+        def backward(part: dict[str, Any]) -> Tensor:
+            return super(UnlearnTrainer, self).training_step(model, part, num_items_in_batch)
+
+        if self.accelerator.distributed_type != DistributedType.NO:
+            return backward(inputs)  # the other processes would wait for as many backward passes
+        return in_parts(model, inputs, backward, self.name_of)
+
+    def name_of(self, part: dict[str, Any]) -> str:
+        """What messages call the only text (or pair) of a part."""
+        for name, texts in (("retain", self._retain), ("pairs", self._joint and self._joint.texts)):
+            if name in part and texts is not None:
+                position = int(part[name]["index"][0])
+                return f"the {name.removesuffix('s')} {row_name(texts, position)}"
+        return f"the negative {row_name(self._negatives, int(part['index'][0]))}"
 
     @property
     def scale(self) -> float:
@@ -287,6 +314,8 @@ class UnlearnTrainer(Trainer):
 
     def _retain_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
         if self._retain_name == "l2":
+            if not inputs.get("l2", True):  # another part of this micro-batch has it
+                return 0.0
             trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
             return l2(trainable, self._start) / self.current_gradient_accumulation_steps
         if "retain" not in inputs:
@@ -316,9 +345,9 @@ class UnlearnTrainer(Trainer):
     def _refuse_non_finite(self, losses: Tensor, batch: Batch) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
-            position = int(batch.index[int(bad[0])])
+            name = row_name(self._negatives, int(batch.index[int(bad[0])]))
             raise GuardStop(
-                f"the unlearning loss of negative {position} is {float(losses[int(bad[0])])} at step "
+                f"the unlearning loss of the negative {name} is {float(losses[int(bad[0])])} at step "
                 f"{self.state.global_step}: lower --learning-rate, or look at that row"
             )
 
@@ -393,6 +422,13 @@ def _tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
     if isinstance(rows[0][response], list):  # TRL's conversational format: one assistant turn
         rows = rows.map(lambda row: {response: row[response][-1]["content"]})
     return tokenize_rows(rows, renderer, response=response)
+
+
+def _with_ids(negatives: Dataset, given: Dataset) -> Dataset:
+    """With the rows' ids, if they have any, for messages."""
+    if "id" not in given.column_names or "id" in negatives.column_names:
+        return negatives
+    return negatives.add_column("id", given["id"])
 
 
 def _adapter_off(model: Any) -> AbstractContextManager[Any]:

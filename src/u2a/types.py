@@ -78,3 +78,7 @@ class UserError(Exception):
 
 class GuardStop(Exception):  # noqa: N818 - a stop, not an error of ours
     """A guard ended the run: non-finite values or a limit passed. Exit status 3; the run can be resumed."""
+
+
+class OutOfMemory(Exception):  # noqa: N818 - a stop, not an error of ours
+    """The smallest batch there is does not fit into memory. Exit status 3; the run can be resumed."""

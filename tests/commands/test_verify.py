@@ -1,5 +1,7 @@
 """`u2a verify` from end to end on a tiny saved model: files, statuses, resume, processes, refusals."""
 
+import errno
+import io
 import json
 import shutil
 import subprocess
@@ -154,6 +156,44 @@ def test_a_worker_that_dies_is_named_and_the_advice_is_to_resume():
     workers = [subprocess.Popen([sys.executable, "-c", code], text=True) for code in codes]
     with pytest.raises(GuardStop, match=r"worker 1 of 2 ended with status 7.*--resume"):
         watch(workers, lambda: 0, None)
+
+
+def test_a_killed_worker_says_what_it_was_at_and_what_is_kept(tmp_path):
+    """The plan's runs are dealt out in turn; of worker 1's, the first is there already."""
+    from u2a.config import UnlearnOptions
+    from u2a.verify.cells import Cells
+    from u2a.verify.plan import make_plan
+
+    plan = make_plan(8, 2, UnlearnOptions(max_steps=1), subsets=4, singles=0, seeds=1, repeats=2, seed=0)
+    cells = Cells(tmp_path, plan, {})
+    own = plan.runs[1::2]
+    cells.path(own[0]).write_text("{}")
+    workers = [
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], text=True) for _ in range(2)
+    ]
+    workers[1].kill()
+    place = rf"at subset {own[1].subset}, seed {own[1].seed}, .*finished cells are kept.*--resume"
+    try:
+        with pytest.raises(GuardStop, match=f"worker 1 of 2 was ended by SIGKILL.*{place}"):
+            watch(workers, cells.finished, None, cells.under_way)
+    finally:
+        workers[0].kill()
+        workers[0].wait()
+
+
+def test_a_worker_on_a_full_disk_says_so(tmp_path, monkeypatch, capsys):
+    from u2a.commands import verify_workers
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "cells" / "x.json"))
+
+    (tmp_path / "config.yaml").write_text("a: 1")
+    monkeypatch.setattr(verify_workers, "work", full)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"output": str(tmp_path)})))
+    assert verify_workers.main(1, 2) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("u2a: worker 1: could not write")
+    assert "--resume" in said
 
 
 def test_watching_counts_new_cells():

@@ -18,7 +18,9 @@ from u2a.data.render import Renderer
 from u2a.data.scratch import no_progress_bars
 from u2a.types import IGNORE, Batch, UserError
 
-__all__ = ["Renderer", "collate", "length_sorted_batches", "token_counts", "token_rows", "tokenize_rows"]
+__all__ = [
+    "Renderer", "collate", "length_sorted_batches", "row_name", "token_counts", "token_rows", "tokenize_rows",
+]  # fmt: skip
 
 log = logging.getLogger("u2a")
 
@@ -83,6 +85,14 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
                 *(cut, len(tokenized), what, side, renderer.max_length, response),
             )
     return tokenized.remove_columns(["prompt_cut", "response_cut"])
+
+
+def row_name(texts: Dataset, position: int) -> str:
+    """What messages call a text: its row, and its id where `texts` have one that says more."""
+    text = texts[position]
+    row = text.get("row", position)
+    known = text.get("id")
+    return f"row {row}" if known is None or str(known) == str(row) else f"row {row} (id {known})"
 
 
 def token_rows(rows: Sequence[int], prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Dataset:

@@ -46,28 +46,24 @@ class Divergence:
 def _sums(subject: Subject, original: Subject, texts: Dataset) -> np.ndarray:
     import torch
 
-    from u2a.data.collate import length_sorted_batches
-    from u2a.logprobs import evaluating, kl_per_token, response_logits
+    from u2a.logprobs import evaluating, fitting_apart, kl_per_token, response_logits
 
     model, reference = subject.policy.model, original.policy.model
     found = torch.zeros(len(texts), dtype=torch.float64)
     # two models' logits are held at once
-    batches = length_sorted_batches(
-        texts,
-        max_tokens=max(1, subject.max_tokens // 2),
-        pad_token_id=subject.pad_token_id,
-    )
+    sizes = {"max_tokens": max(1, subject.max_tokens // 2), "pad_token_id": subject.pad_token_id}
     with (
         evaluating(model),
         evaluating(reference),
         torch.no_grad(),
         subject.task(f"{subject.name}: KL from the original", len(texts)) as progress,
     ):
-        for batch in batches:
-            logits, _, example = response_logits(model, batch.to(subject.policy.device))
-            theirs = response_logits(reference, batch.to(original.policy.device))[0].to(logits.device)
-            each = kl_per_token(logits, theirs).double().cpu()
-            found.index_add_(0, batch.index[example.cpu()], each)
-            if progress:
-                progress(len(batch.index))
+        for attempt in fitting_apart(model, texts, **sizes, kind="measuring KL"):
+            with attempt as batch:
+                logits, _, example = response_logits(model, batch)
+                theirs = response_logits(reference, batch.to(original.policy.device))[0].to(logits.device)
+                each = kl_per_token(logits, theirs).double().cpu()
+                found.index_add_(0, batch.index.cpu()[example.cpu()], each)
+                if progress:
+                    progress(len(batch.index))
     return found.numpy()

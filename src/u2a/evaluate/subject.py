@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from u2a.data.collate import length_sorted_batches
+from u2a.data.collate import row_name
 from u2a.generation import continuations, ending_tokens
-from u2a.logprobs import dataset_logprobs, evaluating, response_logits
+from u2a.logprobs import dataset_logprobs, evaluating, fitting_apart, response_logits
 from u2a.problem import Task, silent
 from u2a.types import GuardStop, UserError
 
@@ -131,22 +131,24 @@ class Subject:
         """
         if role not in self._tokens:
             found: list[TokenStatistics | None] = [None] * len(texts)
-            batches = length_sorted_batches(texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id)
             model = self.policy.model
+            sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
             with (
                 evaluating(model),
                 torch.no_grad(),
                 self.task(f"{self.name}: tokens, {role}", len(texts)) as progress,
             ):
-                for batch in batches:
-                    logits, targets, example = response_logits(model, batch.to(self.policy.device))
-                    for place, row in enumerate(batch.index.tolist()):
-                        own = example == place
-                        found[row] = _token_statistics(logits[own], targets[own])
-                        if not np.isfinite(found[row].logprob).all():
-                            raise GuardStop(f"a log-prob of row {texts[row]['row']} is not finite ({role})")
-                    if progress:
-                        progress(len(batch.index))
+                for attempt in fitting_apart(model, texts, **sizes, kind="a forward pass for statistics"):
+                    with attempt as batch:
+                        logits, targets, example = response_logits(model, batch)
+                        for place, row in enumerate(batch.index.tolist()):
+                            own = example == place
+                            found[row] = each = _token_statistics(logits[own], targets[own])
+                            if not np.isfinite(each.logprob).all():
+                                name = row_name(texts, row)
+                                raise GuardStop(f"a log-prob of {name} is not finite ({role})")
+                        if progress:
+                            progress(len(batch.index))
             self._tokens[role] = [each for each in found if each is not None]
         return self._tokens[role]
 

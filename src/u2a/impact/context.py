@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from u2a.data.collate import length_sorted_batches
-from u2a.logprobs import Progress, dataset_logprobs, text_batches
+from u2a.logprobs import Progress, dataset_logprobs, fitting_apart, fitting_batches
+from u2a.memory import Attempt
 from u2a.types import Batch, PackedBatch
 
 if TYPE_CHECKING:
@@ -53,9 +54,16 @@ class ScoringContext:
         """Where φ is."""
         return next(iter(self.parameters.values())).device
 
-    def shared_batches(self, texts: Dataset) -> Iterator[Batch | PackedBatch]:
-        """`texts` in the cheapest layout, where prompts may be shared, on the device of φ."""
-        return text_batches(self.model, texts, max_tokens=self.max_tokens, pad_token_id=self.pad_token_id)
+    def shared_attempts(self, texts: Dataset, kind: str) -> Iterator[Attempt[Batch | PackedBatch]]:
+        """`texts` in the cheapest layout, where prompts may be shared, on the device of φ; each batch is
+        worked on in a block that may run out of memory. `kind` of pass, as in `u2a.memory.fitting`."""
+        sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
+        return fitting_batches(self.model, texts, **sizes, kind=kind)
+
+    def attempts(self, texts: Dataset, kind: str) -> Iterator[Attempt[Batch]]:
+        """The same in length-sorted batches, examples apart."""
+        sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
+        return fitting_apart(self.model, texts, **sizes, kind=kind)
 
     def batches(self, texts: Dataset) -> Iterator[Batch]:
         """`texts` in length-sorted batches, examples apart, on the device of φ."""

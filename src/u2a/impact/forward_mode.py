@@ -29,15 +29,16 @@ def forward_mode(
     module = _LogProbModule(context.model)
 
     with evaluating(context.model), eager_attention(context.model), torch.no_grad():
-        for batch in context.batches(texts):
+        for attempt in context.attempts(texts, "a forward pass with derivatives"):
+            with attempt as batch:
 
-            def logprobs(phi: Direction, batch: Batch = batch) -> Tensor:
-                return functional_call(module, {f"model.{n}": v for n, v in phi.items()}, (batch,))
+                def logprobs(phi: Direction, batch: Batch = batch) -> Tensor:
+                    return functional_call(module, {f"model.{n}": v for n, v in phi.items()}, (batch,))
 
-            derivative = jvp(logprobs, (primals,), (tangents,))[1]
-            out[batch.index.cpu()] = derivative.double().cpu()
-            if progress:
-                progress(len(batch.index))
+                derivative = jvp(logprobs, (primals,), (tangents,))[1]
+                out[batch.index.cpu()] = derivative.double().cpu()
+                if progress:
+                    progress(len(batch.index))
     return out
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from u2a.data.collate import row_name
 from u2a.impact.context import Direction, ScoringContext
+from u2a.impact.per_example import BACKWARD
 from u2a.logprobs import Progress, evaluating, response_logprobs
 from u2a.types import GuardStop
 
@@ -35,19 +38,35 @@ def weighted_logprob_gradient(
     chosen = texts if len(counted) == len(texts) else texts.select(counted)
     kept = coefficients[counted]
     with evaluating(context.model), torch.enable_grad():
-        for batch in context.keeping_activations.shared_batches(chosen) if counted else ():
-            s = response_logprobs(context.model, batch)
-            weighted = (s * kept[batch.index.cpu()].to(s)).sum()
-            gradients = torch.autograd.grad(weighted, leaves, allow_unused=True)
-            for sum_, gradient in zip(total, gradients, strict=True):
-                if gradient is not None:
-                    sum_ += gradient
-            if progress:
-                progress(len(s))
+        for attempt in context.keeping_activations.shared_attempts(chosen, BACKWARD) if counted else ():
+            with attempt as batch:
+                s = response_logprobs(context.model, batch)
+                weighted = (s * kept[batch.index.cpu()].to(s)).sum()
+                gradients = torch.autograd.grad(weighted, leaves, allow_unused=True)
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    if gradient is not None:
+                        sum_ += gradient
+                if progress:
+                    progress(len(s))
     for name, sum_ in zip(names, total, strict=True):
         if not torch.isfinite(sum_).all():
-            raise GuardStop(f"the gradient of {name} is not finite; try --dtype float32")
+            whose = _first_not_finite(context, chosen, kept)
+            raise GuardStop(f"the gradient of {name} is not finite{whose}; try --dtype float32")
     return dict(zip(names, total, strict=True))
+
+
+def _first_not_finite(context: ScoringContext, texts: Dataset, coefficients: Tensor) -> str:
+    """Which text has a gradient that is not finite, one by one: asked only once the sum is not."""
+    leaves = list(context.parameters.values())
+    with evaluating(context.model), torch.enable_grad():
+        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD):
+            with attempt as batch:
+                position = int(batch.index[0])
+                s = response_logprobs(context.model, batch)[0] * float(coefficients[position])
+                gradients = torch.autograd.grad(s, leaves, allow_unused=True)
+                if not all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
+                    return f": that of {row_name(texts, position)} is the first"
+    return ", though that of each text alone is"
 
 
 def objective_coefficients(objective: Objective, s: Tensor, terms: np.ndarray | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,9 @@ from u2a.types import Batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+BACKWARD = "a backward pass"
+"""The kind of pass that keeps activations, as messages name it."""
 
 _LARGEST_BLOCK = 1 << 26
 """Most elements of per-example gradients held at once for one layer (256 MiB in float32)."""
@@ -128,24 +131,25 @@ def _batched(
         for name, p in context.parameters.items()
     }
     with evaluating(context.model), torch.enable_grad():
-        for batch in context.keeping_activations.batches(texts):
-            size = len(batch.index)
-            sums = _Accumulator(
-                stacked,
-                torch.zeros(len(directions), size, dtype=torch.float64, device=context.device),
-                torch.zeros(size, dtype=torch.float64, device=context.device),
-            )
+        for attempt in context.keeping_activations.attempts(texts, BACKWARD):
+            with attempt as batch:
+                size = len(batch.index)
+                sums = _Accumulator(
+                    stacked,
+                    torch.zeros(len(directions), size, dtype=torch.float64, device=context.device),
+                    torch.zeros(size, dtype=torch.float64, device=context.device),
+                )
 
-            def take(layer: Layer, x: Tensor, g: Tensor, sums: _Accumulator = sums) -> None:
-                _compare(layer, x, g, sums)
+                def take(layer: Layer, x: Tensor, g: Tensor, sums: _Accumulator = sums) -> None:
+                    _compare(layer, x, g, sums)
 
-            s = backward_through(context, layers, batch, take)
-            where = batch.index.cpu()
-            found.s[where] = s.detach().double().cpu()
-            found.along[:, where] = sums.along.cpu()
-            found.square_norm[where] = sums.square_norm.cpu()
-            if progress:
-                progress(size)
+                s = backward_through(context, layers, batch, take)
+                where = batch.index.cpu()
+                found.s[where] = s.detach().double().cpu()
+                found.along[:, where] = sums.along.cpu()
+                found.square_norm[where] = sums.square_norm.cpu()
+                if progress:
+                    progress(size)
     return found
 
 
@@ -225,25 +229,24 @@ def _embeddings_need_gradient(model: nn.Module) -> Iterator[list[Tensor]]:
 def _one_by_one(
     context: ScoringContext, texts: Dataset, directions: Sequence[Direction], progress: Progress | None
 ) -> PerExample:
-    from u2a.data.collate import collate
-
     found = PerExample(*_empty(len(texts), len(directions)))
     names, leaves = list(context.parameters), list(context.parameters.values())
     with evaluating(context.model), torch.enable_grad():
-        for position in range(len(texts)):
-            batch = collate([texts[position]], [position], pad_token_id=context.pad_token_id)
-            s = response_logprobs(context.model, batch.to(context.device))[0]
-            gradients = torch.autograd.grad(s, leaves, allow_unused=True)
-            found.s[position] = s.detach().double().cpu()
-            for name, gradient in zip(names, gradients, strict=True):
-                if gradient is None:
-                    continue
-                wide = gradient.double()
-                found.square_norm[position] += wide.square().sum().cpu()
-                for d, direction in enumerate(directions):
-                    found.along[d, position] += (wide * direction[name].to(wide)).sum().cpu()
-            if progress:
-                progress(1)
+        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD):
+            with attempt as batch:
+                position = int(batch.index[0])
+                s = response_logprobs(context.model, batch)[0]
+                gradients = torch.autograd.grad(s, leaves, allow_unused=True)
+                found.s[position] = s.detach().double().cpu()
+                for name, gradient in zip(names, gradients, strict=True):
+                    if gradient is None:
+                        continue
+                    wide = gradient.double()
+                    found.square_norm[position] += wide.square().sum().cpu()
+                    for d, direction in enumerate(directions):
+                        found.along[d, position] += (wide * direction[name].to(wide)).sum().cpu()
+                if progress:
+                    progress(1)
     return found
 
 

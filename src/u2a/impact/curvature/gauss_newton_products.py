@@ -18,8 +18,12 @@ def gauss_newton_product(kept: KeptTexts, direction: Direction) -> Direction:
     """Σ_t J_tᵀ·(diag(p_t) − p_t·p_tᵀ)·J_t·v / T over the response tokens of the kept texts, by name.
 
     One forward pass carries J·v along (forward mode, eager attention) and keeps the graph for the one
-    backward pass that gives Jᵀ·u.
+    backward pass that gives Jᵀ·u. Where memory runs out, it begins again with smaller batches.
     """
+    return kept.fitting(lambda part: _product(part, direction))
+
+
+def _product(kept: KeptTexts, direction: Direction) -> Direction:
     context = kept.context
     module = _Logits(context.model)
     leaves = list(context.parameters.values())

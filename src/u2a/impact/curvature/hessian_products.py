@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
 from u2a.impact.curvature.kept_texts import drawn_rows, wide
 from u2a.impact.forward_mode import eager_attention
 from u2a.logprobs import evaluating
+from u2a.memory import whole_pass
 
 if TYPE_CHECKING:
     from u2a.problem import Problem
@@ -24,8 +26,20 @@ def hessian_product(
 ) -> Direction:
     """∇²[(1/n)·Σ ℓ_i + λ·R]·v + δ·v over n ≤ `rows` drawn negatives and as many drawn retain texts (0 = all).
 
-    Eager attention: fused kernels cannot be differentiated twice.
+    Eager attention: fused kernels cannot be differentiated twice. Where memory runs out, it begins again with
+    smaller batches.
     """
+
+    def sized(tokens: int) -> Direction:
+        return _product(replace(problem, max_tokens=tokens), direction, retain_weight, damping, rows, seed)
+
+    model, texts = problem.policy.model, problem.negative_texts
+    return whole_pass(model, texts, problem.max_tokens, sized, kind="products of the Hessian")
+
+
+def _product(
+    problem: Problem, direction: Direction, retain_weight: float, damping: float, rows: int, seed: int
+) -> Direction:
     negatives = drawn_rows(len(problem.negative_texts), rows, seed)
     kept = drawn_rows(len(problem.retain_texts), rows, seed) if problem.retain_texts is not None else []
     parts: Iterable[Tensor] = chain(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.curvature.options import DAMPING_SHARE
 from u2a.impact.per_example import Layer, NotLinear, backward_through, linear_layers
 from u2a.logprobs import Progress, evaluating, response_lengths, response_logits, response_logprobs
+from u2a.memory import Result, whole_pass
 from u2a.types import IGNORE, Batch, GuardStop
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ class KeptTexts:
         for batch in context.batches(self.texts):
             yield self._sampled(batch) if sampled else batch
 
+    def fitting(self, work: Callable[[KeptTexts], Result]) -> Result:
+        """`work` on these texts, begun again with smaller batches where memory runs out."""
+
+        def sized(tokens: int) -> Result:
+            return work(replace(self, context=replace(self.context, max_tokens=tokens)))
+
+        context = self.context
+        return whole_pass(context.model, self.texts, context.max_tokens, sized, kind="curvature")
+
     def _sampled(self, batch: Batch) -> Batch:
         with torch.no_grad():
             logits = response_logits(self.context.model, batch)[0]
@@ -105,11 +115,11 @@ def fisher_diagonal(kept: KeptTexts, *, sampled: bool, progress: Progress | None
     squares = None
     if layers is not None:
         try:
-            squares = _batched_squares(kept, layers, sampled, progress)
+            squares = kept.fitting(lambda part: _batched_squares(part, layers, sampled, progress))
         except NotLinear:
             squares = None
     if squares is None:
-        squares = _squares_one_by_one(kept, sampled, progress)
+        squares = kept.fitting(lambda part: _squares_one_by_one(part, sampled, progress))
     for name, value in squares.items():
         if not torch.isfinite(value).all():
             raise GuardStop(f"the squared gradients of {name} are not finite; try --dtype float32")

@@ -43,6 +43,10 @@ def eigenbases(kept: KeptTexts, progress: Progress | None = None) -> dict[str, E
         UserError: φ is not the weights of plain linear layers.
         GuardStop: a factor is not finite.
     """
+    return kept.fitting(lambda part: _eigenbases(part, progress))
+
+
+def _eigenbases(kept: KeptTexts, progress: Progress | None) -> dict[str, Eigenbasis]:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     tokens = 0
@@ -75,6 +79,12 @@ def second_moments_along(
     Raises:
         GuardStop: a moment is not finite.
     """
+    return kept.fitting(lambda part: _second_moments_along(part, bases, progress))
+
+
+def _second_moments_along(
+    kept: KeptTexts, bases: dict[str, Eigenbasis], progress: Progress | None
+) -> dict[str, Tensor]:
     sums = {name: torch.zeros_like(basis.product_eigenvalues()) for name, basis in bases.items()}
 
     def take(name: str, _batch: Batch, x: Tensor, g: Tensor) -> None:
