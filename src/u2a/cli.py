@@ -1,7 +1,7 @@
 """The command line: flags made from the options, errors for people, exit statuses. Nothing heavy here.
 
 Exit status: 0 done; 1 done, with findings; 2 bad usage or bad input, nothing run; 3 stopped by a guard or
-interrupted, resumable; 70 a fault of ours.
+interrupted or by the machine (disk, memory), resumable; 70 a fault of ours.
 """
 
 from __future__ import annotations
@@ -58,11 +58,15 @@ def _register(
         config = given.pop("config", None)
         positional = {p.name: given.pop(p.name) for p in arguments}
 
+        output = ""
+
         def work() -> int:
+            nonlocal output
             values = schema.resolve(config, given)
+            output = values.get("output") or ""
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
 
-        raise typer.Exit(_guarded(work))
+        raise typer.Exit(_guarded(work, lambda error: _machine_fault(error, name, output)))
 
     parameters = [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
     body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -70,7 +74,13 @@ def _register(
     app.command(name, help=about, epilog=epilog)(body)
 
 
-def _guarded(work: Callable[[], int]) -> int:
+def _machine_fault(error: Exception, name: str, output: str) -> tuple[str, int] | None:
+    from u2a.commands.machine_faults import machine_fault
+
+    return machine_fault(error, output, name in _RESUMABLE, BAD_INPUT, STOPPED)
+
+
+def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str, int] | None]) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -88,7 +98,11 @@ def _guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"u2a: interrupted; {', '.join(_RESUMABLE)} go on with --resume", file=sys.stderr)
         return STOPPED
-    except Exception:
+    except Exception as error:
+        known = fault_of(error)
+        if known is not None:
+            print(f"u2a: {known[0]}", file=sys.stderr)
+            return known[1]
         traceback.print_exc()
         print("u2a: this is a fault of u2a's own, or of the machine: please report it", file=sys.stderr)
         return FAULT

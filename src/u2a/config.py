@@ -164,6 +164,13 @@ class OuterOptions:
     utility_budget: float = option(
         0.0, "Largest fall of U that weights may cost; 0 = only the guards.", least=0
     )
+    max_repetition: float = option(
+        0.0,
+        "Largest share of repeated 4-grams in greedy answers to 8 validation prompts, unless the original's "
+        "is larger; measured by generating at every measured step; 0 = not measured.",
+        least=0,
+        most=1,
+    )
     restart: bool = option(False, "Begin every outer step at the original model again.")
 
 

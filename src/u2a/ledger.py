@@ -64,12 +64,27 @@ class Ledger:
         return admissible
 
     def admissible(self, measured: Measurement) -> bool:
-        """Within the KL budget, the largest rise of the retain NLL, and the utility budget."""
-        fall = self.start.utility - measured.utility
+        """Within every budget and guard."""
+        return not self.passed(measured)
+
+    def passed(self, measured: Measurement) -> str:
+        """The budgets that a measured point is past, in words; empty = none.
+
+        The KL budget, the largest rise of the retain NLL, the utility budget, and the largest repetition.
+        """
+        options, fall = self.options, self.start.utility - measured.utility
+        found = []
         # without a reference there is no KL to guard
-        within_kl = measured.kl is None or not 0 < self.options.kl_budget < measured.kl
-        within_cost = self.options.utility_budget <= 0 or fall <= self.options.utility_budget
-        return within_kl and within_cost and fall <= self.options.max_nll_rise
+        if measured.kl is not None and 0 < options.kl_budget < measured.kl:
+            found.append(f"KL {measured.kl:.4g} is over --kl-budget {options.kl_budget:g}")
+        if not fall <= options.max_nll_rise:
+            found.append(f"the retain NLL rose by {fall:.4g}, over --max-nll-rise {options.max_nll_rise:g}")
+        if options.utility_budget > 0 and fall > options.utility_budget:
+            found.append(f"U fell by {fall:.4g}, over --utility-budget {options.utility_budget:g}")
+        most = max(options.max_repetition, self.start.repetition or 0.0)
+        if options.max_repetition > 0 and (measured.repetition or 0.0) > most:
+            found.append(f"{measured.repetition:.3g} of 4-grams repeat, over --max-repetition {most:.3g}")
+        return " and ".join(found)
 
     def _note(self, point: Point) -> None:
         self.points.append(point)

@@ -21,6 +21,7 @@ from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_run import unlearning_trainer
 from u2a.ledger import Ledger, Point, restore, snapshot
 from u2a.problem import Measurement, Problem, Task, silent
+from u2a.repetition import greedy_repetition
 from u2a.types import GuardStop
 from u2a.weighting import (
     Weighting,
@@ -109,6 +110,8 @@ def align(
     if start is None:
         with phase("measuring"):
             start = problem.measure(task, negatives=True)
+    if outer.max_repetition > 0 and start.repetition is None:
+        start = replace(start, repetition=greedy_repetition(problem, task))
     loop = _OuterLoop(
         problem=problem,
         unlearn=unlearn or UnlearnOptions(),
@@ -232,7 +235,7 @@ class _OuterLoop:
         already past a budget, or not finite, which is the far end of the same."""
         begin = snapshot(self.problem)
         for halving in range(self.outer.halvings + 1):
-            measuring, why = _Measuring(self, state), "the first point was past a budget"
+            measuring, why = _Measuring(self, state), ""
             try:
                 self._train(state, measuring, seed=self.seed + 1000 * state.outer_step + halving)
             except GuardStop as stop:
@@ -243,12 +246,19 @@ class _OuterLoop:
                 break
             state.learning_rate /= 2
             restore(self.problem, begin)
-            log.info("learning rate halved to %g: %s", state.learning_rate, why)
+            log.info("learning rate halved to %g: %s", state.learning_rate, why or measuring.passed)
         if measuring.last is not None and table is not None:
             # what one unit of predicted cost, Σω·c, really costs
             predicted, fall = float(state.weights @ table.utility_cost), at.utility - measuring.last.utility
             if predicted > 0 and fall > 0:
                 state.cost_calibration = fall / predicted
+
+    def measured(self) -> Measurement:
+        """J, U, KL and, where a guard is on it, repetition at the current φ."""
+        found = self.problem.measure(self.task)
+        if self.outer.max_repetition > 0:
+            found = replace(found, repetition=greedy_repetition(self.problem, self.task))
+        return found
 
     def _train(self, state: OuterState, measuring: _Measuring, seed: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -301,6 +311,7 @@ class _Measuring(TrainerCallback):
         self.loop, self.state = loop, state
         self.admissible_points = 0
         self.last: Measurement | None = None
+        self.passed = ""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -309,9 +320,11 @@ class _Measuring(TrainerCallback):
         every = max(1, round(state.max_steps / self.loop.outer.measurements))
         if state.global_step % every and state.global_step < state.max_steps:
             return
-        self.last = self.loop.problem.measure(self.loop.task)
+        self.last = self.loop.measured()
         outer_step, rate = self.state.outer_step, self.state.learning_rate
         if self.loop.ledger.consider(self.last, outer_step, state.global_step, rate):
             self.admissible_points += 1
         else:
+            self.passed = self.loop.ledger.passed(self.last)
+            log.info("outer step %d ends at step %d: %s", outer_step, state.global_step, self.passed)
             control.should_training_stop = True

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from u2a.storage import quiet_when_full, storage_errno
 from u2a.types import UserError
 
 log = logging.getLogger("u2a")
@@ -37,8 +38,15 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except Exception as error:
+        number = storage_errno(error)
+        if number is None:
+            raise
+        # the temporary file's name, or none, says nothing to people
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,7 +86,8 @@ class RunFolder:
         """Closes the log. A new run that ends in an error of the user's leaves nothing behind."""
         if self.log_file is not None:
             log.removeHandler(self.log_file)
-            self.log_file.close()
+            with suppress(OSError):  # a full disk, which whatever comes next says
+                self.log_file.close()
         if self.fresh and kind is not None and issubclass(kind, UserError):
             for name in ("config.yaml", "versions.json", "run.log"):
                 (self.path / name).unlink(missing_ok=True)
@@ -125,8 +134,9 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not resume:
             write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+        if not (path / "versions.json").is_file():  # on --resume too: the disk may have been full just then
             write_json(path / "versions.json", versions())
-        handler = logging.FileHandler(path / "run.log", encoding="utf-8")
+        handler = quiet_when_full(logging.FileHandler(path / "run.log", encoding="utf-8"))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

@@ -156,6 +156,29 @@ def test_a_worker_that_dies_is_named_and_the_advice_is_to_resume():
         watch(workers, lambda: 0, None)
 
 
+def test_a_killed_worker_says_what_it_was_at_and_what_is_kept(tmp_path):
+    """The plan's runs are dealt out in turn; of worker 1's, the first is there already."""
+    from u2a.config import UnlearnOptions
+    from u2a.verify.cells import Cells
+    from u2a.verify.plan import make_plan
+
+    plan = make_plan(8, 2, UnlearnOptions(max_steps=1), subsets=4, singles=0, seeds=1, repeats=2, seed=0)
+    cells = Cells(tmp_path, plan, {})
+    own = plan.runs[1::2]
+    cells.path(own[0]).write_text("{}")
+    workers = [
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], text=True) for _ in range(2)
+    ]
+    workers[1].kill()
+    place = rf"at subset {own[1].subset}, seed {own[1].seed}, .*finished cells are kept.*--resume"
+    try:
+        with pytest.raises(GuardStop, match=f"worker 1 of 2 was ended by SIGKILL.*{place}"):
+            watch(workers, cells.finished, None, cells.under_way)
+    finally:
+        workers[0].kill()
+        workers[0].wait()
+
+
 def test_watching_counts_new_cells():
     counts, seen = iter([1, 1, 3, 3, 3, 3, 3]), []
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"], text=True)

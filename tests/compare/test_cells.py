@@ -1,6 +1,8 @@
 """Cells on disk: kept, refused when made otherwise, and one maker at a time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -57,3 +59,24 @@ def test_cells_are_json(tmp_path):
     store = CellStore(tmp_path, {"uniform": {"loss": "npo"}})
     store.write(NAME, {"seconds": 1.0})
     assert json.loads((tmp_path / NAME.file).read_text()) == {"seconds": 1.0, "settings": {"loss": "npo"}}
+
+
+MAKER = """
+import fcntl, sys, time
+with open(sys.argv[1], "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("mine", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_cell_whose_maker_was_killed_is_free_again(tmp_path):
+    store, lock = CellStore(tmp_path, {"uniform": {}}), tmp_path / f".{NAME.file}.lock"
+    maker = subprocess.Popen([sys.executable, "-c", MAKER, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout.readline().strip() == "mine"
+    with store.claim(NAME) as mine:
+        assert not mine
+    maker.kill()
+    maker.communicate()
+    with store.claim(NAME) as mine:
+        assert mine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from u2a.commands.ends import End, end_of
 from u2a.commands.impact import counts, describe, self_check_figures
 from u2a.commands.schemas import ALIGN
 from u2a.commands.session import (
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def run(values: Mapping[str, Any]) -> int:
-    """Aligns and writes the run folder; 1 when no measured step improved J, 3 when a guard ended the run."""
+    """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
     if values["output"]:
         RunFolder.check(folder, resume=values["resume"])
@@ -60,14 +62,14 @@ def run(values: Mapping[str, Any]) -> int:
         with run.phase("evaluation"):
             after = _held_out(problem, data, bars)
         rows = measurement_rows(result.start, result.best)
-        rows += held_out_rows(before, after) if before else []
-        _write_results(run, result, data, policy, rows)
+        rows += held_out_rows(before.metrics, after.metrics) if before and after else []
+        end = end_of(result, before.margins if before else None, after.margins if after else None)
+        _write_results(run, result, data, policy, rows, end)
         if values["merge"]:
             save_merged(policy, run.path)
     say(f"Run folder: {run.path}")
-    if result.stopped_by_guard:
-        return 3
-    return 0 if result.improved or not result.history else 1
+    say(end.line)
+    return end.status
 
 
 def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
@@ -91,18 +93,27 @@ def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Ba
     )
 
 
-def _held_out(problem: Problem, data: Data, bars: Bars) -> PairMetrics | None:
+@dataclass(frozen=True)
+class _HeldOut:
+    """Metrics of the held-out pairs and their margins (P,) in nats."""
+
+    metrics: PairMetrics
+    margins: np.ndarray
+
+
+def _held_out(problem: Problem, data: Data, bars: Bars) -> _HeldOut | None:
     if data.test is None:
         return None
     import torch
 
-    from u2a.evaluate.preference import pair_metrics
+    from u2a.evaluate.preference import pair_margins, pair_metrics
     from u2a.problem import pair_texts
 
     texts, _ = pair_texts(data.test, problem.renderer)
     with bars.task("held-out pairs", len(texts)) as progress:
         s = problem.logprobs(texts, progress)
-    return pair_metrics(s, torch.tensor(texts["n_tokens"]))
+    lengths = torch.tensor(texts["n_tokens"])
+    return _HeldOut(pair_metrics(s, lengths), pair_margins(s, lengths)[0].numpy())
 
 
 def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
@@ -124,7 +135,9 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
     )
 
 
-def _write_results(run: RunFolder, result: AlignResult, data: Data, policy: Policy, rows: list[Row]) -> None:
+def _write_results(
+    run: RunFolder, result: AlignResult, data: Data, policy: Policy, rows: list[Row], end: End
+) -> None:
     from u2a.report.html import write_report
     from u2a.report.model_card import write_model_card
 
@@ -144,6 +157,7 @@ def _write_results(run: RunFolder, result: AlignResult, data: Data, policy: Poli
         counts=counts(table, data, selected=int((result.weights > 0).sum())),
         self_check=self_check_figures(table),
         warnings=data.warnings,
+        end=end.line,
     )
     write_report(run.path)
     write_model_card(run.path)

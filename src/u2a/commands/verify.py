@@ -139,7 +139,7 @@ def _in_processes(cells: Cells, start: Measurement, values: Mapping[str, Any], b
     remaining = len(cells.remaining(start.utility))
     if remaining:
         with bars.task("unlearning subsets for real", remaining) as advance:
-            run_workers(values, cells.finished, advance)
+            run_workers(values, cells.finished, advance, cells.under_way)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, cast
 
-from u2a.types import GuardStop, UserError
+from u2a.types import GuardStop, OutOfMemory, UserError
 
 POLL = 0.2
 """Seconds between two looks at the workers."""
@@ -26,13 +27,17 @@ Worker = subprocess.Popen[str]
 
 
 def run_workers(
-    values: Mapping[str, Any], finished: Callable[[], int], advance: Callable[[int], None] | None
+    values: Mapping[str, Any],
+    finished: Callable[[], int],
+    advance: Callable[[int], None] | None,
+    under_way: Callable[[int, int], str] = lambda _number, _count: "",
 ) -> None:
     """Runs `--processes` workers until all cells are there.
 
     Args:
         values: the command's resolved options.
         finished: how many cells there are. advance: called with the number of new ones.
+        under_way: what worker NUMBER of COUNT has to make next, for the message when it dies.
 
     Raises:
         GuardStop: a worker died; the others are ended, and their finished cells stay.
@@ -53,13 +58,16 @@ def run_workers(
             # one that is dead already breaks the pipe; `watch` tells why
             with suppress(BrokenPipeError), cast("IO[str]", worker.stdin) as pipe:
                 pipe.write(json.dumps(dict(values)))
-        watch(workers, finished, advance)
+        watch(workers, finished, advance, under_way)
     finally:
         _end(workers)
 
 
 def watch(
-    workers: Sequence[Worker], finished: Callable[[], int], advance: Callable[[int], None] | None
+    workers: Sequence[Worker],
+    finished: Callable[[], int],
+    advance: Callable[[int], None] | None,
+    under_way: Callable[[int, int], str] = lambda _number, _count: "",
 ) -> None:
     """Waits until all workers have ended.
 
@@ -76,12 +84,24 @@ def watch(
         for number, status in enumerate(statuses):
             if status:
                 raise GuardStop(
-                    f"worker {number} of {len(workers)} ended with status {status}; finished cells are kept, "
-                    "and --resume goes on (with fewer --processes if memory ran out)"
+                    f"worker {number} of {len(workers)} {_end_of(status)}{under_way(number, len(workers))}; "
+                    "finished cells are kept, and --resume goes on (with fewer --processes if memory ran out)"
                 )
         if None not in statuses:
             return
         time.sleep(POLL)
+
+
+def _end_of(status: int) -> str:
+    """`ended with status 7`, or the signal that ended it."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    killer = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
+    return f"was ended by {name}{killer}"
 
 
 def _end(workers: Sequence[Worker]) -> None:
@@ -110,7 +130,7 @@ def main(number: int, count: int) -> int:
     logging.getLogger("u2a").addHandler(logging.NullHandler())
     try:
         work(json.load(sys.stdin), number, count)
-    except (GuardStop, UserError) as error:
+    except (GuardStop, OutOfMemory, UserError) as error:
         print(f"u2a: worker {number}: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:

@@ -66,6 +66,7 @@ def usable_key(variable: str) -> str:
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks to wait (RFC 9110, 10.2.3: seconds or a date); 0 = it does not say.
 
+    A date is counted from the server's own `Date`, where it sends one: this machine's clock may be wrong.
     Names of `headers` are in small letters, or their case does not matter to it.
     """
     value = headers.get("retry-after", "").strip()
@@ -73,7 +74,9 @@ def retry_after(headers: Mapping[str, str]) -> float:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            until = email.utils.parsedate_to_datetime(value).timestamp()
+            now = headers.get("date")
+            seconds = until - (email.utils.parsedate_to_datetime(now).timestamp() if now else time.time())
         except (TypeError, ValueError, OverflowError):
             return 0.0
     return max(0.0, seconds) if seconds == seconds else 0.0

@@ -5,32 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from u2a.evaluate.figure import Array, Figure
+from u2a.repetition import ngrams, repetition
 
 if TYPE_CHECKING:
     from u2a.evaluate.material import Material
     from u2a.evaluate.subject import Subject
 
 
-def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All n-grams of a text, in order."""
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def repetition(words: Sequence[str], n: int = 4) -> float:
-    """Share of a text's n-grams that stood before in it: 1 − different/all (seq-rep-n of Welleck et al. 2020,
-    arXiv 1908.04319); 0 for fewer than n words."""
-    found = ngrams(words, n)
-    return 1 - len(set(found)) / len(found) if found else 0.0
-
-
 def first_seen(texts: Sequence[Sequence[str]], n: int = 2) -> Array:
     """Of each text, how many different n-grams no text before it has, and how many n-grams: (N, 2)."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[Any, ...]] = set()
     found = []
     for words in texts:
         grams = ngrams(words, n)

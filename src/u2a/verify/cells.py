@@ -107,6 +107,12 @@ class Cells:
         """
         return [run for run in self.plan.runs if self.read(run, utility) is None]
 
+    def under_way(self, number: int, count: int) -> str:
+        """What worker `number` of `count` makes next, as the end of a sentence: nothing if it has all."""
+        own = self.plan.runs[number::count]
+        run = next((run for run in own if not self.path(run).is_file()), None)
+        return "" if run is None else f" at subset {run.subset}, seed {run.seed}, or on its way there"
+
     def finished(self) -> int:
         """How many runs have a cell, without reading any."""
         return sum(self.path(run).is_file() for run in self.plan.runs)

@@ -1,0 +1,97 @@
+"""When the disk does not take what is written: what happened, where, how much is free, how to go on."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+_WHAT = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this system or `ulimit -f` allows",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the disk is read-only",
+    errno.EIO: "the disk or its connection is broken",
+    errno.ESTALE: "the network disk is gone",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENOENT: "the folder is gone, or cannot be made",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+_INSIDE = (errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG)
+"""Faults of storage only where something is to be written; elsewhere they are some missing file."""
+
+
+def storage_errno(error: BaseException | None) -> int | None:
+    """The system's number of what went wrong with the disk, None if it was something else.
+
+    Some writers are no Python: safetensors and pyarrow tell the number in their message alone.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and (found := re.search(r"(?:os error|errno) (\d+)", str(error), flags=re.I)):
+            number = int(found[1])
+        if number in _WHAT:
+            return number
+        error = error.__cause__
+    return None
+
+
+def storage_message(error: BaseException, output: Path | None) -> str | None:
+    """What to tell people, None where `error` is not the disk's.
+
+    Args:
+        output: folder that the command writes to.
+    """
+    number = storage_errno(error)
+    if number is None:
+        return None
+    named = _file_of(error)
+    inside = output is not None and (named is None or output.absolute() in (named, *named.parents))
+    if number in _INSIDE and not inside:
+        return None
+    path = named or (output.absolute() if output else None)
+    if path is None:
+        return f"{_WHAT[number]} ({os.strerror(number)})"
+    return f"could not write {path}: {_WHAT[number]} ({os.strerror(number)}){_free(path)}"
+
+
+def _file_of(error: BaseException | None) -> Path | None:
+    while error is not None:
+        name = getattr(error, "filename", None)
+        if isinstance(name, (str, bytes)):
+            return Path(os.fsdecode(name)).absolute()
+        error = error.__cause__
+    return None
+
+
+def _free(path: Path) -> str:
+    """`; 12 MiB are free there`, of the first folder of the path that exists."""
+    for folder in path.parents:
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError:
+            continue
+        return f"; {free / 2**20:.0f} MiB are free there"
+    return ""
+
+
+def quiet_when_full(handler: logging.Handler) -> logging.Handler:
+    """A log handler that says once that its file takes no more, in place of a traceback for each line."""
+
+    def handle(record: logging.LogRecord) -> None:
+        del record
+        error = sys.exc_info()[1]
+        if error is not None and not told:
+            told.append(True)
+            why = storage_message(error, None) or error
+            print(f"u2a: the log goes on without its file: {why}", file=sys.stderr)
+
+    told: list[bool] = []
+    handler.handleError = handle  # type: ignore[method-assign]
+    return handler
