@@ -297,7 +297,7 @@ def test_a_non_finite_loss_names_the_row_and_the_step(tmp_path):
     trainer = _trainer(
         tmp_path, answers(BAD).add_column("ref_logprob", [0.0, 0.0, float("nan"), 0.0, 0.0, 0.0])
     )
-    with pytest.raises(GuardStop, match=r"negative 2 is nan at step \d"):
+    with pytest.raises(GuardStop, match=r"negative row 2 is nan at step \d"):
         full_pass_gradient(trainer)
 
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, cast
 
-from u2a.types import GuardStop, OutOfMemory, UserError
+from u2a.commands.machine_faults import machine_fault
+from u2a.types import GuardStop, UserError
 
 POLL = 0.2
 """Seconds between two looks at the workers."""
@@ -128,12 +129,19 @@ def main(number: int, count: int) -> int:
     # the command itself has already shown what there is to know
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("u2a").addHandler(logging.NullHandler())
+    values = json.load(sys.stdin)
     try:
-        work(json.load(sys.stdin), number, count)
-    except (GuardStop, OutOfMemory, UserError) as error:
+        work(values, number, count)
+    except (GuardStop, UserError) as error:
         print(f"u2a: worker {number}: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
+        return 3
+    except Exception as error:
+        known = machine_fault(error, values["output"], True, 3, 3)
+        if known is None:
+            raise
+        print(f"u2a: worker {number}: {known[0]}", file=sys.stderr)
         return 3
     return 0
 
