@@ -84,6 +84,20 @@ def test_a_gradient_names_its_row(monkeypatch):
         weighted_logprob_gradient(ScoringContext.of(tiny), tiny.negative_texts, torch.ones(3))
 
 
+def test_a_score_names_its_row(monkeypatch):
+    from u2a.impact.table import score_impact
+
+    tiny = tiny_problem()
+    real = type(tiny.loss).derivative
+
+    def infinite(self, s, reference, lengths):
+        return real(self, s, reference, lengths) * torch.where(torch.arange(len(s)) == 2, torch.inf, 1.0)
+
+    monkeypatch.setattr(type(tiny.loss), "derivative", infinite)
+    with pytest.raises(GuardStop, match=r"the impact of row 2 is -?inf \(1 of 6 rows"):
+        score_impact(tiny)
+
+
 def test_a_measurement_shows_repetition_only_where_there_is_one():
     assert "repetition" not in Problem.measure(tiny_problem()).figures
     with_one = Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), repetition=0.5)

@@ -39,6 +39,12 @@ def test_an_allocator_that_gives_up_is_told_from_other_errors(error):
     assert not is_out_of_memory(None)
 
 
+def test_torch_s_own_refusal_is_one():
+    with pytest.raises(RuntimeError, match="allocate memory") as caught:
+        torch.empty(1 << 46)
+    assert is_out_of_memory(caught.value)
+
+
 def longest(texts):
     return max(len(ids) for ids in texts["input_ids"])
 

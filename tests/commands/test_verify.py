@@ -1,5 +1,7 @@
 """`u2a verify` from end to end on a tiny saved model: files, statuses, resume, processes, refusals."""
 
+import errno
+import io
 import json
 import shutil
 import subprocess
@@ -177,6 +179,21 @@ def test_a_killed_worker_says_what_it_was_at_and_what_is_kept(tmp_path):
     finally:
         workers[0].kill()
         workers[0].wait()
+
+
+def test_a_worker_on_a_full_disk_says_so(tmp_path, monkeypatch, capsys):
+    from u2a.commands import verify_workers
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "cells" / "x.json"))
+
+    (tmp_path / "config.yaml").write_text("a: 1")
+    monkeypatch.setattr(verify_workers, "work", full)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"output": str(tmp_path)})))
+    assert verify_workers.main(1, 2) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("u2a: worker 1: could not write")
+    assert "--resume" in said
 
 
 def test_watching_counts_new_cells():

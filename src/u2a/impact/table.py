@@ -27,6 +27,7 @@ from u2a.impact.scores import (
     impact,
     utility_cost,
 )
+from u2a.logprobs import refuse_non_finite
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import whole_file
 
@@ -197,7 +198,10 @@ def table_of(
     s, lengths = found.s, problem.lengths.double()
     reference = problem.reference.double()
     slope = problem.loss.derivative(s, reference, lengths)
-    scores = impact(slope, found.along[0]).numpy()
+    gain, cost = impact(slope, found.along[0]), utility_cost(slope, found.along[1])
+    for values, what in ((gain, "impact"), (cost, "utility cost")):
+        refuse_non_finite(values, problem.negatives, what)
+    scores = gain.numpy()
     extra: dict[str, np.ndarray] = {}
     if found.square_norm is not None:
         extra["grad_norm"] = (slope * found.square_norm.sqrt()).numpy()
@@ -208,7 +212,7 @@ def table_of(
         extra["impact_se"] = _standard_error(impact(slope, found.along[3:]).numpy(), scores, aims.shares)
     return ImpactTable(
         impact=scores,
-        utility_cost=utility_cost(slope, found.along[1]).numpy(),
+        utility_cost=cost.numpy(),
         loss=problem.loss(s, reference, lengths).numpy(),
         n_tokens=lengths.long().numpy(),
         self_checks=found.self_checks,
