@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from u2a.impact.context import Direction
 from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
 from u2a.impact.curvature.kept_texts import wide
 from u2a.logprobs import evaluating
+from u2a.memory import whole_pass
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:
@@ -38,6 +40,18 @@ def second_moments(
     Raises:
         GuardStop: a moment is not finite.
     """
+
+    def sized(tokens: int) -> Direction:
+        smaller = replace(problem, max_tokens=tokens)
+        return _moments(smaller, batch_size, most, retain_weight, beta2, seed, task)
+
+    model, texts = problem.policy.model, problem.negative_texts
+    return whole_pass(model, texts, problem.max_tokens, sized, kind="gradients of minibatches")
+
+
+def _moments(
+    problem: Problem, batch_size: int, most: int, retain_weight: float, beta2: float, seed: int, task: Task
+) -> Direction:
     total = len(problem.negative_texts)
     whole_pass = -(-total // batch_size)
     steps = min(whole_pass, most) if most else whole_pass
