@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from allocators import CPU, Allocator
-from problems import BAD, answers, tiny_problem
+from problems import BAD, GOOD, answers, tiny_problem
 from u2a.generation import continuations
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
@@ -128,7 +128,34 @@ def test_a_gradient_comes_out_the_same(monkeypatch, backward):
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-8)
 
 
-@pytest.mark.parametrize("curvature", ["diagonal", "ggn", "hessian", "kfac"])
+@pytest.mark.parametrize("which", ["ggn", "hessian", "adam"])
+def test_products_and_moments_come_out_the_same(monkeypatch, which):
+    from u2a.impact.curvature.gauss_newton_products import gauss_newton_product
+    from u2a.impact.curvature.hessian_products import hessian_product
+    from u2a.impact.curvature.kept_texts import KeptTexts
+    from u2a.impact.curvature.second_moments import second_moments
+    from u2a.problem import silent
+
+    tiny = problem(retain_loss="nll", retain=answers(GOOD * 4))
+    v = {name: torch.ones_like(p) for name, p in tiny.policy.trainable().items()}
+    moments = {"batch_size": 4, "most": 0, "retain_weight": 1.0, "beta2": 0.999, "seed": 0, "task": silent}
+
+    def found():
+        if which == "ggn":
+            return gauss_newton_product(KeptTexts.of(tiny, 0, 0), v)
+        if which == "hessian":
+            return hessian_product(tiny, v, 1.0, 0.1, 0, 0)
+        return second_moments(tiny, **moments)
+
+    expected = found()
+    allocator = Allocator(monkeypatch, tiny.policy.model, MOST)
+    again = found()
+    assert allocator.failures > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-3, atol=1e-6 * float(value.abs().max()))
+
+
+@pytest.mark.parametrize("curvature", ["diagonal", "kfac"])
 def test_impacts_and_measurements_come_out_the_same(monkeypatch, curvature):
     from u2a.impact.curvature import CURVATURES
 
