@@ -10,6 +10,9 @@ import u2a
 PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
+    "printable",
+    "links",
+    "plain_yaml",
     "config",
     "runs",
     "data",

@@ -19,9 +19,15 @@ from typing import Any
 
 import yaml
 
+from u2a.links import refuse_links_out
+from u2a.plain_yaml import plain_values
+from u2a.printable import printable
 from u2a.types import UserError
 
 log = logging.getLogger("u2a")
+
+FOLDERS = ("adapter", "model", "checkpoints", "cells", "scores", "models")
+"""Sub-folders of run folders."""
 
 
 @contextmanager
@@ -50,6 +56,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole; a float that is not finite is an error, not `NaN`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class _OneLine(logging.Formatter):
+    """A line a record: nobody's text can forge another one, or act on the terminal that shows the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, harmless."""
+        return printable(super().format(record))
 
 
 @dataclass
@@ -91,7 +105,7 @@ class RunFolder:
 
         Raises:
             UserError: the path is a file; or the folder is not empty and this is no `--resume`; or
-                `--resume` finds no run.
+                `--resume` finds no run, or one with a link that leads out of it.
         """
         if path.exists() and not path.is_dir():
             raise UserError(f"--output {path} is a file; name a folder")
@@ -101,6 +115,8 @@ class RunFolder:
             )
         if not resume and path.is_dir() and any(path.iterdir()):
             raise UserError(f"--output {path} is not empty; name a new folder, or go on with --resume")
+        if resume:  # what is appended must not land in another file
+            refuse_links_out(path, below=FOLDERS)
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
@@ -113,8 +129,8 @@ class RunFolder:
         kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
         if resume:
             try:
-                before = dict(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-            except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+                before = dict(plain_values((path / "config.yaml").read_text(encoding="utf-8")))
+            except (OSError, TypeError, ValueError) as error:
                 raise UserError(
                     f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
                 ) from None
@@ -127,7 +143,7 @@ class RunFolder:
             write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
             write_json(path / "versions.json", versions())
         handler = logging.FileHandler(path / "run.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         return cls(path, fresh=not resume, log_file=handler)
