@@ -1,0 +1,60 @@
+"""Rows of a parquet file, one at a time, so that a few kilobytes cannot expand into gigabytes.
+
+Columns of text are read as dictionaries: a text that a million rows share is held once. What the rows hold is
+counted while they are read, and what the file says of itself is looked at before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from u2a.data import limits
+from u2a.data.limits import VALUE_BYTES, Expansion, size_of, too_long
+from u2a.types import UserError
+
+BATCH = 256
+"""Rows decoded at once."""
+
+
+def parquet_rows(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Position, place and values of each row.
+
+    Raises:
+        UserError: it is no parquet file, a row is too long, or the file expands too far.
+    """
+    position, expansion = 0, Expansion(name, path.stat().st_size)
+    try:
+        with pq.ParquetFile(path) as shape:
+            texts = _text_columns(shape)
+            _refuse_bomb(shape.metadata, name, path.stat().st_size)
+        with pq.ParquetFile(path, read_dictionary=texts) as parquet:
+            for batch in parquet.iter_batches(batch_size=BATCH):
+                for place in range(batch.num_rows):
+                    where = f"{name}, row {position + 1}"
+                    values = batch.slice(place, 1).to_pylist()[0]
+                    size = size_of(values)
+                    if size > limits.LONGEST_ROW:
+                        raise too_long(f"{where}: the row")
+                    expansion.add(size, where)
+                    yield position, where, values
+                    position += 1
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
+        reason = str(fault).splitlines()[0][:120]
+        raise UserError(f"{name}: not a readable parquet file ({reason})") from fault
+
+
+def _text_columns(parquet: pq.ParquetFile) -> list[str]:
+    schema = parquet.schema
+    columns = [schema.column(place) for place in range(len(schema.names))]
+    return [column.path for column in columns if column.logical_type.type == "STRING"]
+
+
+def _refuse_bomb(metadata: Any, name: str, size: int) -> None:
+    """By what the file says of itself; where it lies, `parquet_rows` counts."""
+    groups = [metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups)]
+    Expansion(name, size).add(max(sum(groups), VALUE_BYTES * metadata.num_rows), name)
