@@ -64,6 +64,20 @@ def test_a_text_that_is_too_long_is_refused_by_row(tmp_path: Path, monkeypatch: 
         list(parquet_rows(path, "a"))
 
 
+def test_shared_texts_within_messages_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two messages a row and 1,000 characters each: 200 rows make 400,000 characters out of one text."""
+    turns = [{"role": "user", "content": "x" * 1000}] * 2
+    pq.write_table(pa.Table.from_pylist([{"messages": turns, "n": i} for i in range(200)]), tmp_path / "a")
+    for longest in (limits.LONGEST_ROW, 10_000):  # a batch at once, and row by row
+        monkeypatch.setattr(limits, "LONGEST_ROW", longest)
+        monkeypatch.setattr(limits, "EXPANDED_LEAST", 1 << 30)
+        assert len(list(parquet_rows(tmp_path / "a", "a"))) == 200
+        monkeypatch.setattr(limits, "EXPANDED_LEAST", 300_000)
+        monkeypatch.setattr(limits, "EXPANSION", 1)
+        with pytest.raises(UserError, match=r"a, row 1\d?\d?: the file expands to more than 300,000 bytes"):
+            list(parquet_rows(tmp_path / "a", "a"))
+
+
 def test_a_billion_rows_of_nothing_are_refused_before_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
