@@ -1,6 +1,7 @@
 """The run folder: whole files, refusals, phases."""
 
 import json
+import os
 import time
 
 import pytest
@@ -115,3 +116,17 @@ def test_a_hostile_configuration_of_a_run_is_not_read(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("a: !!python/object/apply:os.system ['true']")
     with pytest.raises(UserError, match=r"config\.yaml is not readable"):
         RunFolder.create(tmp_path / "run", {"a": 1}, resume=True)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644), (0o007, 0o660)])
+def test_files_are_readable_by_no_more_people_than_the_umask_allows(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "answers.jsonl", "private")
+        with whole_file(tmp_path / "again") as temporary:
+            temporary.unlink()  # as a library may that writes beside and renames
+            temporary.write_text("private")
+    finally:
+        os.umask(before)
+    for name in ("answers.jsonl", "again"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode

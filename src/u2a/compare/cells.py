@@ -63,7 +63,7 @@ class CellStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f".{name.file}.lock"
         try:  # never through a link: the folder may be shared, and the link lead to a file of the user's
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise UserError(f"{path}, the lock of a cell: {error.strerror}") from None
         with os.fdopen(descriptor, "w") as lock:
