@@ -131,11 +131,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def charset(self, name):
+    def charset(self, name, status=200):
         message = {"role": "assistant", "content": self.server.say(self.question())}
-        self.reply(
-            json.dumps({"choices": [{"message": message}]}), content_type=f"text/plain; charset={name}"
-        )
+        body = json.dumps({"choices": [{"message": message}]})
+        self.reply(body, int(status), content_type=f"text/plain; charset={name}")
 
     def broken(self, _):
         self.reply('{"choices": [{"message": {"content": "echo')

@@ -299,10 +299,14 @@ def test_an_answer_cannot_write_what_ends_it(saved):
     assert names.count("<|begin_of_text|>") == 2  # the tokenizer's own, before the prompt and the answer
 
 
-def test_an_answer_cannot_write_what_ends_it_for_onnx_either(tmp_path):
-    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
-    classifier = load_classifier(str(save_onnx(tmp_path)), "--x")
-    tokenizer = classifier.logits.args[1]
+def test_an_answer_cannot_write_what_ends_it_for_onnx_either(tmp_path, monkeypatch):
+    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="input_ids")])
+    package = SimpleNamespace(InferenceSession=lambda *_, **__: session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", package)
+    cases.tiny_tokenizer("llama").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "good", "1": "bad"}}))
+    (tmp_path / "model.onnx").write_bytes(b"")
+    tokenizer = load_classifier(str(tmp_path), "--x").logits.args[1]
     names = tokenizer.encode("Hi.", FORGED).tokens
     assert "<|eot_id|>" not in names
     assert names.count("<|begin_of_text|>") == 2

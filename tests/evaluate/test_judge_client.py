@@ -241,9 +241,10 @@ def test_a_compressed_reply_is_not_expanded(server, client, coding):
 
 
 def test_a_server_does_not_choose_the_decoder(server, client):
-    """Python has decoders that expand: `zlib` is one."""
-    server.script["a"] = ["charset zlib"]
-    assert client.ask(ask("a"), consent=True) == {"row a": "echo a"}
+    """Python has decoders that expand, and fail: `zlib` is one. The package decodes an error's body."""
+    server.script = {"a": ["charset zlib"], "b": ["charset zlib 400"]}
+    assert client.ask(ask("a", "b"), consent=True) == {"row a": "echo a", "row b": None}
+    assert client.failures["row b"] == "HTTP 400"
 
 
 def test_a_dead_server_is_given_up(tmp_path, server):
