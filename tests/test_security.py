@@ -109,6 +109,7 @@ def test_text_of_rows_is_in_the_files_that_are_named_and_nowhere_else(made):
     assert files_with([ROW_TEXT["negatives"]], folder / "align") == {"impact.parquet", "report.html"}
     others = [word for role, word in ROW_TEXT.items() if role != "negatives"]
     assert files_with(others, folder / "align") == set()
+    assert files_with(ROW_TEXT.values(), folder / "evaluate") == set()
     assert not [word for word in ROW_TEXT.values() if word in printed]
     ours = [line for line in logged.splitlines() if any(word in line for word in ROW_TEXT.values())]
     assert not ours
