@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -26,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.under_way = self.most_under_way = 0
         self.delay = 0.0
+        self.written = 0
         self.lock, self.over = threading.Lock(), threading.Event()
 
     @property
@@ -111,6 +113,28 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.wfile.write(b" ")
             self.wfile.flush()
+
+    def endless(self, status=200):
+        """As fast as it can, until the client hangs up."""
+        self.send_response(int(status))
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        while not self.server.over.is_set():
+            self.wfile.write(b" " * 65_536)
+            self.server.written += 65_536
+
+    def packed(self, coding):
+        data = gzip.compress(b" " * 10_000_000)
+        self.send_response(200)
+        self.send_header("content-encoding", coding)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def charset(self, name, status=200):
+        message = {"role": "assistant", "content": self.server.say(self.question())}
+        body = json.dumps({"choices": [{"message": message}]})
+        self.reply(body, int(status), content_type=f"text/plain; charset={name}")
 
     def broken(self, _):
         self.reply('{"choices": [{"message": {"content": "echo')

@@ -11,6 +11,9 @@ PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
     "cost_model",
+    "printable",
+    "links",
+    "plain_yaml",
     "config",
     "storage",
     "runs",

@@ -131,3 +131,55 @@ def test_keys_aside_come_from_yaml_alone_as_they_are(tmp_path):
     assert schema.resolve(str(path), {})["methods"] == ["a", {"b": 1}]
     assert schema.resolve(None, {})["methods"] is None
     assert "methods" not in schema.specs
+
+
+DANGEROUS = {
+    "trust_remote_code": ("true", ("ALIGN", "IMPACT", "VERIFY", "COMPARE", "EVALUATE")),
+    "objective_reward_function": ("evil:run", ("ALIGN", "IMPACT", "VERIFY")),
+    "harness_include": ("evil", ("EVALUATE",)),
+    "send_to_judge": ("true", ("EVALUATE",)),
+    "send_to_scorer": ("true", ("EVALUATE",)),
+    "judge_key_variable": ("AWS_SECRET_ACCESS_KEY", ("EVALUATE",)),
+    "reward_key_variable": ("AWS_SECRET_ACCESS_KEY", ("EVALUATE",)),
+}
+
+
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_a_shared_file_runs_no_code_and_sends_nothing(tmp_path, name):
+    value, commands = DANGEROUS[name]
+    file = tmp_path / "shared.yaml"
+    for command in commands:
+        schema = getattr(schemas, command)
+        objective = "objective: reward\n" if name.startswith("objective") else ""
+        file.write_text(f"{objective}{name}: {value}\n")
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(UserError, match=f"{name} in .* counts only together with the flag {flag}"):
+            schema.resolve(str(file), {})
+        given = {name: True if value == "true" else value}
+        assert schema.resolve(str(file), given)[name] == given[name]
+        # what a run writes into its own config.yaml can be read again
+        default = schema.specs[name].default
+        file.write_text(f"{objective}{name}: {'false' if default is False else repr(default)}\n")
+        assert schema.resolve(str(file), {})[name] == default
+
+
+def test_every_option_that_names_code_or_a_secret_is_guarded():
+    """A new one must be thought about: it joins the table, or the names here."""
+    harmless = {"harness_tasks", "harness_limit"}
+    words = ("function", "trust", "code", "include", "send_", "key_variable", "module", "plugin", "command")
+    for command in ("CHECK", "SPLIT", "IMPACT", "ALIGN", "VERIFY", "EVALUATE", "COMPARE", "DEMO"):
+        for name, spec in getattr(schemas, command).specs.items():
+            if any(word in name for word in words) and name not in harmless:
+                assert spec.flag_only, f"{name} of {command}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["seed: !!python/object/apply:os.system ['true']", "seed: &a [*a]", "seed: " + "[" * 100_000],
+    ids=["object", "itself", "deep"],
+)
+def test_hostile_yaml_is_one_error(tmp_path, content):
+    file = tmp_path / "shared.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"shared\.yaml: not readable YAML"):
+        schemas.ALIGN.resolve(str(file), {})

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import cases
-from u2a.model_loading import load_source
+from u2a import model_loading
+from u2a.model_loading import load_source, load_tokenizer
 from u2a.model_source import check_source
 from u2a.models import load_policy
 from u2a.types import UserError
@@ -200,3 +201,34 @@ def test_gguf_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     policy.merge().save_pretrained(tmp_path / "merged")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(again), logits(cases.tiny_model("llama")))
+
+
+def test_an_adapter_of_the_hub_with_a_pickle_is_not_loaded(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT would load `adapter_model.bin` where there is nothing else."""
+    monkeypatch.setattr(model_loading, "has_file", lambda *_: False)
+    monkeypatch.setattr(model_loading.PeftModel, "from_pretrained", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match=r"org/lora has no adapter_model\.safetensors; pickled weights"):
+        model_loading._load_adapter("org/lora", str(model_folder), {"trust_remote_code": False})
+
+
+def test_no_pickle_is_opened(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lies beside the safetensors stays closed."""
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "adapter_model.bin"):
+        (model_folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    load_source(check_source(str(model_folder)), dtype=torch.float32, trust_remote_code=False)
+
+
+def test_code_of_a_tokenizer_does_not_run(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads((model_folder / "tokenizer_config.json").read_text())
+    content |= {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "EvilTokenizer"}
+    (model_folder / "tokenizer_config.json").write_text(json.dumps(content))
+    (model_folder / "evil.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked whether to run it"))
+    for load in (load_tokenizer, lambda s: load_source(s, dtype=torch.float32, trust_remote_code=False)):
+        try:
+            load(check_source(str(model_folder)))
+        except UserError as error:
+            assert "cannot be loaded" in str(error)  # noqa: PT017 - or it falls back to its own class

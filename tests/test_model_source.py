@@ -117,3 +117,20 @@ def test_adapter_problems_name_the_adapter(model_folder: Path, tmp_path: Path) -
 
 def test_every_family_passes(family: str, tmp_path: Path) -> None:
     assert check_source(cases.save_tiny(tmp_path / family, family)).kind == "folder"
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "experts_implementation"])
+def test_code_on_the_hub_is_not_fetched_for_a_configuration(model_folder: Path, key: str) -> None:
+    """transformers would load compiled code from there (`kernels`), without asking."""
+    edit_json(model_folder / "config.json", **{key: "evil/kernel"})
+    with pytest.raises(UserError, match=r"config\.json names code on the Hub to be run \(evil/kernel\)"):
+        check_source(str(model_folder))
+    check_source(str(model_folder), trust_remote_code=True)
+    edit_json(model_folder / "config.json", **{key: "eager"})
+    check_source(str(model_folder))
+
+
+def test_a_configuration_nested_too_deeply_is_refused(model_folder: Path) -> None:
+    (model_folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        check_source(str(model_folder))

@@ -1,6 +1,7 @@
 """The run folder: whole files, refusals, phases."""
 
 import json
+import os
 import time
 
 import pytest
@@ -72,3 +73,60 @@ def test_phases_add_up_and_see_memory(tmp_path):
     cost = run.phases["work"]
     assert cost.seconds >= 0.12
     assert cost.peak_bytes >= len(block)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.log", "report.html", "checkpoints", "cells/a.json"])
+def test_a_run_with_a_link_out_of_it_is_not_gone_on_with(tmp_path, name):
+    """What is appended or written would land in the file that the link leads to."""
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    run = tmp_path / "run"
+    with RunFolder.create(run, {"a": 1}) as made:
+        made.record("x")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(precious)
+    with pytest.raises(UserError, match="is a link that leads out of"):
+        RunFolder.create(run, {"a": 1}, resume=True)
+    assert precious.read_text() == "kept"
+
+
+def test_a_whole_file_takes_the_place_of_a_link(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "report.html").symlink_to(precious)
+    write_text(tmp_path / "report.html", "new")
+    assert precious.read_text() == "kept"
+    assert (tmp_path / "report.html").read_text() == "new"
+
+
+def test_no_text_can_forge_a_line_of_the_log(tmp_path):
+    import logging
+
+    with RunFolder.create(tmp_path / "run", {}):
+        logging.getLogger("u2a").warning("name %s", "x\n2026-01-01 INFO all is well\x1b[2J\x9b\u202e")
+    lines = (tmp_path / "run" / "run.log").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("name x\\x0a2026-01-01 INFO all is well\\x1b[2J\\x9b\\x202e")
+
+
+def test_a_hostile_configuration_of_a_run_is_not_read(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"a": 1}):
+        pass
+    (tmp_path / "run" / "config.yaml").write_text("a: !!python/object/apply:os.system ['true']")
+    with pytest.raises(UserError, match=r"config\.yaml is not readable"):
+        RunFolder.create(tmp_path / "run", {"a": 1}, resume=True)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644), (0o007, 0o660)])
+def test_files_are_readable_by_no_more_people_than_the_umask_allows(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "answers.jsonl", "private")
+        with whole_file(tmp_path / "again") as temporary:
+            temporary.unlink()  # as a library may that writes beside and renames
+            temporary.write_text("private")
+    finally:
+        os.umask(before)
+    for name in ("answers.jsonl", "again"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from cases import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from problems import BAD, GOOD, answers
@@ -329,3 +330,45 @@ def test_good_answers_of_a_kto_set_are_refused(tmp_path):
     with pytest.raises(UserError, match="label is true"):
         _trainer(tmp_path, labelled)
     assert len(_trainer(tmp_path, labelled.select(range(5))).weights) == 5
+
+
+def test_nothing_that_is_logged_saved_or_pushed_holds_text_of_rows_or_a_token(tmp_path):
+    """`push_to_hub` uploads the output folder; trackers of `report_to` get what callbacks get."""
+    logged = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, *_, logs=None, **__):
+            logged.append(dict(logs))
+
+    rows = Dataset.from_list([{"prompt": f"zebra {i}?", "completion": f"No zebra {i}."} for i in range(4)])
+    policy = tiny_policy("llama", dtype=torch.float64)
+    trainer = UnlearnTrainer(
+        model=policy.model,
+        args=U2AConfig(
+            str(tmp_path),
+            save_strategy="steps",
+            save_steps=1,
+            logging_steps=1,
+            max_steps=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            hub_token="hf_sesame",
+            retain_loss="none",
+        ),
+        train_dataset=rows,
+        processing_class=policy.tokenizer,
+        callbacks=[Tracker()],
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"training_args.bin", "README.md", "trainer_state.json"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert b"zebra" not in content, path
+        assert b"sesame" not in content, path
+    assert logged
+    assert all(isinstance(value, (int, float)) for line in logged for value in line.values())
+    assert trainer.args.hub_token == "hf_sesame"  # it can still push

@@ -85,15 +85,16 @@ def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str,
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log
+    from u2a.printable import printable_lines
 
     try:
         with shown_log():
             return work()
     except UserError as error:
-        print(f"u2a: {error}", file=sys.stderr)
+        print(printable_lines(f"u2a: {error}"), file=sys.stderr)
         return BAD_INPUT
     except GuardStop as stop:
-        print(f"u2a: stopped by a guard: {stop}", file=sys.stderr)
+        print(printable_lines(f"u2a: stopped by a guard: {stop}"), file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print(f"u2a: interrupted; {', '.join(_RESUMABLE)} go on with --resume", file=sys.stderr)
@@ -101,9 +102,9 @@ def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str,
     except Exception as error:
         known = fault_of(error)
         if known is not None:
-            print(f"u2a: {known[0]}", file=sys.stderr)
+            print(printable_lines(f"u2a: {known[0]}"), file=sys.stderr)
             return known[1]
-        traceback.print_exc()
+        print(printable_lines(traceback.format_exc()), end="", file=sys.stderr)
         print("u2a: this is a fault of u2a's own, or of the machine: please report it", file=sys.stderr)
         return FAULT
 

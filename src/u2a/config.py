@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from u2a.plain_yaml import plain_values
 from u2a.types import UserError
 
 LARGEST_SEED = 2**31 - 1
@@ -39,7 +38,7 @@ def option(
 
     Args:
         least, most: smallest and largest value; above: a bound that the value must exceed.
-        flag_only: a YAML file alone cannot set it: a shared file must not run code.
+        flag_only: a YAML file alone cannot set it: a shared file must not run code, nor send text or keys.
     """
     bounds = {"least": least, "above": above, "most": most, "flag_only": flag_only}
     return field(default=default, metadata={"help": help, "choices": tuple(choices), **bounds})
@@ -270,7 +269,8 @@ class Schema:
         """
         given = _read_yaml(config_file, [*self.specs, *self.aside]) if config_file else {}
         for name, spec in self.specs.items():
-            if spec.flag_only and given.get(name) and not flags.get(name):
+            alone = spec.flag_only and name in given and not flags.get(name)
+            if alone and given[name] != spec.default:
                 raise UserError(f"{name} in {config_file} counts only together with the flag {spec.flag}")
         given.update({key: value for key, value in flags.items() if value is not None})
         source = f"{config_file} or a flag" if config_file else "a flag"
@@ -309,7 +309,7 @@ class Schema:
         number: Any = value
         if type(value) is not spec.type:
             raise UserError(
-                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r} ({type(value).__name__}) "
+                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r:.200} ({type(value).__name__}) "
                 f"in {source}"
             )
         if spec.choices and value not in spec.choices:
@@ -355,10 +355,10 @@ def _plain_type(annotation: Any) -> type:
 def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
     file = Path(path)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = plain_values(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--config {path}: not readable YAML: {error}") from None
     if content is None:
         return {}

@@ -13,11 +13,12 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from u2a.model_source import ModelSource, adapter_base, check_source, has_tokenizer
+from u2a.model_source import ModelSource, adapter_base, check_source, has_tokenizer, refuse_kernels
 from u2a.types import UserError
 
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
@@ -70,7 +71,7 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> A
         with quiet_transformers():
             if source.kind == "gguf":
                 gguf = source.folder
-                return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+                return _gguf_tokenizer(gguf)
             if source.kind == "adapter" and not has_tokenizer(source.folder):
                 base = check_source(adapter_base(source.folder), trust_remote_code=trust_remote_code)
                 return load_tokenizer(base, trust_remote_code=trust_remote_code)
@@ -83,7 +84,7 @@ def _load(source: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
     if source.kind == "gguf":
         gguf = source.folder
         model = load_gguf(gguf, **options)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = _gguf_tokenizer(gguf)
         _drop_invented(tokenizer, model.get_input_embeddings().num_embeddings)
         return model, tokenizer
     if source.kind == "hub" and (config := find_adapter_config_file(source.name)):
@@ -93,8 +94,14 @@ def _load(source: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
     return _load_folder(str(source.path or source.name), options)
 
 
+def _gguf_tokenizer(gguf: Path) -> Any:
+    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+
+
 def _load_folder(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """A folder or a Hub id."""
+    config, _ = PretrainedConfig.get_config_dict(name)
+    refuse_kernels(name, config, options["trust_remote_code"])
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         name, use_safetensors=True, output_loading_info=True, **options
     )
@@ -120,10 +127,21 @@ def _load_adapter(name: str, base: str, options: dict[str, Any]) -> tuple[Any, A
         else:
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer))
+    _refuse_pickled(name)
     wrapped: Any = PeftModel.from_pretrained(model, name)
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         raise UserError(f"{name}: an adapter of type {wrapped.peft_type} cannot be merged into its base")
     return wrapped.merge_and_unload(), tokenizer
+
+
+def _refuse_pickled(adapter: str) -> None:
+    """PEFT falls back to a pickle where there is no safetensors file, and has no option against it."""
+    if Path(adapter).is_dir() or has_file(adapter, "adapter_model.safetensors"):
+        return
+    raise UserError(
+        f"{adapter} has no adapter_model.safetensors; pickled weights, which can run code when loaded, are "
+        "not read"
+    )
 
 
 def _drop_invented(tokenizer: Any, embeddings: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from u2a.links import refuse_links_out
 from u2a.types import UserError
 
 KINDS = ("demo", "folder", "adapter", "gguf", "hub")
@@ -49,8 +50,9 @@ def check_source(source: str | Path, *, trust_remote_code: bool = False) -> Mode
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        UserError: no such folder; no config, weights or tokenizer in it; pickled weights; a model that needs
-            its own code without `trust_remote_code`; a file that is not GGUF; an adapter without its base.
+        UserError: no such folder; no config, weights or tokenizer in it; pickled weights; a link that leads
+            out of it; a model that needs code of its own without `trust_remote_code`; a file that is not
+            GGUF; an adapter without its base.
     """
     name = str(source)
     path = Path(source).expanduser()
@@ -59,6 +61,7 @@ def check_source(source: str | Path, *, trust_remote_code: bool = False) -> Mode
     if path.is_file():
         return ModelSource(name, "gguf", _checked_gguf(path))
     if path.is_dir():
+        refuse_links_out(path, below=("additional_chat_templates",))
         if (path / "adapter_config.json").is_file():
             _check_adapter(path, trust_remote_code)
             return ModelSource(name, "adapter", path)
@@ -90,6 +93,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         hint = f"; give the file itself: {inside[0]}" if inside else ""
         raise UserError(f"{folder} has no config.json and so is not a model folder{hint}")
     config = _json(folder / "config.json")
+    refuse_kernels(str(folder), config, trust_remote_code)
     if "auto_map" in config and not trust_remote_code and not _is_native(config):
         raise UserError(
             f"{folder}: this model runs Python code that comes with it (auto_map in config.json). "
@@ -102,6 +106,20 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         raise UserError(
             f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, …): copy the tokenizer files of "
             "the model it was made from into it, or save the tokenizer beside the model with save_pretrained"
+        )
+
+
+def refuse_kernels(name: str, config: dict[str, Any], trust_remote_code: bool) -> None:
+    """Refuses a configuration that has transformers load compiled code from the Hub (`org/kernel`).
+
+    Raises:
+        UserError: it names such code, and that is not trusted.
+    """
+    named = [str(config.get(key) or "") for key in ("attn_implementation", "experts_implementation")]
+    if any("/" in each for each in named) and not trust_remote_code:
+        raise UserError(
+            f"{name}: its config.json names code on the Hub to be run ({', '.join(filter(None, named))}). "
+            "Remove the key, or use --trust-remote-code if you trust it"
         )
 
 
@@ -156,7 +174,7 @@ def adapter_base(folder: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object")

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import platform
+import secrets
+import stat
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,24 +20,32 @@ from typing import Any
 
 import yaml
 
+from u2a.links import refuse_links_out
+from u2a.plain_yaml import plain_values
+from u2a.printable import printable
 from u2a.storage import quiet_when_full, storage_errno
 from u2a.types import UserError
 
 log = logging.getLogger("u2a")
+
+FOLDERS = ("adapter", "model", "checkpoints", "cells", "scores", "models")
+"""Sub-folders of run folders."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    # not readable by more people than the umask allows: it may hold text of rows
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     except Exception as error:
         number = storage_errno(error)
@@ -58,6 +67,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole; a float that is not finite is an error, not `NaN`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class _OneLine(logging.Formatter):
+    """A line a record: nobody's text can forge another one, or act on the terminal that shows the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, harmless."""
+        return printable(super().format(record))
 
 
 @dataclass
@@ -100,7 +117,7 @@ class RunFolder:
 
         Raises:
             UserError: the path is a file; or the folder is not empty and this is no `--resume`; or
-                `--resume` finds no run.
+                `--resume` finds no run, or one with a link that leads out of it.
         """
         if path.exists() and not path.is_dir():
             raise UserError(f"--output {path} is a file; name a folder")
@@ -110,6 +127,8 @@ class RunFolder:
             )
         if not resume and path.is_dir() and any(path.iterdir()):
             raise UserError(f"--output {path} is not empty; name a new folder, or go on with --resume")
+        if resume:  # what is appended must not land in another file
+            refuse_links_out(path, below=FOLDERS)
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
@@ -122,8 +141,8 @@ class RunFolder:
         kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
         if resume:
             try:
-                before = dict(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-            except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+                before = dict(plain_values((path / "config.yaml").read_text(encoding="utf-8")))
+            except (OSError, TypeError, ValueError) as error:
                 raise UserError(
                     f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
                 ) from None
@@ -137,7 +156,7 @@ class RunFolder:
         if not (path / "versions.json").is_file():  # on --resume too: the disk may have been full just then
             write_json(path / "versions.json", versions())
         handler = quiet_when_full(logging.FileHandler(path / "run.log", encoding="utf-8"))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         return cls(path, fresh=not resume, log_file=handler)

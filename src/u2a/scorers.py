@@ -79,14 +79,9 @@ def _model_scores(
     import torch
 
     model, tokenizer, renderer = _loaded(source, flag)
-    inputs = tokenizer(
-        ["".join(renderer.render(prompt, answer)) for prompt, answer in texts],
-        return_tensors="pt",
-        padding=True,
-        truncation=True,
-        max_length=renderer.max_length,
-        add_special_tokens=False,
-    )
+    # the renderer's tokens, so that an answer cannot write a turn of its own and be scored for it
+    ids = [renderer.whole_ids(prompt, answer)[-renderer.max_length :] for prompt, answer in texts]
+    inputs = tokenizer.pad({"input_ids": ids}, return_tensors="pt", verbose=False)
     with torch.no_grad():
         logits = model.to(device)(**inputs.to(device)).logits
     return logits[:, 0].double().cpu().numpy()
@@ -101,7 +96,7 @@ def refuse_other_kinds(source: str, flag: str) -> None:
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(source)
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unusable(source, flag, error) from None
     kinds = config.architectures or []
@@ -122,15 +117,14 @@ def _loaded(source: str, flag: str) -> tuple[Any, Any, Any]:
     from u2a.data.render import Renderer
 
     try:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        safe: dict[str, Any] = {"trust_remote_code": False}
+        model: Any = AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True, **safe)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **safe)
     except (OSError, ValueError) as error:
         raise _unusable(source, flag, error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    # the end of the conversation is what a reward model judges
-    tokenizer.truncation_side = "left"
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer, Renderer(tokenizer, max_length=LONGEST)
 

@@ -81,6 +81,10 @@ class U2AConfig(TrainingArguments):
         super().__post_init__()
         self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: `training_args.bin` is saved beside the model, and pushed with it."""
+        return {**vars(self), "hub_token": None}
+
 
 class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.

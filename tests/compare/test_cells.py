@@ -80,3 +80,26 @@ def test_a_cell_whose_maker_was_killed_is_free_again(tmp_path):
     maker.communicate()
     with store.claim(NAME) as mine:
         assert mine
+
+
+def test_a_lock_that_is_a_link_is_not_opened(tmp_path):
+    """In a shared folder, it would empty the file that it leads to."""
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    (cells / f".{NAME.file}.lock").symlink_to(precious)
+    with pytest.raises(UserError, match=r"the lock of a cell"), CellStore(cells, {"uniform": {}}).claim(NAME):
+        pytest.fail("it was opened")
+    assert precious.read_text() == "kept"
+
+
+def test_a_cell_is_written_beside_a_link_not_through_it(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    store = CellStore(tmp_path / "cells", {"uniform": {}})
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / NAME.file).symlink_to(precious)
+    store.write(NAME, {"seconds": 1.0})
+    assert precious.read_text() == "kept"
+    assert store.read(NAME)["seconds"] == 1.0

@@ -1,5 +1,7 @@
 """Which cells a comparison is made of, and which learning rate it takes."""
 
+from pathlib import Path
+
 import pytest
 
 from u2a.compare.plan import CellName, finals, grid, parse_methods, pick
@@ -91,3 +93,36 @@ def test_the_rate_of_the_largest_j_at_the_end_within_the_cap():
 def test_the_smallest_rate_where_none_keeps_the_cap():
     start = {"objective": -0.7, "utility": -2.0}
     assert pick({2e-4: cell(0.0, -3.0), 1e-4: cell(-1.0, -3.0)}, start, 0.1) == 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "../../x",
+            "..",
+            ".",
+            "",
+            "/etc/passwd",
+            "a/b",
+            "a\\b",
+            "C:x",
+            "~",
+            "-rf",
+            ".bashrc",
+            "x\0",
+            "x\ny",
+        ),
+        *("\x1b[31m", "x\u202ey", "a" * 61, "CON\t"),
+    ],
+)
+def test_no_name_leads_out_of_the_folder(name):
+    with pytest.raises(UserError, match="letters, digits, spaces"):
+        parse_methods([{"method": "u2a", "name": name}], "npo")
+
+
+def test_a_name_cannot_end_in_another_folder():
+    """Dots are allowed, and lead nowhere: what is made of a name is one file's name."""
+    entry = parse_methods([{"method": "u2a", "name": "v1..2"}], "npo")[1]
+    for cell in (*finals(entry, 1e-4, [0]), *grid(entry, [1e-4, 2e-4], 0)):
+        assert Path(cell.file).name == cell.file

@@ -194,6 +194,13 @@ def test_a_reply_without_end_is_cut_off(server, scorer, monkeypatch):
     assert len(server.asked) == 2
 
 
+def test_a_reply_of_gigabytes_is_cut_off(server, scorer):
+    server.script["items"] = ["endless 200"]
+    with pytest.raises(UserError, match="the reply is longer than 1,048,576 bytes"):
+        scorer(*rows(1))
+    assert server.written < 100_000_000
+
+
 def test_no_proxy_stands_between(scorer, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

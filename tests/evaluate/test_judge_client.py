@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from faulty_server import Server
+from u2a.evaluate import judge_client
 from u2a.evaluate.judge_client import GIVE_UP, JudgeClient
 from u2a.types import UserError
 
@@ -219,6 +220,33 @@ def test_a_redirection_is_not_followed(server, make_server, client):
     assert "redirection" in client.failures["row q"]
 
 
+@pytest.mark.parametrize("status", [200, 404, 500, 307])
+def test_a_reply_without_end_is_cut_off(server, client, monkeypatch, status):
+    """Of any status: the package would read an error's body to its end, too."""
+    monkeypatch.setattr(judge_client, "LARGEST_REPLY", 1000)
+    server.script["a"] = [f"endless {status}"]
+    begin = time.monotonic()
+    assert client.ask(ask("a", "b"), consent=True) == {"row a": None, "row b": "echo b"}
+    assert client.failures["row a"] == "the reply is longer than 1,000 bytes"
+    assert time.monotonic() - begin < 10
+    assert server.written < 50_000_000
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "br", "deflate"])
+def test_a_compressed_reply_is_not_expanded(server, client, coding):
+    """A megabyte of gzip may be a gigabyte of text."""
+    server.script["a"] = [f"packed {coding}"]
+    assert client.ask(ask("a"), consent=True) == {"row a": None}
+    assert client.failures["row a"] == "the reply is compressed, which was not asked for"
+
+
+def test_a_server_does_not_choose_the_decoder(server, client):
+    """Python has decoders that expand, and fail: `zlib` is one. The package decodes an error's body."""
+    server.script = {"a": ["charset zlib"], "b": ["charset zlib 400"]}
+    assert client.ask(ask("a", "b"), consent=True) == {"row a": "echo a", "row b": None}
+    assert client.failures["row b"] == "HTTP 400"
+
+
 def test_a_dead_server_is_given_up(tmp_path, server):
     questions = [f"q{i}" for i in range(3 * GIVE_UP)]
     server.script = {q: ["status 500"] * 2 for q in questions}
@@ -347,9 +375,23 @@ def test_a_broken_last_line_is_asked_again(server, client, tmp_path):
 
 @pytest.mark.parametrize("line", ["[1]", "3", '{"key": "k"}', "\x00", "\xff"])
 def test_lines_of_something_else_are_left_out(client, caplog, line):
-    client.cache.write_text(line + "\n", encoding="latin-1")
+    client.ask(ask("before"), consent=True)
+    with client.cache.open("a", encoding="latin-1") as file:
+        file.write(line + "\n")
     assert client.ask(ask("q"), consent=True) == {"row q": "echo q"}
     assert "1 lines are not whole" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", ["alias ls=ls\n", "f()\n{\n}\n", "{\n}\n", '{"prompt": "Q"}\n' * 3, "\x00", "x"]
+)
+def test_a_file_of_something_else_gets_no_answers(server, client, content):
+    """A configuration may name any file as the cache: what a judge writes must not get into ~/.bashrc."""
+    client.cache.write_text(content)
+    with pytest.raises(UserError, match=r"judge\.jsonl, the judge's answers: it holds something else"):
+        client.ask(ask("q"), consent=True)
+    assert client.cache.read_text() == content
+    assert server.asked == []
 
 
 def test_text_of_every_kind_survives_the_cache(server, client, tmp_path):

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from u2a.commands.evaluation_metrics import choose_metrics
 from u2a.commands.evaluation_models import Finished, Measured
 from u2a.commands.evaluation_results import ORIGINAL, Reading, document, estimates, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, print_table, say
+from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json
 from u2a.types import UserError
 
@@ -162,8 +161,7 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
         if (path / "adapter" / "adapter_config.json").is_file():
             source = str(path / "adapter")
             if not started_from and (path / "config.yaml").is_file():
-                config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
-                started_from = str(config.get("model") or "")
+                started_from = _original_of(path / "config.yaml")
         name = path.name or model
         if name in (ORIGINAL, *found):
             name = model
@@ -171,6 +169,14 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
     if not started_from:
         raise UserError("--original is missing: the model that all are compared with")
     return {ORIGINAL: started_from, **found}
+
+
+def _original_of(config: Path) -> str:
+    try:
+        model = (plain_values(config.read_text(encoding="utf-8")) or {}).get("model")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{config}: not what a run writes ({error}); name the model by --original") from None
+    return model if isinstance(model, str) else ""
 
 
 def _labelled(prompts: Dataset, kind: str, source: str) -> Dataset:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,16 +16,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from u2a.logprobs import Progress as Advance
+from u2a.printable import printable, printable_lines
+
+__all__ = ["Bars", "print_table", "printable", "say", "shown_log"]
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line for people; row text in it is shown, never interpreted. Wrapped only by the terminal."""
-    console.print(escape(text), soft_wrap=True)
+    """Words for people; row text in them is shown, never interpreted. Wrapped only by the terminal."""
+    console.print(Text(printable_lines(text)), soft_wrap=True)
 
 
 class _Log(logging.Handler):
@@ -34,7 +37,7 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "Warning: " if record.levelno >= logging.WARNING else ""
-        errors.print(escape(mark + record.getMessage()), soft_wrap=True)
+        errors.print(Text(printable_lines(mark + record.getMessage())), soft_wrap=True)
 
 
 @contextmanager
@@ -47,11 +50,6 @@ def shown_log() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-def printable(text: str) -> str:
-    """Hostile text made harmless for a terminal: control characters become visible escapes."""
-    return "".join(c if c.isprintable() or c == " " else f"\\x{ord(c):02x}" for c in text)
 
 
 class Bars:
@@ -89,9 +87,9 @@ class Bars:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: first column left, others right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(printable_lines(title)), title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(Text(printable_lines(name)), justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(printable_lines(cell)) for cell in row))
     console.print(table)

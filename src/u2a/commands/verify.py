@@ -31,6 +31,7 @@ from u2a.commands.session import (
 from u2a.commands.summary import measurement_rows, write_summary
 from u2a.commands.terminal import Bars, print_table, say
 from u2a.config import ModelOptions, UnlearnOptions
+from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json, write_text
 from u2a.types import UserError
 
@@ -101,9 +102,9 @@ def run_folder(folder: Path, values: Mapping[str, Any]) -> RunFolder:
         return RunFolder.create(folder, values)
     path = folder / "config.yaml"
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = plain_values(path.read_text(encoding="utf-8"))
         kept = {name: before[name] for name in FREE}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"--resume: {path} is not of a `u2a verify` run; name that run's folder") from None
     made = RunFolder.create(folder, {**values, **kept}, resume=True)
     new = {**before, **{name: values[name] for name in FREE}}

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import IO, Any, cast
 
 from u2a.commands.machine_faults import machine_fault
+from u2a.printable import printable_lines
 from u2a.types import GuardStop, UserError
 
 POLL = 0.2
@@ -133,7 +134,7 @@ def main(number: int, count: int) -> int:
     try:
         work(values, number, count)
     except (GuardStop, UserError) as error:
-        print(f"u2a: worker {number}: {error}", file=sys.stderr)
+        print(printable_lines(f"u2a: worker {number}: {error}"), file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         return 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class CellStore:
         try:
             cell: Cell = json.loads(path.read_text(encoding="utf-8"))
             before = cell["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: not a cell that u2a wrote ({error}); delete it") from None
         now = json.loads(json.dumps(self.settings[name.entry]))
         if before != now:
@@ -54,9 +55,18 @@ class CellStore:
 
     @contextmanager
     def claim(self, name: CellName) -> Iterator[bool]:
-        """Within, the cell is this process's to make; False = another one is at it, or has made it."""
+        """Within, the cell is this process's to make; False = another one is at it, or has made it.
+
+        Raises:
+            UserError: the lock cannot be opened, or is a link.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{name.file}.lock").open("w") as lock:
+        path = self.folder / f".{name.file}.lock"
+        try:  # never through a link: the folder may be shared, and the link lead to a file of the user's
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise UserError(f"{path}, the lock of a cell: {error.strerror}") from None
+        with os.fdopen(descriptor, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -78,7 +78,7 @@ def _entry(given: Any, loss: str) -> Entry:
     if isinstance(given, str):
         given = {"method": given}
     if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
-        raise UserError(f"methods: {given!r} is neither a name nor a mapping with the key `method`")
+        raise UserError(f"methods: {given!r:.200} is neither a name nor a mapping with the key `method`")
     options = {str(key): value for key, value in given.items()}
     kind, own_loss = options.pop("method"), str(options.pop("loss", loss))
     if kind not in METHODS:
@@ -118,7 +118,7 @@ def _checked(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
             value = float(value)
         if type(value) is not type(default):
             raise UserError(
-                f"methods: {key} of {kind} is {value!r}; it must be a {type(default).__name__}, "
+                f"methods: {key} of {kind} is {value!r:.200}; it must be a {type(default).__name__}, "
                 f"such as {default!r}"
             )
         found[key] = value

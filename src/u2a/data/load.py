@@ -26,6 +26,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from u2a.data import formats
+from u2a.data.limits import refuse_endless
 from u2a.data.reading import Row, read_file
 from u2a.data.scratch import write_rows
 from u2a.data.sources import Source, find_source
@@ -182,6 +183,7 @@ class _Reading:
         for start, raw in self._raw_rows():
             empty = False
             for item in self.role.convert(raw.values, raw.where):
+                refuse_endless(item, raw.where)
                 label = _new_id(raw, ids) if self.use_ids else str(row)
                 extra = formats.extra_of(raw.values, used, raw.where)
                 yield {"row": row, "id": label, "source_row": start + raw.position, **item, "extra": extra}

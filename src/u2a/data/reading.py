@@ -6,7 +6,6 @@ decoded object by object, parquet batch by batch.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from u2a.data import limits
+from u2a.data.csv_rows import csv_rows
+from u2a.data.limits import lines, too_long
+from u2a.data.parquet import parquet_rows
 from u2a.types import UserError
 
 CHUNK = 1 << 20
 """Characters of a json file read at once; a row longer than that makes the window grow."""
-CSV_FIELD_LIMIT = 2**31 - 1
-"""Python's own limit of 131,072 characters a cell would refuse long answers."""
-_CSV_ANSWERS = frozenset({"prompt", "completion", "response", "chosen", "rejected"})
-CSV_TEXT_KEYS = _CSV_ANSWERS | {"text", "instruction", "input", "output", "response_0", "response_1"}
-"""Columns whose empty cell is an empty text; an empty cell of any other column is a missing value."""
-CSV_MESSAGE_KEYS = _CSV_ANSWERS | {"messages", "conversations"}
-"""Columns whose cell may hold a json list of messages."""
-CSV_FLAG_KEYS = frozenset({"label", "kto_tag", "is_response_0_safe", "is_response_1_safe"})
 
 
 class Row(NamedTuple):
@@ -102,7 +94,7 @@ def _json_faults(where: str) -> Iterator[None]:
 def _bad_line(file: DataFile) -> str:
     """Where the first line stands that is not UTF-8 (a newline byte is never inside a UTF-8 character)."""
     if file.kind != "parquet":
-        for number, line in enumerate(_lines(file.path), start=1):
+        for number, line in enumerate(_lines(file.path, file.name), start=1):
             if not _is_utf8(line):
                 return f"{file.name}, line {number}"
     return file.name
@@ -116,22 +108,22 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, name: str) -> Iterator[bytes]:
     """Lines without their end, split at newline bytes only: U+2028 and the like are part of the text."""
     with path.open("rb") as stream:
-        for number, line in enumerate(stream):
+        for number, line in enumerate(lines(stream, name)):
             yield (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).rstrip(b"\r\n")
 
 
 def _read_jsonl(file: DataFile) -> Iterator[tuple[int, str, Any]]:
-    for position, line in enumerate(_lines(file.path)):
+    for position, line in enumerate(_lines(file.path, file.name)):
         if line.strip():
             where = f"{file.name}, line {position + 1}"
             yield position, where, decode_json(line.decode("utf-8"), where)
 
 
 def _read_txt(file: DataFile) -> Iterator[tuple[int, str, Any]]:
-    for position, line in enumerate(_lines(file.path)):
+    for position, line in enumerate(_lines(file.path, file.name)):
         if line.strip():
             yield position, f"{file.name}, line {position + 1}", {"text": line.decode("utf-8")}
 
@@ -168,8 +160,10 @@ class _JsonWindow:
 
     def _more(self) -> None:
         rest = self.text[self.at :]
+        if len(rest) > limits.LONGEST_ROW:
+            raise too_long(f"{self.name}, line {self.line}: the row that begins here")
         # reading as much again as is held keeps the retries of one long row linear in its length
-        chunk = self.stream.read(max(CHUNK, len(rest)))
+        chunk = self.stream.read(min(max(CHUNK, len(rest)), limits.LONGEST_ROW))
         self.text, self.at, self.ended = rest + chunk, 0, not chunk
 
     def peek(self) -> str:
@@ -202,6 +196,8 @@ class _JsonWindow:
         while (found := self._decode(where)) is None:
             self._more()
         value, end = found
+        if end - self.at > limits.LONGEST_ROW:
+            raise too_long(f"{where}: the row")
         self.line += self.text.count("\n", self.at, end)
         self.at = end
         return value
@@ -221,72 +217,11 @@ class _JsonWindow:
 
 
 def _read_csv(file: DataFile) -> Iterator[tuple[int, str, Any]]:
-    limit = csv.field_size_limit(CSV_FIELD_LIMIT)
-    try:
-        with file.path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from _csv_rows(csv.reader(stream, strict=True), file.name)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv_rows(reader: Any, name: str) -> Iterator[tuple[int, str, Any]]:
-    position = 0
-    header: list[str] | None = None
-    while True:
-        where = f"{name}, row {position + 1} (line {reader.line_num + 1})" if header else f"{name}, line 1"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as fault:
-            raise UserError(f"{where}: not valid csv ({fault})") from fault
-        if not cells:
-            continue
-        if header is None:
-            header = cells
-            twice = sorted({key for key in header if header.count(key) > 1})
-            if twice:
-                raise UserError(f"{name}, line 1: the column `{twice[0][:40]}` stands in the header twice")
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{where}: {len(cells)} cells where the header has {len(header)} columns")
-        yield position, where, {key: _cell(key, cell) for key, cell in zip(header, cells, strict=True)}
-        position += 1
-
-
-def _cell(key: str, cell: str) -> Any:
-    """A csv cell as the value json would hold; what cannot be turned stays text, for the format to refuse."""
-    if not cell and key not in CSV_TEXT_KEYS:
-        return None
-    if key in CSV_MESSAGE_KEYS and cell.lstrip().startswith("["):
-        try:
-            value = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        return value if value and isinstance(value, list) and isinstance(value[0], dict) else cell
-    if key in CSV_FLAG_KEYS:
-        return {"true": True, "1": True, "false": False, "0": False}.get(cell.strip().lower(), cell)
-    try:
-        if key == "weight":
-            return float(cell)
-        if key == "safer_response_id":
-            return int(cell)
-    except ValueError:
-        pass
-    return cell
+    return csv_rows(file.path, file.name)
 
 
 def _read_parquet(file: DataFile) -> Iterator[tuple[int, str, Any]]:
-    position = 0
-    try:
-        with pq.ParquetFile(file.path) as parquet:
-            for batch in parquet.iter_batches(batch_size=256):
-                for values in batch.to_pylist():
-                    yield position, f"{file.name}, row {position + 1}", values
-                    position += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
-        reason = str(fault).splitlines()[0][:120]
-        raise UserError(f"{file.name}: not a readable parquet file ({reason})") from fault
+    return parquet_rows(file.path, file.name)
 
 
 READERS = {

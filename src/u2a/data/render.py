@@ -22,11 +22,20 @@ from u2a.types import Message, UserError
 
 TEMPLATES = ("auto", "none")
 
-RENDERING = 1
+RENDERING = 2
 """Part of the cache key of tokenised rows: raise it when the same row and tokenizer give other tokens."""
 
 _PROBE = "U2A-RESPONSE"
 _MARK = "\ufdd0"  # a Unicode noncharacter: reserved for use inside a program, never in text
+_TEMPLATE_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -57,10 +66,10 @@ class Renderer:
     template writes before an answer (the empty `<think>` block of Qwen3) counts as prompt, unless the
     response brings its own.
 
-    Special tokens spelled out in the data (`<|im_end|>`) are tokenised as ordinary text, so that a row cannot
-    forge a turn. Two exceptions: with `template="none"` they mean what they say, so that prompts rendered
-    elsewhere can be used; and markers that are plain text for the tokenizer too (`[INST]` of some) cannot be
-    told from the template's own.
+    Special tokens spelled out in the data (`<|im_end|>`), and other added tokens that the template writes
+    around turns, are tokenised as ordinary text, so that a row cannot forge a turn. Two exceptions: with
+    `template="none"` they mean what they say, so that prompts rendered elsewhere can be used; and markers
+    that are plain text for the tokenizer too (`[INST]` of some) cannot be told from the template's own.
 
     Args:
         tokenizer: any transformers tokenizer.
@@ -81,9 +90,6 @@ class Renderer:
         self.tokenizer: Any = tokenizer
         self.template = template
         self.max_length = max_length
-        specials = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        longest_first = sorted(filter(None, specials), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     # -- text ---------------------------------------------------------------------------------------------
 
@@ -132,7 +138,13 @@ class Renderer:
             ) from error
 
     def _chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
-        return self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
+        """Raises `TemplateError`, whatever the template, which came with the model, does wrong."""
+        try:
+            return self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
+        except TemplateError:
+            raise
+        except _TEMPLATE_FAULTS as error:
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
 
     @cached_property
     def _frame(self) -> _Frame:
@@ -141,7 +153,12 @@ class Renderer:
             return _Frame("", " ", self._eos)
         question = {"role": "user", "content": "Hello"}
         prompt = self._prompt([question])
-        whole = self._chat([question, {"role": "assistant", "content": _PROBE}])
+        try:
+            whole = self._chat([question, {"role": "assistant", "content": _PROBE}])
+        except TemplateError as error:
+            raise UserError(
+                f"the model's chat template refuses an answer ({error}); use --template none"
+            ) from error
         head, found, tail = whole.rpartition(_PROBE)
         between = head.removeprefix(prompt) if head.startswith(prompt) else ""
         scaffold, lead = (between, "") if between.strip() else ("", between)
@@ -156,6 +173,25 @@ class Renderer:
     @property
     def _eos(self) -> str:
         return self.tokenizer.eos_token or ""
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """What data must not forge: special tokens, and added ones that the template writes around turns."""
+        frame = self._around_turns()
+        added = self.tokenizer.added_tokens_decoder.values()
+        # not every added one: an answer may hold the `<think>` and `<tool_call>` that the model itself writes
+        names = {t.content for t in added if t.special or (t.content.strip() and t.content in frame)}
+        longest_first = sorted(filter(None, names), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def _around_turns(self) -> str:
+        if self.template == "none" or self.tokenizer.chat_template is None:
+            return ""
+        question = {"role": "user", "content": _PROBE}
+        try:
+            return self._prompt([{"role": "system", "content": _PROBE}, question]) + self._prompt([question])
+        except UserError:  # a row's own error says more
+            return ""
 
     def _marked(self, text: str) -> str:
         """`text` with a mark behind the first character of each special token that it spells out."""
@@ -177,6 +213,12 @@ class Renderer:
         """Tokens that generation starts from, the last `max_length` of them (a BOS token stays)."""
         before, _ = self._render(prompt, "")
         return self._left_cut(self._prompt_ids(before, prompt), self.max_length)
+
+    def whole_ids(self, prompt: Sequence[Message], response: str) -> list[int]:
+        """Tokens of `render`'s text, uncut, with nothing put before it; special tokens that the data spells
+        out are text here too."""
+        before, after = self._render(prompt, response)
+        return [*self._ids(before), *self._response_ids(before, after)]
 
     def _encode(self, prompt: Sequence[Message], response: str) -> _Encoded:
         before, after = self._render(prompt, response)

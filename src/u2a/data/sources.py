@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from u2a.data.reading import READERS, DataFile
 from u2a.data.scratch import new_folder, no_progress_bars
+from u2a.links import refuse_links_out
 from u2a.types import UserError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -32,8 +33,8 @@ def find_source(source: str | Path, split: str) -> Source:
     """Resolve what the user named; `split` is that of a Hub data set.
 
     Raises:
-        UserError: nothing of that name, an unknown kind of file, a folder without data files, a Hub data set
-            that cannot be loaded.
+        UserError: nothing of that name, an unknown kind of file, a folder without data files or with a link
+            that leads out of it, a Hub data set that cannot be loaded.
     """
     name = str(source)
     if name == "-":
@@ -61,6 +62,7 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
         paths = sorted(folder.iterdir())
     except OSError as fault:
         raise UserError(f"{name}: the folder cannot be read ({fault.strerror})") from fault
+    refuse_links_out(folder)
     wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in READERS]
     if not wanted:
         raise UserError(f"{name}: the folder holds no data files ({_KINDS})")

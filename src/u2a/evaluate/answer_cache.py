@@ -14,6 +14,9 @@ from u2a.types import UserError
 
 log = logging.getLogger("u2a")
 
+BEGINNING = b'{"key": '
+"""How every answer's line begins, in the file of a run that was cut off too."""
+
 
 @dataclass(frozen=True)
 class AnswerCache:
@@ -25,11 +28,14 @@ class AnswerCache:
         """Answers by key, without lines that are not whole: their requests are asked again.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: the file cannot be read, or is one of something else: what a judge says must not be
+                added to it.
         """
         answers, broken = {}, 0
         with self._errors():
             lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        if lines and not lines[0].startswith(BEGINNING[: len(lines[0])] if len(lines) == 1 else BEGINNING):
+            raise UserError(f"{self.path}, the judge's answers: it holds something else; name another file")
         for line in lines:
             try:
                 entry = json.loads(line)

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from u2a.types import UserError
@@ -61,6 +62,27 @@ def usable_key(variable: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"the environment variable {variable} holds no key: odd characters in it")
     return key
+
+
+class TooMuch(Exception):  # noqa: N818 - what a server did, not what is wrong here
+    """A reply that is not read to its end."""
+
+
+async def read_bounded(response: Any, most: int) -> None:
+    """Hook of an httpx client: reads a reply's body, whatever its status, before anything reads all of it.
+
+    Raises:
+        TooMuch: it is longer than `most` bytes, or compressed, so that a little could be very much.
+    """
+    body = bytearray()
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise TooMuch("the reply is compressed, which was not asked for")
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > most:
+            raise TooMuch(f"the reply is longer than {most:,} bytes")
+    response.encoding = "utf-8"  # a server's choice could be a compression, too
+    response._content = bytes(body)  # as if the client itself had read it
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

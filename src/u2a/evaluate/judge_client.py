@@ -17,11 +17,21 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from u2a.evaluate.answer_cache import AnswerCache
-from u2a.evaluate.endpoint import AGAIN, key_in, on_this_machine, retry_after, usable_key, whereabouts
+from u2a.evaluate.endpoint import (
+    AGAIN,
+    TooMuch,
+    key_in,
+    on_this_machine,
+    read_bounded,
+    retry_after,
+    usable_key,
+    whereabouts,
+)
 from u2a.types import Message, UserError
 
 log = logging.getLogger("u2a")
@@ -32,6 +42,8 @@ SAMPLING = {"temperature": 0, "seed": 0, "max_tokens": 1024}
 """As repeatable as endpoints get; one that refuses an option of these needs others."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes a token, for estimates: about right for English."""
+LARGEST_REPLY = 1 << 22
+"""Bytes; `max_tokens` of text are some thousands."""
 GIVE_UP = 10
 """Requests in a row that fail for want of a working server before the rest is not sent."""
 
@@ -232,12 +244,16 @@ class JudgeClient:
         )
         try:
             # the client's own timeout is one of each read: a server that drips would never meet it
-            return _answer_text((await asyncio.wait_for(call, self.timeout)).text)
+            return _answer_text((await asyncio.wait_for(call, self.timeout)).content)
         except (asyncio.TimeoutError, openai.APITimeoutError):
             raise _NoAnswer(f"no answer within {self.timeout:g} s", again=True) from None
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
-        except openai.APIConnectionError:
+        except TooMuch as error:
+            raise _NoAnswer(str(error)) from None
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, TooMuch):
+                raise _NoAnswer(str(error.__cause__)) from None
             raise _NoAnswer("no connection, or it was cut", again=True) from None
         except (openai.OpenAIError, UnicodeError) as error:
             raise _NoAnswer(f"the request could not be made ({type(error).__name__})") from None
@@ -260,7 +276,11 @@ class JudgeClient:
         openai, key = _package(), usable_key(self.key_variable)
         # no proxy for a judge on this machine: its text must stay here
         http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False, timeout=self.timeout, trust_env=not self._local
+            follow_redirects=False,
+            timeout=self.timeout,
+            trust_env=not self._local,
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [partial(read_bounded, most=LARGEST_REPLY)]},
         )
         return openai.AsyncOpenAI(
             api_key=key or "none", base_url=self.base_url, max_retries=0, http_client=http
@@ -280,7 +300,7 @@ def _package() -> Any:
     return openai
 
 
-def _answer_text(body: str) -> str:
+def _answer_text(body: bytes) -> str:
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, RecursionError):

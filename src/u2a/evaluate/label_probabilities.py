@@ -123,7 +123,14 @@ def _transformers_logits(model: Any, tokenizer: Any, longest: int, texts: Texts,
     import torch
 
     columns = [list(column) for column in zip(*texts, strict=True)]
-    inputs = tokenizer(*columns, return_tensors="pt", padding=True, truncation=True, max_length=longest)
+    inputs = tokenizer(
+        *columns,
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=longest,
+        split_special_tokens=True,  # an answer must not write the `[SEP]` between prompt and answer
+    )
     with torch.no_grad():
         return model.to(device)(**inputs.to(device)).logits.double().cpu().numpy()
 
@@ -147,6 +154,7 @@ def _onnx(folder: Path, flag: str) -> LabelProbabilities:
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     except Exception as error:  # both libraries raise classes of their own, without a common base
         raise _unusable(folder, flag, error) from None
+    tokenizer.encode_special_tokens = True  # read as text, as in `_transformers_logits`
     tokenizer.enable_truncation(min(LONGEST, _positions(config)))
     tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
     names = [each.name for each in session.get_inputs()]

@@ -41,7 +41,9 @@ class LLMJudge:
         "", "judge: an OpenAI-compatible endpoint, such as http://localhost:8000/v1; empty = leave it out."
     )
     judge_model: str = option("", "judge: the model, as the endpoint names it.")
-    judge_key_variable: str = option("OPENAI_API_KEY", "judge: environment variable that holds the key.")
+    judge_key_variable: str = option(
+        "OPENAI_API_KEY", "judge: environment variable that holds the key.", flag_only=True
+    )
     judge_concurrency: int = option(8, "judge: requests under way at once.", least=1)
     judge_price_in: float = option(0.0, "judge: price of a million tokens in; 0 = unknown.", least=0)
     judge_price_out: float = option(0.0, "judge: price of a million tokens out; 0 = unknown.", least=0)

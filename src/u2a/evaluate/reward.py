@@ -35,7 +35,7 @@ class Reward:
         "", "reward: a scorer's address instead of a model; docs/evaluation.md has what it is asked."
     )
     reward_key_variable: str = option(
-        "", "reward: environment variable with the key for --reward-url, if any."
+        "", "reward: environment variable with the key for --reward-url, if any.", flag_only=True
     )
     send_to_scorer: bool = option(
         False, "reward: allow prompts and answers to be sent to --reward-url, in full.", flag_only=True

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from u2a.links import refuse_links_out
+from u2a.plain_yaml import plain_values
 from u2a.report.wording import NOTHING
 from u2a.types import UserError
 
@@ -85,11 +85,13 @@ def read_record(run: Path) -> Record:
     """Reads the three small files of a run folder.
 
     Raises:
-        UserError: `run` is no folder, or one of the files is missing or not what a run writes.
+        UserError: `run` is no folder, a link leads out of it, or one of the files is missing or not what a
+            run writes.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder; name the folder that --output of `u2a align` made")
-    config = _mapping(run / "config.yaml", yaml.safe_load)
+    refuse_links_out(run)
+    config = _mapping(run / "config.yaml", plain_values)
     versions = _mapping(run / "versions.json", json.loads)
     path = run / "summary.json"
     summary = _mapping(path, json.loads)
@@ -127,7 +129,7 @@ def read_file(path: Path) -> str:
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
         found = parse(read_file(path))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken ({error}); write the run again") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: must hold keys and values, not {type(found).__name__}; write the run again")

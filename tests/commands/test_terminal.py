@@ -1,0 +1,50 @@
+"""What commands print cannot act on the terminal, whoever wrote it."""
+
+import logging
+
+import pytest
+
+from test_printable import ATTACKS
+from u2a import cli
+from u2a.commands.terminal import Bars, print_table, say, shown_log
+from u2a.types import GuardStop, UserError
+
+HOSTILE = "".join(ATTACKS.values()) + "[bold]:smile:[/]\\"
+
+
+def harmless(text):
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_words_and_tables(capsys):
+    say(HOSTILE)
+    with Bars():
+        print_table(HOSTILE, (HOSTILE, "b"), [(HOSTILE, "1")])
+    shown = capsys.readouterr().out
+    assert harmless(shown)
+    assert "\\x1b]0;owned\\x07" in shown
+    assert "[bold]:smile:[/]\\" in shown  # markup of rich is no markup here
+
+
+def test_the_log(capsys):
+    with shown_log():
+        logging.getLogger("u2a").warning("met %s", HOSTILE)
+    shown = capsys.readouterr().err
+    assert harmless(shown)
+    assert shown.startswith("Warning: met \\x1b")
+
+
+@pytest.mark.parametrize("kind, status", [(UserError, 2), (GuardStop, 3), (RuntimeError, 70)])
+def test_errors(capsys, kind, status):
+    def work():
+        raise kind(HOSTILE)
+
+    assert cli._guarded(work) == status
+    shown = capsys.readouterr().err
+    assert harmless(shown)
+    assert "\\x1b]52;c;" in shown
+
+
+def test_lines_of_a_message_stay_lines(capsys):
+    say("one\n  two [3]")
+    assert capsys.readouterr().out == "one\n  two [3]\n"
