@@ -12,14 +12,13 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from u2a.types import UserError
+from u2a.types import UserError, shown
 
 LARGEST_SEED = 2**31 - 1
 """So that the seeds derived from it stay below numpy's limit of 2³²."""
@@ -279,7 +278,7 @@ class Schema:
         chosen = registry.aliases.get(values[registry.name], values[registry.name])
         if chosen not in registry.classes:
             names = ", ".join([*registry.classes, *registry.aliases])
-            raise UserError(f"--{registry.name} {chosen}: unknown; take one of {names}")
+            raise UserError(f"--{registry.name} {chosen[:80]}: unknown; take one of {names}")
         own = {registry.prefix + name for name in _option_names(registry.classes[chosen])}
         for cls in registry.classes.values():
             for name in (registry.prefix + n for n in _option_names(cls)):
@@ -292,28 +291,26 @@ class Schema:
                 del values[name]
 
     def _checked(self, spec: OptionSpec, value: Any, source: str) -> Any:
-        if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if spec.type is float and isinstance(value, str):  # YAML reads 1e-4 as text
-            with suppress(ValueError):
-                value = float(value)
-        if spec.name in ("select", "subset_share") and type(value) is int:  # a bare number in YAML
-            value = str(value)
+        value = _as_number_or_text(spec, value)
         number: Any = value
         if type(value) is not spec.type:
             raise UserError(
-                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r} ({type(value).__name__}) "
+                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {shown(value)} ({type(value).__name__}) "
                 f"in {source}"
             )
+        if spec.type is str and not _is_text(value):
+            raise UserError(
+                f"{spec.flag} {shown(value)}: holds a character that no text or file name can hold"
+            )
         if spec.choices and value not in spec.choices:
-            raise UserError(f"{spec.flag} {value}: take one of {', '.join(spec.choices)}")
+            raise UserError(f"{spec.flag} {value[:80]}: take one of {', '.join(spec.choices)}")
         # written so that NaN fails too
         if spec.least is not None and not number >= spec.least:
-            raise UserError(f"{spec.flag} {value}: must be at least {spec.least:g}")
+            raise UserError(f"{spec.flag} {shown(value)}: must be at least {spec.least:g}")
         if spec.above is not None and not number > spec.above:
-            raise UserError(f"{spec.flag} {value}: must be above {spec.above:g}")
+            raise UserError(f"{spec.flag} {shown(value)}: must be above {spec.above:g}")
         if spec.most is not None and not number <= spec.most:
-            raise UserError(f"{spec.flag} {value}: must be at most {spec.most:g}")
+            raise UserError(f"{spec.flag} {shown(value)}: must be at most {spec.most:g}")
         if spec.type is float and not math.isfinite(number):
             raise UserError(f"{spec.flag} {value}: must be finite")
         return value
@@ -332,6 +329,24 @@ class Schema:
 _TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
+def _as_number_or_text(spec: OptionSpec, value: Any) -> Any:
+    """A whole number where a fraction is wanted, 1e-4, which YAML reads as text, and a bare count, as what
+    the option takes; everything else as it is, for the check of types to refuse."""
+    try:
+        if spec.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            return float(value)
+        if spec.name in ("select", "subset_share") and type(value) is int:
+            return str(value)
+    except (ValueError, OverflowError):  # not a number, or one too large
+        pass
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Without NUL and half surrogate pairs, at which files and folders of that name fail."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _option_names(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if "help" in f.metadata]
 
@@ -345,22 +360,39 @@ def _plain_type(annotation: Any) -> type:
     return annotation
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but `<<` of `<<` cannot make a mapping that never ends growing."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, "too many keys", node.start_mark)
+
+
+_MOST_KEYS = 10_000
+
+
 def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
     file = Path(path)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: not readable YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"--config {path}: not readable YAML: nested too deeply") from None
+    except (
+        Exception
+    ) as error:  # besides YAMLError: ValueError, KeyError, ... for a value that is not its tag's
+        reason = f"{error}" if isinstance(error, (OSError, yaml.YAMLError)) else f"a value in it: {error!r}"
+        raise UserError(f"--config {path}: not readable YAML: {reason[:500]}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, one option a line, e.g. `loss: npo`")
     unknown = [key for key in content if key not in known]
     if unknown:
-        near = _nearest(str(unknown[0]), known)
-        raise UserError(f"{path}: unknown key {unknown[0]!r}{near}; `--help` lists the options")
+        near = _nearest(unknown[0], known) if isinstance(unknown[0], str) and len(unknown[0]) < 80 else ""
+        raise UserError(f"{path}: unknown key {shown(unknown[0])}{near}; `--help` lists the options")
     return content
 
 
