@@ -7,9 +7,9 @@
 Coverage-guided fuzzing with atheris (libFuzzer) of three targets (targets.py): row validators, config
 validators, file loaders. The only accepted outcomes are rows or values, and a `UserError`, within
 worker.SLOW seconds. A target is fuzzed in parts, each a process with its own seed, until it has had GOALS
-inputs; the corpus that coverage built is kept in --work between them. Writes inputs, seconds, edges, features and findings to
-results/fuzz.json after every part; the shortest input of each finding is in --work/findings. Exit status 1
-where there are findings; once they are mended, remove --work and the result and run again.
+inputs; the corpus that coverage built is kept in --work between them. Writes inputs, seconds, edges, features
+and findings to results/fuzz.json after every part; the shortest input of each finding is in --work/findings.
+Exit status 1 where there are findings; once they are mended, remove --work and the result and run again.
 
 Not fuzzed: commands, models, the network. Inputs are at most MOST_BYTES long, so faults of size are not
 looked for.
