@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -72,6 +73,8 @@ def _register(
 
 def _guarded(work: Callable[[], int]) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
+    # TRL's trainers would tell huggingface.co that they are used; read when huggingface_hub is first imported
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log
