@@ -298,12 +298,12 @@ class Schema:
                 f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {shown(value)} ({type(value).__name__}) "
                 f"in {source}"
             )
-        if spec.type is str and not _is_text(value):
+        if spec.type is str and not _is_text(number):
             raise UserError(
                 f"{spec.flag} {shown(value)}: holds a character that no text or file name can hold"
             )
         if spec.choices and value not in spec.choices:
-            raise UserError(f"{spec.flag} {value[:80]}: take one of {', '.join(spec.choices)}")
+            raise UserError(f"{spec.flag} {number[:80]}: take one of {', '.join(spec.choices)}")
         # written so that NaN fails too
         if spec.least is not None and not number >= spec.least:
             raise UserError(f"{spec.flag} {shown(value)}: must be at least {spec.least:g}")
