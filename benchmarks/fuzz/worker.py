@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz/worker.py TARGET FINDINGS [libFuzzer's own flags and folders]
 
-An input whose outcome is neither rows nor a `UserError`, or that takes longer than SLOW seconds, is written
+An input whose outcome is neither rows nor a `UserError`, or that takes more than SLOW seconds, is written
 to the folder FINDINGS, once for each place in the code, and fuzzing goes on.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import atheris
 
 SLOW = 5.0
-"""Seconds after which an input counts as a hang; libFuzzer itself ends the process after 30."""
+"""CPU seconds after which an input counts as a hang; libFuzzer ends the process after 30 by the clock."""
 
 warnings.simplefilter("ignore")
 
@@ -35,14 +35,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def one(data: bytes) -> None:
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             target(data)
         except UserError:
             pass
         except Exception as fault:
             _keep(folder, name, data, _place(fault), f"{type(fault).__name__}: {str(fault)[:200]}")
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         if seconds > SLOW:
             _keep(folder, name, data, "slow", f"took {seconds:.1f} s")
 
