@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+AUDIT  := .audit
+TOOLS  := $(AUDIT)/.installed
 
-.PHONY: help demo test lint types check clean
+.PHONY: help demo test lint types check sbom audit clean
 
 help:
 	@echo "make demo   set up, then run the main job on a real small model (about 10 minutes)"
@@ -14,6 +16,8 @@ help:
 	@echo "make lint   ruff: style and format"
 	@echo "make types  mypy"
 	@echo "make check  lint, types and test: what CI runs"
+	@echo "make sbom   sbom.json: what is installed in .venv (CycloneDX)"
+	@echo "make audit  known vulnerabilities of it; says so where no database can be reached"
 	@echo "make clean  remove .venv and what tools leave behind"
 
 $(READY): pyproject.toml constraints.txt
@@ -41,5 +45,20 @@ types: $(READY)
 
 check: lint types test
 
+# The tools stand in an environment of their own, so that they are not in what they list.
+$(TOOLS): pyproject.toml
+	@echo "==> setting up $(AUDIT) (once)"
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check "cyclonedx-bom>=5,<8" "pip-audit>=2.7,<3"
+	@touch $@
+
+sbom: $(READY) $(TOOLS)
+	@echo "==> sbom.json"
+	@$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
+
+audit: $(READY) $(TOOLS)
+	@echo "==> known vulnerabilities"
+	@$(AUDIT)/bin/python .ci/audit.py $(VENV) || test $$? -eq 2
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) sbom.json .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -82,6 +83,8 @@ def _machine_fault(error: Exception, name: str, output: str) -> tuple[str, int] 
 
 def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str, int] | None]) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
+    # TRL's trainers would tell huggingface.co that they are used; read when huggingface_hub is first imported
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log

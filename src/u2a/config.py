@@ -12,13 +12,12 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from u2a.plain_yaml import plain_values
-from u2a.types import UserError
+from u2a.types import UserError, shown
 
 LARGEST_SEED = 2**31 - 1
 """So that the seeds derived from it stay below numpy's limit of 2³²."""
@@ -286,7 +285,7 @@ class Schema:
         chosen = registry.aliases.get(values[registry.name], values[registry.name])
         if chosen not in registry.classes:
             names = ", ".join([*registry.classes, *registry.aliases])
-            raise UserError(f"--{registry.name} {chosen}: unknown; take one of {names}")
+            raise UserError(f"--{registry.name} {chosen[:80]}: unknown; take one of {names}")
         own = {registry.prefix + name for name in _option_names(registry.classes[chosen])}
         for cls in registry.classes.values():
             for name in (registry.prefix + n for n in _option_names(cls)):
@@ -299,28 +298,26 @@ class Schema:
                 del values[name]
 
     def _checked(self, spec: OptionSpec, value: Any, source: str) -> Any:
-        if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if spec.type is float and isinstance(value, str):  # YAML reads 1e-4 as text
-            with suppress(ValueError):
-                value = float(value)
-        if spec.name in ("select", "subset_share") and type(value) is int:  # a bare number in YAML
-            value = str(value)
+        value = _as_number_or_text(spec, value)
         number: Any = value
         if type(value) is not spec.type:
             raise UserError(
-                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {value!r:.200} ({type(value).__name__}) "
+                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {shown(value)} ({type(value).__name__}) "
                 f"in {source}"
             )
+        if spec.type is str and not _is_text(number):
+            raise UserError(
+                f"{spec.flag} {shown(value)}: holds a character that no text or file name can hold"
+            )
         if spec.choices and value not in spec.choices:
-            raise UserError(f"{spec.flag} {value}: take one of {', '.join(spec.choices)}")
+            raise UserError(f"{spec.flag} {number[:80]}: take one of {', '.join(spec.choices)}")
         # written so that NaN fails too
         if spec.least is not None and not number >= spec.least:
-            raise UserError(f"{spec.flag} {value}: must be at least {spec.least:g}")
+            raise UserError(f"{spec.flag} {shown(value)}: must be at least {spec.least:g}")
         if spec.above is not None and not number > spec.above:
-            raise UserError(f"{spec.flag} {value}: must be above {spec.above:g}")
+            raise UserError(f"{spec.flag} {shown(value)}: must be above {spec.above:g}")
         if spec.most is not None and not number <= spec.most:
-            raise UserError(f"{spec.flag} {value}: must be at most {spec.most:g}")
+            raise UserError(f"{spec.flag} {shown(value)}: must be at most {spec.most:g}")
         if spec.type is float and not math.isfinite(number):
             raise UserError(f"{spec.flag} {value}: must be finite")
         return value
@@ -337,6 +334,24 @@ class Schema:
 
 
 _TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _as_number_or_text(spec: OptionSpec, value: Any) -> Any:
+    """A whole number where a fraction is wanted, 1e-4, which YAML reads as text, and a bare count, as what
+    the option takes; everything else as it is, for the check of types to refuse."""
+    try:
+        if spec.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            return float(value)
+        if spec.name in ("select", "subset_share") and type(value) is int:
+            return str(value)
+    except (ValueError, OverflowError):  # not a number, or one too large
+        pass
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Without NUL and half surrogate pairs, at which files and folders of that name fail."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _option_names(cls: type) -> list[str]:
@@ -366,8 +381,8 @@ def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{path}: must hold keys and values, one option a line, e.g. `loss: npo`")
     unknown = [key for key in content if key not in known]
     if unknown:
-        near = _nearest(str(unknown[0]), known)
-        raise UserError(f"{path}: unknown key {unknown[0]!r}{near}; `--help` lists the options")
+        near = _nearest(unknown[0], known) if isinstance(unknown[0], str) and len(unknown[0]) < 80 else ""
+        raise UserError(f"{path}: unknown key {shown(unknown[0])}{near}; `--help` lists the options")
     return content
 
 

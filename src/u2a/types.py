@@ -7,8 +7,9 @@ preference objective J; `utility_cost` > 0 means it lowers the utility U.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,20 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
         return PackedBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def shown(value: Any) -> str:
+    """`repr(value)` for a message, of bounded length: YAML's references can make a value that is never done
+    printing, and Python refuses to print whole numbers of more than 4,300 digits."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of too many digits"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxset, _SHORT.maxtuple = 3, 4, 4, 4, 4
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 class UserError(Exception):

@@ -284,3 +284,15 @@ def test_any_row_gives_canonical_rows_or_a_user_error(
         assert all(set(turn) == {"role", "content"} for turn in item["prompt"])
         assert all(isinstance(item[key], str) for key in ("response", "chosen", "rejected") if key in item)
     assert isinstance(json.loads(formats.extra_of(values, frozenset(), "f")), dict)
+
+
+def test_a_number_too_long_to_be_kept_is_named() -> None:
+    """Found by fuzzing: json refuses such a number itself, other sources of rows may not."""
+    with pytest.raises(UserError, match="f, row 9: a column holds a number too long"):
+        formats.extra_of({"other": 16**5000}, frozenset(), "f, row 9")
+
+
+def test_a_fraction_is_no_response_id() -> None:
+    row = {"prompt": "Q", "response_0": "A", "response_1": "B", "safer_response_id": 1.0}
+    with pytest.raises(UserError, match="`safer_response_id` must be 0 or 1"):
+        formats.preferences_of(row, "f, row 9")

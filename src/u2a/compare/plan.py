@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from u2a.baselines import METHODS
 from u2a.losses import resolve_loss
-from u2a.types import UserError
+from u2a.types import UserError, shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 +._-]{0,59}")
 
@@ -78,14 +79,17 @@ def _entry(given: Any, loss: str) -> Entry:
     if isinstance(given, str):
         given = {"method": given}
     if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
-        raise UserError(f"methods: {given!r:.200} is neither a name nor a mapping with the key `method`")
-    options = {str(key): value for key, value in given.items()}
-    kind, own_loss = options.pop("method"), str(options.pop("loss", loss))
+        raise UserError(f"methods: {shown(given)} is neither a name nor a mapping with the key `method`")
+    options = dict(given)
+    kind, own_loss = options.pop("method"), options.pop("loss", loss)
     if kind not in METHODS:
-        raise UserError(f"methods: {kind!r} is unknown; take some of {', '.join(METHODS)}")
-    name = str(options.pop("name", kind))
-    if not _NAME.fullmatch(name):  # it becomes the name of a file
-        raise UserError(f"methods: the name {name!r} may have letters, digits, spaces and + . _ - only")
+        raise UserError(f"methods: {shown(kind)} is unknown; take some of {', '.join(METHODS)}")
+    name = options.pop("name", kind)
+    name = str(name) if type(name) is int and abs(name) < 10**9 else name
+    if not isinstance(name, str) or not _NAME.fullmatch(name):  # it becomes the name of a file
+        raise UserError(f"methods: the name {shown(name)} may have letters, digits, spaces and + . _ - only")
+    if not isinstance(own_loss, str):
+        raise UserError(f"methods: the loss of {name} is {shown(own_loss)}; it must be a name")
     resolve_loss(own_loss, None)
     # others have a rate of their own, or none
     gridded = Entry(name, kind, own_loss, METHODS[kind]()).has_rate
@@ -109,16 +113,17 @@ def _checked(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise UserError(f"methods: {kind} has no option {key!r}; it has: {known}")
+            raise UserError(f"methods: {kind} has no option {shown(key)}; it has: {known}")
         default = fields[key].default
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(default, str) and whole:  # `select: 200`
-            value = str(value)
-        if isinstance(default, float) and whole:
-            value = float(value)
+        with suppress(ValueError, OverflowError):  # a number too large stays one, and is refused
+            if isinstance(default, str) and whole:  # `select: 200`
+                value = str(value)
+            if isinstance(default, float) and whole:
+                value = float(value)
         if type(value) is not type(default):
             raise UserError(
-                f"methods: {key} of {kind} is {value!r:.200}; it must be a {type(default).__name__}, "
+                f"methods: {key} of {kind} is {shown(value)}; it must be a {type(default).__name__}, "
                 f"such as {default!r}"
             )
         found[key] = value

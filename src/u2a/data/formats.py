@@ -68,7 +68,7 @@ def preferences_of(values: Values, where: str) -> list[dict[str, Any]]:
     """The one pair of a row: `prompt`, `chosen`, `rejected`. Raises `UserError`."""
     if _is_pku(values):
         safer = values.get("safer_response_id")
-        if isinstance(safer, bool) or safer not in (0, 1):
+        if isinstance(safer, (bool, float)) or safer not in (0, 1):
             raise UserError(f"{where}: `safer_response_id` must be 0 or 1")
         chosen = _text(values.get(f"response_{safer}"), f"response_{safer}", where)
         rejected = _text(values.get(f"response_{1 - safer}"), f"response_{1 - safer}", where)
@@ -122,6 +122,8 @@ def extra_of(values: Values, used: frozenset[str], where: str) -> str:
         return json.dumps(rest, sort_keys=True, default=str)
     except RecursionError as fault:
         raise UserError(f"{where}: a column is nested too deeply to be kept; remove it") from fault
+    except ValueError as fault:  # a whole number of more than 4,300 digits
+        raise UserError(f"{where}: a column holds a number too long to be kept; remove it") from fault
 
 
 def _answers(values: Values, where: str, role: str, pair_key: str, wanted: bool) -> list[dict[str, Any]]:
