@@ -21,7 +21,7 @@ def test_plain_values():
         ("a: !!python/name:os.system", "python/name"),
         (LAUGHS, "more than 10,000 values"),
         ("a: &a [*a]", "more than 10,000 values"),
-        ("a: " + "[" * 100_000, "recursion"),
+        ("a: " + "[" * 100_000, "nested too deeply"),
         ("[" + "1," * (MOST_VALUES + 1) + "]", "more than 10,000 values"),
         ("a: [", "expected"),
     ],
