@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated, Any, Optional
 
 import typer
 
+from u2a import interruption
 from u2a.commands import schemas
 from u2a.config import OptionSpec, Schema
 from u2a.evaluate import METRICS
@@ -62,7 +65,7 @@ def _register(
             values = schema.resolve(config, given)
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
 
-        raise typer.Exit(_guarded(work))
+        raise typer.Exit(_guarded(work, resumable=name in _RESUMABLE))
 
     parameters = [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
     body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -70,14 +73,14 @@ def _register(
     app.command(name, help=about, epilog=epilog)(body)
 
 
-def _guarded(work: Callable[[], int]) -> int:
+def _guarded(work: Callable[[], int], *, resumable: bool = False) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log
 
     try:
-        with shown_log():
+        with shown_log(), interruption.listening() if resumable else nullcontext():
             return work()
     except UserError as error:
         print(f"u2a: {error}", file=sys.stderr)
@@ -85,8 +88,12 @@ def _guarded(work: Callable[[], int]) -> int:
     except GuardStop as stop:
         print(f"u2a: stopped by a guard: {stop}", file=sys.stderr)
         return STOPPED
+    except interruption.Interrupted:
+        print(f"u2a: interrupted; all that is done is kept. Go on with: {_again()}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
-        print(f"u2a: interrupted; {', '.join(_RESUMABLE)} go on with --resume", file=sys.stderr)
+        how = f"go on with: {_again()}" if resumable else f"{', '.join(_RESUMABLE)} go on with --resume"
+        print(f"u2a: interrupted; {how}", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()
@@ -94,7 +101,13 @@ def _guarded(work: Callable[[], int]) -> int:
         return FAULT
 
 
-_RESUMABLE = ("align", "verify", "evaluate", "compare")
+def _again() -> str:
+    """The command that goes on with this one."""
+    given = sys.argv[1:]
+    return shlex.join(["u2a", *given, *(() if "--resume" in given else ("--resume",))])
+
+
+_RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG = inspect.Parameter(
     "config",

@@ -155,7 +155,7 @@ class DemoOptions:
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
-IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions), REGISTRIES)
+IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
 ALIGN = Schema(
     (
         DataOptions,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, cast
 
+from u2a import interruption
 from u2a.types import GuardStop, UserError
 
 POLL = 0.2
@@ -64,7 +65,7 @@ def watch(
     """Waits until all workers have ended.
 
     Raises:
-        GuardStop: one ended with another exit status than 0.
+        GuardStop: one ended with another exit status than 0. Interrupted: a signal asked for a stop.
     """
     seen = finished()
     while True:
@@ -73,6 +74,7 @@ def watch(
         if advance and now > seen:
             advance(now - seen)
         seen = now
+        interruption.check()
         for number, status in enumerate(statuses):
             if status:
                 raise GuardStop(
@@ -85,7 +87,7 @@ def watch(
 
 
 def _end(workers: Sequence[Worker]) -> None:
-    """Ends what is still running. Cells are written whole, so nothing breaks by it."""
+    """Asks what is still running to stop: each finishes its cell first."""
     for worker in workers:
         if worker.poll() is None:
             worker.terminate()
@@ -97,8 +99,12 @@ def work(values: dict[str, Any], number: int, count: int) -> None:
     from u2a.commands.terminal import Bars
     from u2a.commands.verify import ground_truth, read_data
 
+    command = os.getppid()
     truth = ground_truth(values, read_data(values), Bars())  # never started: they show nothing
     for run in truth.cells.plan.runs[number::count]:
+        if os.getppid() != command:  # it was killed, and another one may be at these cells by now
+            return
+        interruption.check()
         if truth.cells.read(run, truth.start.utility) is None:
             truth.run(run)
 
@@ -109,11 +115,12 @@ def main(number: int, count: int) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("u2a").addHandler(logging.NullHandler())
     try:
-        work(json.load(sys.stdin), number, count)
+        with interruption.listening(quiet=True):
+            work(json.load(sys.stdin), number, count)
     except (GuardStop, UserError) as error:
         print(f"u2a: worker {number}: {error}", file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, interruption.Interrupted):
         return 3
     return 0
 
