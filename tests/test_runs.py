@@ -88,15 +88,14 @@ def test_a_second_run_into_a_folder_is_refused_and_named(tmp_path):
 def test_runs_that_share_a_folder_keep_others_out(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
     path = tmp_path / "run"
-    with RunFolder.create(path, {"seed": 1}, shared=True):
-        with RunFolder.create(path, {"seed": 1}, resume=True, shared=True):
-            with pytest.raises(UserError, match="at work"):
-                RunFolder.create(path, {"seed": 1}, resume=True)
-        with pytest.raises(UserError, match="differ"):
-            RunFolder.create(path, {"seed": 2}, resume=True, shared=True)
-    with RunFolder.create(path, {"seed": 1}, resume=True):
+    sharing = {"resume": True, "shared": True}
+    with RunFolder.create(path, {"seed": 1}, shared=True), RunFolder.create(path, {"seed": 1}, **sharing):
         with pytest.raises(UserError, match="at work"):
-            RunFolder.create(path, {"seed": 1}, resume=True, shared=True)
+            RunFolder.create(path, {"seed": 1}, resume=True)
+        with pytest.raises(UserError, match="differ"):
+            RunFolder.create(path, {"seed": 2}, **sharing)
+    with RunFolder.create(path, {"seed": 1}, resume=True), pytest.raises(UserError, match="at work"):
+        RunFolder.create(path, {"seed": 1}, **sharing)
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -128,12 +127,11 @@ def test_resume_mends_what_a_kill_left(tmp_path):
 
 
 def test_costs_go_on_from_where_they_were(tmp_path):
-    with RunFolder.create(tmp_path / "run", {}) as run, pytest.raises(KeyboardInterrupt), run.phase("work"):
+    with RunFolder.create(tmp_path / "run", {}) as run, run.phase("work"):
         time.sleep(0.05)
         run.record("measurement")
         kept = json.loads((run.path / "costs.json").read_text())
         assert kept[0]["seconds"] >= 0.05  # of a phase under way: a kill would not lose it
-        raise KeyboardInterrupt
     with RunFolder.create(tmp_path / "run", {}, resume=True) as run, run.phase("work"):
         time.sleep(0.05)
     assert run.phases["work"].seconds >= 0.1
