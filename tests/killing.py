@@ -1,6 +1,6 @@
 """Kills `u2a` commands with SIGKILL at seeded random moments, resumes them, and compares what they leave.
 
-`python killing.py FOLDER SEED KILLS` prints JSON. Everything heavy is imported once; every run is a forked
+`python killing.py FOLDER SEED KILLS [COMMAND…]` prints JSON. Everything heavy is imported once; every run is a forked
 child. Most moments are counts of events in the child (a file operation in the run folder, a forward pass, an
 optimiser step), so that each kind of moment is hit however short it is; others are times by the clock.
 """
@@ -296,8 +296,8 @@ class Trial:
         return log.read_text()[-2000:] if log.is_file() else "nothing"
 
 
-def main(folder: Path, seed: int, kills: int) -> None:
-    """Tries every command and prints what happened."""
+def main(folder: Path, seed: int, kills: int, only: list[str]) -> None:
+    """Tries every command, or `only` some, and prints what happened."""
     torch.set_num_threads(1)
     for name in WARM:
         importlib.import_module(f"u2a.{name}")
@@ -307,6 +307,8 @@ def main(folder: Path, seed: int, kills: int) -> None:
     blocks.BLOCK, measuring.EVERY = 3, 0.0  # else a tiny run has one block, and keeps next to nothing
     found: dict[str, Any] = {"kills": [], "wrong": [], "seconds": {}}
     for number, (name, words) in enumerate(commands(folder).items()):
+        if only and name not in only:
+            continue
         begin = time.monotonic()
         trial = Trial(name, words, folder, random.Random(f"{seed} {number}"))
         trial.run(kills)
@@ -317,4 +319,4 @@ def main(folder: Path, seed: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -205,23 +205,22 @@ def test_resume_refuses_other_rows_and_another_model(tmp_path, what):
 LONG = UnlearnOptions(learning_rate=3e-3, max_steps=6, batch_size=2)
 
 
-def _cut(monkeypatch, count):
-    """Lets the run end after that many checkpoints of inner runs, as a kill would."""
+def _cut(monkeypatch, outer_step, count=1):
+    """Lets the run end at that checkpoint of that outer step's inner run, as a kill would."""
     from u2a.inner_checkpoints import InnerCheckpoints
 
     real, calls = InnerCheckpoints.save, []
 
-    def cut(self, *args):
-        real(self, *args)
-        calls.append(1)
-        if len(calls) == count:
+    def cut(self, trainer, position, *args):
+        real(self, trainer, position, *args)
+        calls.append(position.outer_step)
+        if calls.count(outer_step) == count:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(InnerCheckpoints, "save", cut)
 
 
-@pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.parametrize(("restart", "halved"), [(False, False), (True, False), (False, True)])
 def test_an_inner_run_goes_on_bit_for_bit(tmp_path, monkeypatch, restart, halved):
     """Cut off in the second inner run, with the l2 term, which remembers where that run began."""
     options = {"unlearn": LONG, "outer": {"measurements": 3, "restart": restart}}
@@ -232,7 +231,7 @@ def test_an_inner_run_goes_on_bit_for_bit(tmp_path, monkeypatch, restart, halved
     inner = {path.name for path in (tmp_path / "whole").glob("inner-*")}
     assert not inner  # done with
     with monkeypatch.context() as patch:
-        _cut(patch, 4)
+        _cut(patch, outer_step=2)
         with pytest.raises(KeyboardInterrupt):
             run(cut_problem, folder=tmp_path / "cut", **options)
     assert list((tmp_path / "cut").glob("inner-002-*"))
@@ -250,7 +249,7 @@ def test_a_damaged_checkpoint_is_left_aside_and_said(tmp_path, monkeypatch, logg
     options = {"unlearn": LONG, "outer": {"measurements": 3}}
     whole = run(problem(), folder=tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        _cut(patch, 4)
+        _cut(patch, outer_step=2, count=2)
         with pytest.raises(KeyboardInterrupt):
             run(problem(), folder=tmp_path / "cut", **options)
     pattern = {"inner": "inner-*/optimizer.safetensors", "outer": "outer-*.safetensors"}[damaged]
@@ -267,7 +266,7 @@ def test_scores_are_not_made_again(tmp_path, monkeypatch):
     from u2a.impact import table as module
 
     with monkeypatch.context() as patch:
-        _cut(patch, 1)
+        _cut(patch, outer_step=1)
         with pytest.raises(KeyboardInterrupt):
             run(problem(), folder=tmp_path, outer={"outer_steps": 1})
     monkeypatch.setattr(module, "directional_derivatives", lambda *_, **__: pytest.fail("scored again"))
@@ -276,7 +275,7 @@ def test_scores_are_not_made_again(tmp_path, monkeypatch):
 
 def test_a_new_run_does_not_take_what_an_old_one_kept(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        _cut(patch, 1)
+        _cut(patch, outer_step=1)
         with pytest.raises(KeyboardInterrupt):
             run(problem(), folder=tmp_path, unlearn=LONG)
     run(problem(), folder=tmp_path, outer={"outer_steps": 1})

@@ -21,8 +21,8 @@ class _Stop(TrainerCallback):
 def _trainer(folder, stop=0, **options):
     policy = tiny_policy("llama", dtype=torch.float32)
     for module in policy.model.modules():
-        if isinstance(module, torch.nn.Dropout):  # so that random states matter
-            module.p = 0.2
+        if hasattr(module, "attention_dropout"):  # so that random states matter
+            module.attention_dropout = 0.2
     args = U2AConfig(
         str(folder),
         learning_rate=1e-2,
@@ -52,7 +52,6 @@ def _trainer(folder, stop=0, **options):
 )
 def test_resumed_equals_uninterrupted(tmp_path, step, options):
     whole = _trainer(tmp_path / "whole", **options)
-    assert any(isinstance(m, torch.nn.Dropout) and m.p for m in whole.model.modules())
     whole.train()
     _trainer(tmp_path / "cut", stop=step, **options).train()
     folder = tmp_path / "cut" / f"checkpoint-{step}"
