@@ -1,8 +1,8 @@
 """Kills `u2a` commands with SIGKILL at seeded random moments, resumes them, and compares what they leave.
 
-`python killing.py FOLDER SEED KILLS [COMMAND…]` prints JSON. Everything heavy is imported once; every run is a
-forked child. Most moments are counts of events in the child (a file operation in the run folder, a forward
-pass, an optimiser step), so that each kind of moment is hit however short it is; others are times by the clock.
+`python killing.py FOLDER SEED KILLS [COMMAND…]` prints JSON. Everything heavy is imported once; every run is
+a forked child. Most moments are counts of events in the child (a file operation in the run folder, a forward
+pass, an optimiser step), so that each kind is hit however short it is; others are times by the clock.
 """
 
 from __future__ import annotations
