@@ -11,7 +11,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from u2a.files import write_json
 from u2a.kept_state import Tensors, read_state, write_state
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import Trainer
 
 OPTIMIZER = "optimizer.safetensors"
@@ -77,7 +78,7 @@ class KeptTraining:
             return False
         tensors, _ = read_state(path)
         with torch.no_grad():
-            for name, p in self.trainer.model.named_parameters():
+            for name, p in cast("nn.Module", self.trainer.model).named_parameters():
                 if p.requires_grad:
                     p.copy_(tensors[name])
         return True
