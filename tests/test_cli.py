@@ -1,9 +1,13 @@
 """The command line: speed of --help, exit statuses, one clear message for every kind of bad input."""
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -302,6 +306,29 @@ def test_resume_goes_on_and_equals_the_uninterrupted_run(given, tmp_path, monkey
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "whole")]
     assert metrics[0] == metrics[1]
+
+
+def test_a_signal_saves_and_says_how_to_go_on(given, monkeypatch):
+    from u2a.runs import RunFolder
+
+    options = {**given, **SMALL, "--max-steps": "4", "--measurements": "4"}
+    words = [word for pair in options.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", ["u2a", "align", *words])
+    real = RunFolder.record
+
+    def stopped(self, event, **values):
+        real(self, event, **values)
+        if values["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "record", stopped)
+        result = call("align", options)
+    assert result.exit_code == 3
+    assert shlex.join(["u2a", "align", *words, "--resume"]) in result.stderr
+    assert list((Path(options["--output"]) / "checkpoints").glob("inner-*"))
+    again = CliRunner().invoke(app, ["align", *words, "--resume"])
+    assert again.exit_code in (0, 1), again.stderr
 
 
 def test_an_error_after_the_folder_was_made_leaves_nothing(given, tmp_path):

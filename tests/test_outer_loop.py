@@ -200,3 +200,104 @@ def test_resume_refuses_other_rows_and_another_model(tmp_path, what):
         changed["seed"] = 5
     with pytest.raises(UserError, match="resume"):
         run(problem(**changed), folder=tmp_path, resume=True)
+
+
+LONG = UnlearnOptions(learning_rate=3e-3, max_steps=6, batch_size=2)
+
+
+def _cut(monkeypatch, outer_step, count=1):
+    """Lets the run end at that checkpoint of that outer step's inner run, as a kill would."""
+    from u2a.inner_checkpoints import InnerCheckpoints
+
+    real, calls = InnerCheckpoints.save, []
+
+    def cut(self, trainer, position, *args):
+        real(self, trainer, position, *args)
+        calls.append(position.outer_step)
+        if calls.count(outer_step) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(InnerCheckpoints, "save", cut)
+
+
+@pytest.mark.parametrize(("restart", "halved"), [(False, False), (True, False), (False, True)])
+def test_an_inner_run_goes_on_bit_for_bit(tmp_path, monkeypatch, restart, halved):
+    """Cut off in the second inner run, with the l2 term, which remembers where that run began."""
+    options = {"unlearn": LONG, "outer": {"measurements": 3, "restart": restart}}
+    if halved:
+        options["outer"] |= {"kl_budget": 1e-3, "halvings": 8}
+    whole_problem, cut_problem = problem(retain_loss="l2"), problem(retain_loss="l2")
+    whole = run(whole_problem, folder=tmp_path / "whole", **options)
+    inner = {path.name for path in (tmp_path / "whole").glob("inner-*")}
+    assert not inner  # done with
+    with monkeypatch.context() as patch:
+        _cut(patch, outer_step=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(cut_problem, folder=tmp_path / "cut", **options)
+    assert list((tmp_path / "cut").glob("inner-002-*"))
+    resumed_problem = problem(retain_loss="l2")
+    resumed = run(resumed_problem, folder=tmp_path / "cut", resume=True, **options)
+    assert resumed.points == whole.points
+    assert any(p.learning_rate < LONG.learning_rate for p in whole.points) == halved
+    np.testing.assert_array_equal(resumed.weights, whole.weights)
+    for name, p in snapshot(resumed_problem).items():
+        assert torch.equal(p, snapshot(whole_problem)[name]), name
+
+
+@pytest.mark.parametrize("damaged", ["inner", "outer"])
+def test_a_damaged_checkpoint_is_left_aside_and_said(tmp_path, monkeypatch, logged, damaged):
+    options = {"unlearn": LONG, "outer": {"measurements": 3}}
+    whole = run(problem(), folder=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        _cut(patch, outer_step=2, count=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(problem(), folder=tmp_path / "cut", **options)
+    pattern = {"inner": "inner-*/optimizer.safetensors", "outer": "outer-*.safetensors"}[damaged]
+    path = sorted((tmp_path / "cut").glob(pattern))[-1]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    resumed = run(problem(), folder=tmp_path / "cut", resume=True, **options)
+    assert "going on from the checkpoint before" in logged.text
+    assert resumed.points == whole.points
+
+
+def test_scores_are_not_made_again(tmp_path, monkeypatch):
+    from u2a.impact import table as module
+
+    with monkeypatch.context() as patch:
+        _cut(patch, outer_step=1)
+        with pytest.raises(KeyboardInterrupt):
+            run(problem(), folder=tmp_path, outer={"outer_steps": 1})
+    monkeypatch.setattr(module, "directional_derivatives", lambda *_, **__: pytest.fail("scored again"))
+    run(problem(), folder=tmp_path, resume=True, outer={"outer_steps": 1})
+
+
+def test_a_new_run_does_not_take_what_an_old_one_kept(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        _cut(patch, outer_step=1)
+        with pytest.raises(KeyboardInterrupt):
+            run(problem(), folder=tmp_path, unlearn=LONG)
+    run(problem(), folder=tmp_path, outer={"outer_steps": 1})
+    assert not list(tmp_path.glob("inner-*"))
+    assert [path.name for path in tmp_path.glob("outer-*")] == ["outer-001.safetensors"]
+
+
+def test_a_signal_finishes_the_step_and_keeps_it(tmp_path):
+    import os
+    import signal
+
+    from u2a import interruption
+
+    points = []
+
+    def record(_event, **figures):
+        points.append(figures["step"])
+        if len(points) == 2:  # the first point of the first inner run
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with interruption.listening(quiet=True), pytest.raises(interruption.Interrupted):
+        run(problem(), folder=tmp_path, record=record)
+    assert [path.name for path in tmp_path.glob("inner-*")] == ["inner-001-00-00000002"]
+    whole = run(problem(), folder=tmp_path.with_name("whole"))
+    assert run(problem(), folder=tmp_path, resume=True).points == whole.points

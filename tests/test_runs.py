@@ -7,7 +7,8 @@ import time
 import pytest
 import yaml
 
-from u2a.runs import RunFolder, whole_file, write_json, write_text
+from u2a import run_lock
+from u2a.runs import RunFolder, whole_file, whole_folder, write_json, write_text
 from u2a.types import UserError
 
 
@@ -50,8 +51,10 @@ def test_refusals(tmp_path):
 
 
 def test_resume_refuses_another_configuration(tmp_path):
-    RunFolder.create(tmp_path / "run", {"seed": 1, "loss": "npo"})
-    RunFolder.create(tmp_path / "run", {"seed": 1, "loss": "npo"}, resume=True)
+    with RunFolder.create(tmp_path / "run", {"seed": 1, "loss": "npo"}):
+        pass
+    with RunFolder.create(tmp_path / "run", {"seed": 1, "loss": "npo"}, resume=True):
+        pass
     with pytest.raises(UserError, match="seed differ"):
         RunFolder.create(tmp_path / "run", {"seed": 2, "loss": "npo"}, resume=True)
 
@@ -130,3 +133,80 @@ def test_files_are_readable_by_no_more_people_than_the_umask_allows(tmp_path, um
         os.umask(before)
     for name in ("answers.jsonl", "again"):
         assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_a_second_run_into_a_folder_is_refused_and_named(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"seed": 1}), pytest.raises(UserError, match=str(os.getpid())):
+        RunFolder.create(tmp_path / "run", {"seed": 1}, resume=True)
+    with RunFolder.create(tmp_path / "run", {"seed": 1}, resume=True):
+        pass
+
+
+def test_runs_that_share_a_folder_keep_others_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
+    path = tmp_path / "run"
+    sharing = {"resume": True, "shared": True}
+    with RunFolder.create(path, {"seed": 1}, shared=True), RunFolder.create(path, {"seed": 1}, **sharing):
+        with pytest.raises(UserError, match="at work"):
+            RunFolder.create(path, {"seed": 1}, resume=True)
+        with pytest.raises(UserError, match="differ"):
+            RunFolder.create(path, {"seed": 2}, **sharing)
+    with RunFolder.create(path, {"seed": 1}, resume=True), pytest.raises(UserError, match="at work"):
+        RunFolder.create(path, {"seed": 1}, **sharing)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_configuration_is_begun_again(tmp_path, resume):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".config.yaml.abc.part").write_text("loss: n")
+    with RunFolder.create(tmp_path, {"seed": 1}, resume=resume) as run:
+        assert yaml.safe_load((run.path / "config.yaml").read_text()) == {"seed": 1}
+        assert json.loads((run.path / "versions.json").read_text())["torch"]
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_resume_mends_what_a_kill_left(tmp_path):
+    """Versions that were not written yet, temporaries in subfolders, half a last line."""
+    with RunFolder.create(tmp_path / "run", {"seed": 1}) as run:
+        run.record("measurement", objective=-0.5)
+    (run.path / "versions.json").unlink()
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "meas')
+    (run.path / "cells").mkdir()
+    (run.path / "cells" / ".x.json.abc.part").write_text("{")
+    (run.path / ".adapter.abc.part").mkdir()
+    (run.path / ".hidden").write_text("the user's")
+    with RunFolder.create(tmp_path / "run", {"seed": 1}, resume=True):
+        assert json.loads((run.path / "versions.json").read_text())["torch"]
+        assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1
+        assert not list(run.path.rglob("*.part"))
+        assert (run.path / ".hidden").is_file()
+
+
+def test_costs_go_on_from_where_they_were(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run, run.phase("work"):
+        time.sleep(0.05)
+        run.record("measurement")
+        kept = json.loads((run.path / "costs.json").read_text())
+        assert kept[0]["seconds"] >= 0.05  # of a phase under way: a kill would not lose it
+    with RunFolder.create(tmp_path / "run", {}, resume=True) as run, run.phase("work"):
+        time.sleep(0.05)
+    assert run.phases["work"].seconds >= 0.1
+    assert run.phases["work"].peak_bytes > 0
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path):
+    for content in ("old", "new"):
+        with whole_folder(tmp_path / "adapter") as folder:
+            (folder / "weights").write_text(content)
+    assert (tmp_path / "adapter" / "weights").read_text() == "new"
+
+    def half():
+        with whole_folder(tmp_path / "adapter") as folder:
+            (folder / "weights").write_text("half")
+            raise RuntimeError("cut")
+
+    with pytest.raises(RuntimeError, match="cut"):
+        half()
+    assert (tmp_path / "adapter" / "weights").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+import torch
 
+from u2a.fingerprint import fingerprint
+from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, restore
-from u2a.problem import Problem, Task
-from u2a.runs import whole_file, write_json
+from u2a.problem import Task
 from u2a.types import UserError
+
+log = logging.getLogger("u2a")
 
 _SAME_MODEL = 0.01
 """Largest relative difference of U at the original that arithmetic may make between two machines."""
@@ -44,42 +48,72 @@ class Checkpoints:
 
     folder: Path | None
 
+    def scores(self, outer_step: int) -> Path | None:
+        """Where the scores of an outer step are kept; those at the original model have number 0."""
+        return self.folder / f"scores-{outer_step:03d}" if self.folder else None
+
+    def clear(self) -> None:
+        """Removes what an earlier run kept here: a later `--resume` must not take it for this run's."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for name in ("outer-*", "inner-*", "scores-*"):
+            for path in self.folder.glob(name):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
     def save(self, state: OuterState, ledger: Ledger) -> None:
-        """Writes the state and φ at the best point. The JSON comes last: with it the checkpoint is whole."""
+        """Writes the state and φ at the best point."""
         if self.folder is None:
             return
-        path = self.folder / f"outer-{state.outer_step:03d}.json"
-        with whole_file(path.with_suffix(".safetensors")) as temporary:
-            save_file({name: p.contiguous() for name, p in ledger.best_parameters.items()}, temporary)
-        kept = {key: value for key, value in vars(state).items() if key not in ("weights", "history")}
-        history = [weights.tolist() for weights in state.history]
-        points = [vars(point) for point in ledger.points]
-        digest = _digest(ledger.problem)
-        write_json(path, {**kept, "history": history, "points": points, "negatives": digest})
+        tensors = {f"best {name}": p for name, p in ledger.best_parameters.items()}
+        tensors |= {f"weights {k}": torch.from_numpy(w) for k, w in enumerate(state.history)}
+        content = {
+            "state": {key: value for key, value in vars(state).items() if key not in ("weights", "history")},
+            "points": [vars(point) for point in ledger.points],
+            "texts": fingerprint(ledger.problem),
+        }
+        write_state(self.folder / f"outer-{state.outer_step:03d}.safetensors", tensors, content)
 
     def load(self, state: OuterState, ledger: Ledger, task: Task) -> OuterState:
         """The last whole checkpoint's state, with the ledger and φ brought to it; `state` itself if none.
 
         Raises:
-            UserError: the negatives are not those of the checkpoint.
+            UserError: the rows or the model are not those of the checkpoint.
         """
-        found = sorted(self.folder.glob("outer-*.json")) if self.folder else []
-        if not found:
+        tensors, saved = next(self._whole(), ({}, None))
+        if saved is None:
             return state
-        saved: dict[str, Any] = json.loads(found[-1].read_text(encoding="utf-8"))
-        if saved.pop("negatives") != _digest(ledger.problem):
+        if saved["texts"] != fingerprint(ledger.problem):
             raise UserError(
                 "--resume: the negatives, the validation or the retain rows, or their tokens, changed since "
                 "the run began"
             )
-        ledger.points = [Point(**point) for point in saved.pop("points")]
+        ledger.points = [Point(**point) for point in saved["points"]]
         _refuse_another_model(ledger)
-        ledger.best_parameters = load_file(found[-1].with_suffix(".safetensors"))
-        restore(ledger.problem, ledger.best_parameters)
-        if any(point.best and point.outer_step > 0 for point in ledger.points):
-            ledger.best = ledger.problem.measure(task)
-        history = [np.asarray(weights) for weights in saved.pop("history")]
-        return OuterState(weights=history[-1], history=history, **saved)
+        take_best(ledger, tensors, task)
+        history = [tensors[f"weights {k}"].numpy().copy() for k in range(saved["state"]["outer_step"])]
+        return OuterState(weights=history[-1], history=history, **saved["state"])
+
+    def _whole(self) -> Iterator[tuple[Tensors, Any]]:
+        """Checkpoints from the last to the first, without damaged ones."""
+        for path in sorted(self.folder.glob("outer-*.safetensors"), reverse=True) if self.folder else ():
+            try:
+                yield read_state(path)
+            except Damaged as damaged:
+                log.warning("%s; going on from the checkpoint before", damaged)
+
+
+def take_best(ledger: Ledger, tensors: Tensors, task: Task) -> None:
+    """Brings the ledger and φ to the best point, which is measured again where it is not the original."""
+    kept = "best "
+    ledger.best_parameters = {
+        name.removeprefix(kept): tensor for name, tensor in tensors.items() if name.startswith(kept)
+    }
+    restore(ledger.problem, ledger.best_parameters)
+    if any(point.best and point.outer_step > 0 for point in ledger.points):
+        ledger.best = ledger.problem.measure(task)
 
 
 def _refuse_another_model(ledger: Ledger) -> None:
@@ -89,18 +123,3 @@ def _refuse_another_model(ledger: Ledger) -> None:
             f"--resume: the original model is another one: its utility was {before:.6g} when the run began "
             f"and is {now:.6g} now"
         )
-
-
-def _digest(problem: Problem) -> str:
-    """Changes when the tokens of some negative, validation or retain text do."""
-    digest = hashlib.sha256()
-    for texts in (
-        problem.negative_texts,
-        problem.objective.texts,
-        problem.utility.texts,
-        problem.retain_texts,
-    ):
-        digest.update(b"none" if texts is None else b"texts")
-        for ids in texts["input_ids"] if texts is not None else ():
-            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
-    return digest.hexdigest()

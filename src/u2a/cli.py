@@ -9,14 +9,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any, Optional
 
 import typer
 
+from u2a import interruption
 from u2a.commands import schemas
 from u2a.config import OptionSpec, Schema
 from u2a.evaluate import METRICS
@@ -67,7 +71,8 @@ def _register(
             output = values.get("output") or ""
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
 
-        raise typer.Exit(_guarded(work, lambda error: _machine_fault(error, name, output)))
+        fault_of = partial(_machine_fault, name=name, output=lambda: output)
+        raise typer.Exit(_guarded(work, fault_of, resumable=name in _RESUMABLE))
 
     parameters = [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
     body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -75,13 +80,18 @@ def _register(
     app.command(name, help=about, epilog=epilog)(body)
 
 
-def _machine_fault(error: Exception, name: str, output: str) -> tuple[str, int] | None:
+def _machine_fault(error: Exception, name: str, output: Callable[[], str]) -> tuple[str, int] | None:
     from u2a.commands.machine_faults import machine_fault
 
-    return machine_fault(error, output, name in _RESUMABLE, BAD_INPUT, STOPPED)
+    return machine_fault(error, output(), name in _RESUMABLE, BAD_INPUT, STOPPED)
 
 
-def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str, int] | None]) -> int:
+def _guarded(
+    work: Callable[[], int],
+    fault_of: Callable[[Exception], tuple[str, int] | None],
+    *,
+    resumable: bool = False,
+) -> int:
     """Runs a command; turns what people can mend into one message and an exit status."""
     # TRL's trainers would tell huggingface.co that they are used; read when huggingface_hub is first imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -91,7 +101,7 @@ def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str,
     from u2a.printable import printable_lines
 
     try:
-        with shown_log():
+        with shown_log(), interruption.listening() if resumable else nullcontext():
             return work()
     except UserError as error:
         print(printable_lines(f"u2a: {error}"), file=sys.stderr)
@@ -99,8 +109,12 @@ def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str,
     except GuardStop as stop:
         print(printable_lines(f"u2a: stopped by a guard: {stop}"), file=sys.stderr)
         return STOPPED
+    except interruption.Interrupted:
+        print(f"u2a: interrupted; all that is done is kept. Go on with: {_again()}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
-        print(f"u2a: interrupted; {', '.join(_RESUMABLE)} go on with --resume", file=sys.stderr)
+        how = f"go on with: {_again()}" if resumable else f"{', '.join(_RESUMABLE)} go on with --resume"
+        print(f"u2a: interrupted; {how}", file=sys.stderr)
         return STOPPED
     except Exception as error:
         known = fault_of(error)
@@ -112,7 +126,13 @@ def _guarded(work: Callable[[], int], fault_of: Callable[[Exception], tuple[str,
         return FAULT
 
 
-_RESUMABLE = ("align", "verify", "evaluate", "compare")
+def _again() -> str:
+    """The command that goes on with this one."""
+    given = sys.argv[1:]
+    return shlex.join(["u2a", *given, *(() if "--resume" in given else ("--resume",))])
+
+
+_RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG = inspect.Parameter(
     "config",

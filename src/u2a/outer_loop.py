@@ -8,18 +8,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from u2a import interruption
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.finetune import ShowSteps
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
+from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
 from u2a.inner_run import unlearning_trainer
-from u2a.ledger import Ledger, Point, restore, snapshot
+from u2a.ledger import Ledger, Parameters, Point, restore, snapshot
+from u2a.measuring import Measuring
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.repetition import greedy_repetition
 from u2a.types import GuardStop
@@ -36,7 +37,8 @@ from u2a.weighting import (
 log = logging.getLogger("u2a")
 
 Phase = Callable[[str], AbstractContextManager[None]]
-Score = Callable[[Measurement], ImpactTable]
+Score = Callable[[Measurement, int], ImpactTable]
+"""The table at a measured point, for an outer step."""
 
 
 @dataclass
@@ -90,8 +92,8 @@ def align(
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
         start, first_table: the measurement and the impact table at the original model, if there are any.
         keep_last: keep the last admissible point instead of the best: for comparisons at equal strength.
-        folder: where checkpoints of outer steps go (none are written without it).
-        resume: go on from the last checkpoint in `folder`.
+        folder: where scores and checkpoints go (none are written without it).
+        resume: go on from what is kept in `folder`; without it that is removed.
         record: called with an event's name and figures; task: shows progress; phase: times a phase.
 
     Returns:
@@ -99,10 +101,19 @@ def align(
         original model itself when nothing did better.
     """
     weights = weights or WeightOptions()
+    checkpoints = Checkpoints(folder)
+    if not resume:
+        checkpoints.clear()
 
-    def score(at: Measurement) -> ImpactTable:
+    def score(at: Measurement, outer_step: int) -> ImpactTable:
         return score_impact(
-            problem, curvature=curvature, scoring=scoring, self_check=self_check, at=at, task=task
+            problem,
+            curvature=curvature,
+            scoring=scoring,
+            self_check=self_check,
+            at=at,
+            keep=checkpoints.scores(outer_step),
+            task=task,
         )
 
     phase = phase or (lambda _name: nullcontext())
@@ -120,7 +131,8 @@ def align(
         score=score,
         fixed_weights=fixed_weights,
         seed=seed,
-        checkpoints=Checkpoints(folder),
+        checkpoints=checkpoints,
+        inner=InnerCheckpoints(folder),
         ledger=Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last),
         task=task,
         phase=phase,
@@ -139,6 +151,7 @@ class _OuterLoop:
     fixed_weights: np.ndarray | None
     seed: int
     checkpoints: Checkpoints
+    inner: InnerCheckpoints
     ledger: Ledger
     task: Task
     phase: Phase
@@ -147,10 +160,13 @@ class _OuterLoop:
 
     def run(self, resume: bool) -> AlignResult:
         original = snapshot(self.problem)
-        state = self._first_state()
+        state, position = self._first_state(), None
+        begin = original
         if resume:
             state = self.checkpoints.load(state, self.ledger, self.task)
-        if state.outer_step == 0:
+            begin = self.ledger.best_parameters
+            position = self.inner.load(state, self.ledger, self.task)
+        if not self.ledger.points:
             self.ledger.begin(state.learning_rate)
         if not state.weights.any():
             why = (
@@ -158,7 +174,9 @@ class _OuterLoop:
             )
             return self._result(state, f"Nothing here is worth unlearning: {why}.")
         if not state.outcome:
-            return self._result(state, self._outer_steps(state, original))
+            if self.outer.restart or state.outer_step == 0:
+                begin = original
+            return self._result(state, self._outer_steps(state, original, position, begin))
         return self._result(state, state.outcome)
 
     def _first_state(self) -> OuterState:
@@ -168,28 +186,30 @@ class _OuterLoop:
             return OuterState(np.asarray(self.fixed_weights, np.float64), 1.0, rate)
         if self.first is None:
             with self.phase("scoring"):
-                self.first = self.score(self.ledger.start)
+                self.first = self.score(self.ledger.start, 0)
+            self._pause()
         impact = self.first.impact
         count = parse_selection(self.weighting.select, len(impact))
         weights = select_greedily(impact, count, self.problem.prior)
         return OuterState(weights, impact_scale(impact, weights) if weights.any() else 1.0, rate)
 
-    def _outer_steps(self, state: OuterState, original: dict[str, Any]) -> str:
-        """Runs outer steps until a stopping rule holds; returns it as a sentence."""
+    def _outer_steps(
+        self, state: OuterState, original: Parameters, position: InnerPosition | None, begin: Parameters
+    ) -> str:
+        """Runs outer steps until a stopping rule holds; returns it as a sentence.
+
+        Args:
+            position: where an interrupted inner run goes on, and begin: φ where that run began.
+        """
         ledger = self.ledger
         for k in range(state.outer_step + 1, self.outer.outer_steps + 1):
-            before = ledger.best.objective
             try:
-                restore(self.problem, ledger.best_parameters)
-                table = self._table(k)
-                restart = self.outer.restart or k == 1
-                at = ledger.start if restart else ledger.best
-                restore(self.problem, original if restart else ledger.best_parameters)
-                state.weights = self._new_weights(state, at, table)
-                state.history.append(state.weights)
+                if position is None:
+                    position, begin = self._begin_step(k, state, original)
+                before = position.objective
                 state.outer_step = k
                 with self.phase("unlearning"):
-                    self._inner_run(state, at, table)
+                    self._inner_run(state, position, begin)
             except GuardStop as stop:
                 self.stopped_by_guard = True
                 log.warning("guard: %s", stop)
@@ -201,16 +221,40 @@ class _OuterLoop:
             elif k == self.outer.outer_steps:
                 state.outcome = f"Done after {k} outer step{'s' if k > 1 else ''}."
             self.checkpoints.save(state, ledger)
+            self.inner.clear()
+            self._pause()
+            position = None
             if state.outcome:
                 break
         return state.outcome
+
+    def _pause(self) -> None:
+        """A place to stop at: with a folder, all so far is kept."""
+        if self.checkpoints.folder is not None:
+            interruption.check()
+
+    def _begin_step(
+        self, k: int, state: OuterState, original: Parameters
+    ) -> tuple[InnerPosition, Parameters]:
+        """Scores at the best φ so far and sets the weights; returns where the inner run begins."""
+        ledger, before = self.ledger, self.ledger.best.objective
+        restore(self.problem, ledger.best_parameters)
+        table = self._table(k)
+        restart = self.outer.restart or k == 1
+        at, begin = (ledger.start, original) if restart else (ledger.best, ledger.best_parameters)
+        state.weights = self._new_weights(state, at, table)
+        state.history.append(state.weights)
+        cost = float(state.weights @ table.utility_cost) if table is not None else None
+        return InnerPosition(k, before, at.utility, cost), begin
 
     def _table(self, k: int) -> ImpactTable | None:
         """Impacts at the best φ so far: what the last weights led to. At the original they are known."""
         if self.fixed_weights is not None or self.ledger.best is self.ledger.start or k == 1:
             return self.first
         with self.phase("scoring"):
-            return self.score(self.ledger.best)
+            table = self.score(self.ledger.best, k)
+            self._pause()
+            return table
 
     def _new_weights(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> np.ndarray:
         """One mirror ascent step, within what is left of the utility budget once a measured step has
@@ -230,39 +274,34 @@ class _OuterLoop:
             weights = mirror_ascent(state.weights, table.impact, state.scale, self.weighting)
         return exchange(weights, table.impact, self.problem.prior, self.weighting)
 
-    def _inner_run(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> None:
-        """Unlearns with the current weights; halves the learning rate while the first measured point is
-        already past a budget, or not finite, which is the far end of the same."""
-        begin = snapshot(self.problem)
-        for halving in range(self.outer.halvings + 1):
-            measuring, why = _Measuring(self, state), ""
+    def _inner_run(self, state: OuterState, position: InnerPosition, begin: Parameters) -> None:
+        """Unlearns with the current weights from φ = `begin`; halves the learning rate while the first
+        measured point is already past a budget, or not finite, which is the far end of the same."""
+        while True:
+            restore(self.problem, begin)
+            halving, why = position.halving, ""
+            measuring = Measuring(self.ledger, state, position, self.inner, self.task)
             try:
                 self._train(state, measuring, seed=self.seed + 1000 * state.outer_step + halving)
             except GuardStop as stop:
-                if measuring.admissible_points or halving == self.outer.halvings:
+                if position.admissible_points or halving == self.outer.halvings:
                     raise
                 why = str(stop)
-            if measuring.admissible_points or halving == self.outer.halvings:
+            if position.admissible_points or halving == self.outer.halvings:
                 break
+            position.halving, position.folder, position.last_utility = halving + 1, None, None
             state.learning_rate /= 2
-            restore(self.problem, begin)
             log.info("learning rate halved to %g: %s", state.learning_rate, why or measuring.passed)
-        if measuring.last is not None and table is not None:
+        if position.last_utility is not None and position.predicted_cost is not None:
             # what one unit of predicted cost, Σω·c, really costs
-            predicted, fall = float(state.weights @ table.utility_cost), at.utility - measuring.last.utility
-            if predicted > 0 and fall > 0:
-                state.cost_calibration = fall / predicted
+            fall = position.utility - position.last_utility
+            if position.predicted_cost > 0 and fall > 0:
+                state.cost_calibration = fall / position.predicted_cost
 
-    def measured(self) -> Measurement:
-        """J, U, KL and, where a guard is on it, repetition at the current φ."""
-        found = self.problem.measure(self.task)
-        if self.outer.max_repetition > 0:
-            found = replace(found, repetition=greedy_repetition(self.problem, self.task))
-        return found
-
-    def _train(self, state: OuterState, measuring: _Measuring, seed: int) -> None:
+    def _train(self, state: OuterState, measuring: Measuring, seed: int) -> None:
+        resumed = measuring.position.folder
         with tempfile.TemporaryDirectory() as scratch:
-            unlearning_trainer(
+            trainer = unlearning_trainer(
                 self.problem,
                 state.weights,
                 self.unlearn,
@@ -270,7 +309,12 @@ class _OuterLoop:
                 seed=seed,
                 folder=scratch,
                 callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
-            ).train()
+            )
+            measuring.trainer = trainer
+            try:
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            finally:
+                measuring.trainer = None  # else the two would keep each other's memory
 
     def _result(self, state: OuterState, outcome: str) -> AlignResult:
         ledger = self.ledger
@@ -302,29 +346,3 @@ class _OuterLoop:
             s = self.problem.measure_negatives(self.task)
         per_token = float((s.double() / self.problem.lengths).mean())
         return replace(measured, s_negatives=s, negative_logprob=per_token)
-
-
-class _Measuring(TrainerCallback):
-    """Measures J, U and KL a few times in an inner run, and stops it once a point is past a budget."""
-
-    def __init__(self, loop: _OuterLoop, state: OuterState) -> None:
-        self.loop, self.state = loop, state
-        self.admissible_points = 0
-        self.last: Measurement | None = None
-        self.passed = ""
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        del args
-        every = max(1, round(state.max_steps / self.loop.outer.measurements))
-        if state.global_step % every and state.global_step < state.max_steps:
-            return
-        self.last = self.loop.measured()
-        outer_step, rate = self.state.outer_step, self.state.learning_rate
-        if self.loop.ledger.consider(self.last, outer_step, state.global_step, rate):
-            self.admissible_points += 1
-        else:
-            self.passed = self.loop.ledger.passed(self.last)
-            log.info("outer step %d ends at step %d: %s", outer_step, state.global_step, self.passed)
-            control.should_training_stop = True

@@ -4,69 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
-import secrets
-import stat
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from u2a import interruption
+from u2a.files import cut_half_line, is_leftover, sweep, write_json, write_text
+from u2a.files import whole_file as whole_file
+from u2a.files import whole_folder as whole_folder
 from u2a.links import refuse_links_out
 from u2a.plain_yaml import plain_values
 from u2a.printable import printable
-from u2a.storage import quiet_when_full, storage_errno
+from u2a.run_lock import NAME as LOCK
+from u2a.run_lock import RunLock
+from u2a.storage import quiet_when_full
 from u2a.types import UserError
 
 log = logging.getLogger("u2a")
 
 FOLDERS = ("adapter", "model", "checkpoints", "cells", "scores", "models")
 """Sub-folders of run folders."""
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
-    # not readable by more people than the umask allows: it may hold text of rows
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
-    os.close(handle)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except Exception as error:
-        number = storage_errno(error)
-        if number is None:
-            raise
-        # the temporary file's name, or none, says nothing to people
-        raise OSError(number, os.strerror(number), str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole; a float that is not finite is an error, not `NaN`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 class _OneLine(logging.Formatter):
@@ -86,34 +52,47 @@ class PhaseCost:
     peak_bytes: int = 0
 
 
+COSTS = "costs.json"
+"""Seconds and peaks of the phases so far, for a run that is resumed."""
+
+
 @dataclass
 class RunFolder:
     """One run's folder. Make it with `create` and use it as a context manager: everything in it is written
-    whole or appended line by line."""
+    whole or appended line by line. `lock` keeps other runs out."""
 
     path: Path
     phases: dict[str, PhaseCost] = field(default_factory=dict)
     fresh: bool = False
     log_file: logging.Handler | None = None
+    lock: RunLock | None = None
+    _running: dict[str, Callable[[], PhaseCost]] = field(default_factory=dict)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes the log. A new run that ends in an error of the user's leaves nothing behind."""
+        """Closes the log and gives the folder free. A new run that ends in an error of the user's leaves
+        nothing behind."""
         if self.log_file is not None:
             log.removeHandler(self.log_file)
             with suppress(OSError):  # a full disk, which whatever comes next says
                 self.log_file.close()
         if self.fresh and kind is not None and issubclass(kind, UserError):
-            for name in ("config.yaml", "versions.json", "run.log"):
+            # the configuration last: with it the folder can be resumed
+            for name in ("versions.json", "run.log", COSTS, "config.yaml"):
                 (self.path / name).unlink(missing_ok=True)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            if _holds_nothing(self.path):
+                (self.path / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.rmdir()
+        if self.lock is not None:
+            self.lock.release()
 
     @classmethod
     def check(cls, path: Path, *, resume: bool) -> None:
-        """Refuses a folder that holds something already, without writing anything.
+        """Refuses a folder that holds something already, without writing anything. What a run leaves that was
+        killed before it had written its configuration is nothing.
 
         Raises:
             UserError: the path is a file; or the folder is not empty and this is no `--resume`; or
@@ -121,45 +100,56 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise UserError(f"--output {path} is a file; name a folder")
-        if resume and not (path / "config.yaml").is_file():
+        empty = path.is_dir() and _holds_nothing(path)
+        if resume and not empty and not (path / "config.yaml").is_file():
             raise UserError(
                 f"--resume: {path} holds no run (no config.yaml); leave --resume out to begin one"
             )
-        if not resume and path.is_dir() and any(path.iterdir()):
+        if not resume and path.is_dir() and not empty:
             raise UserError(f"--output {path} is not empty; name a new folder, or go on with --resume")
         if resume:  # what is appended must not land in another file
             refuse_links_out(path, below=FOLDERS)
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
+    def create(
+        cls, path: Path, config: Mapping[str, Any], *, resume: bool = False, shared: bool = False
+    ) -> RunFolder:
         """Makes the folder with `config.yaml`, `versions.json` and the log file `run.log`.
 
+        Args:
+            shared: processes with the same configuration may work in it at once.
+
         Raises:
-            UserError: as `check`; or the configuration differs from the one that is being resumed.
+            UserError: as `check`; or another run is at work there; or the configuration differs from the one
+                that is being resumed.
         """
         cls.check(path, resume=resume)
-        kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
-        if resume:
-            try:
-                before = dict(plain_values((path / "config.yaml").read_text(encoding="utf-8")))
-            except (OSError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
-                ) from None
-            changed = sorted(key for key in kept if before.get(key) != kept[key])
-            if changed:
-                names = ", ".join(changed)
-                raise UserError(f"--resume: {names} differ from {path / 'config.yaml'}; keep them")
         path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
-        if not (path / "versions.json").is_file():  # on --resume too: the disk may have been full just then
-            write_json(path / "versions.json", versions())
+        lock = RunLock.take(path, shared=shared and resume)
+        try:
+            cls.check(path, resume=resume)  # again, now that nobody else writes
+            begins = not (path / "config.yaml").is_file()
+            kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
+            if not begins:
+                _refuse_changes(path, kept)
+            if lock is not None and (not lock.shared or lock.alone()):
+                sweep(path)
+                cut_half_line(path / "metrics.jsonl")
+            if begins:
+                write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+            if not (path / "versions.json").is_file():
+                write_json(path / "versions.json", versions())
+            if shared and lock is not None:
+                lock.share()
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
         handler = quiet_when_full(logging.FileHandler(path / "run.log", encoding="utf-8"))
         handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-        return cls(path, fresh=not resume, log_file=handler)
+        return cls(path, _costs_so_far(path), fresh=begins, log_file=handler, lock=lock)
 
     def record(self, event: str, **values: Any) -> None:
         """Appends one line to `metrics.jsonl`."""
@@ -167,18 +157,67 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
+        self.keep_costs()
+
+    def keep_costs(self) -> None:
+        """Writes what the phases have cost so far. In a folder that is shared, nobody's would be right."""
+        if self.lock is None or self.lock.shared:
+            return
+        now = {**self.phases, **{name: cost() for name, cost in self._running.items()}}
+        write_json(self.path / COSTS, [asdict(cost) for cost in now.values()])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures seconds and peak memory of the block; phases of one name add up."""
+        """Measures seconds and peak memory of the block; phases of one name add up.
+
+        Raises:
+            Interrupted: a signal has asked for a stop before it began.
+        """
+        interruption.check()
         cost = self.phases.setdefault(name, PhaseCost(name))
         start = time.perf_counter()
         with _peak_memory() as peak:
+
+            def so_far() -> PhaseCost:
+                seconds = cost.seconds + time.perf_counter() - start
+                return PhaseCost(name, seconds, max(cost.peak_bytes, peak()))
+
+            self._running[name] = so_far
             try:
                 yield
             finally:
-                cost.seconds += time.perf_counter() - start
-        cost.peak_bytes = max(cost.peak_bytes, peak())
+                del self._running[name]
+                done = so_far()
+                cost.seconds, cost.peak_bytes = done.seconds, done.peak_bytes
+                self.keep_costs()
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Nothing but a lock and what was never finished."""
+    return all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
+
+
+def _refuse_changes(path: Path, kept: Mapping[str, Any]) -> None:
+    try:
+        before = dict(plain_values((path / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
+        ) from None
+    # an option that the version which began the run did not have is not a change
+    changed = sorted(key for key in kept if key in before and before[key] != kept[key])
+    if changed:
+        names = ", ".join(changed)
+        raise UserError(f"--resume: {names} differ from {path / 'config.yaml'}; keep them")
+
+
+def _costs_so_far(path: Path) -> dict[str, PhaseCost]:
+    """Of the run that is resumed; costs are no result, so a file that is not readable is left aside."""
+    try:
+        costs = [PhaseCost(**cost) for cost in json.loads((path / COSTS).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {cost.name: cost for cost in costs}
 
 
 @contextmanager

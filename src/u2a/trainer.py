@@ -33,6 +33,7 @@ from u2a.logprobs import (
 from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
+from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
 
 if TYPE_CHECKING:
@@ -196,6 +197,27 @@ class UnlearnTrainer(Trainer):
             if self._retain_name == "l2"
             else {}
         )
+
+    # -- checkpoints: safetensors and JSON instead of pickles ------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not KeptTraining(self).write_optimizer(output_dir):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not KeptTraining(self).read_optimizer(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        KeptTraining(self).write_random_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not KeptTraining(self).read_random_state(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not KeptTraining(self).read_parameters(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # -- the reference ------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from u2a.commands.session import (
 from u2a.commands.summary import Row, held_out_rows, measurement_rows, print_summary, write_summary
 from u2a.commands.terminal import Bars, say
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.runs import RunFolder, whole_file, write_text
+from u2a.runs import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +146,8 @@ def _write_results(
         raise ValueError("this command always scores, so there is a table")
     table.write(run.path / "impact.parquet", data.negatives)
     write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
-    policy.save(run.path / ("adapter" if policy.has_adapter else "model"))
+    with whole_folder(run.path / ("adapter" if policy.has_adapter else "model")) as whole:
+        policy.save(whole)
     write_metrics(run, result)
     print_summary(rows, run)
     write_summary(
@@ -166,7 +167,8 @@ def _write_results(
 def save_merged(policy: Policy, folder: Path) -> None:
     """Writes the full model with the adapter folded in, as safetensors, to `merged/`."""
     policy.merge()
-    policy.save(folder / "merged")
+    with whole_folder(folder / "merged") as whole:
+        policy.save(whole)
 
 
 def write_metrics(run: RunFolder, result: AlignResult) -> None:

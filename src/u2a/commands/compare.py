@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a import interruption
 from u2a.commands.comparison_plan import Extra, Plan, make_plan, read_rows, settings_of
 from u2a.commands.comparison_results import document, tables
 from u2a.commands.schemas import COMPARE
@@ -49,7 +50,7 @@ def run(values: Mapping[str, Any]) -> int:
     plan = make_plan(values)
     data, extra = read_rows(values, plan)
     check_source(values["model"], trust_remote_code=values["trust_remote_code"])
-    with RunFolder.create(folder, values, resume=values["resume"]) as run, Bars() as bars:
+    with RunFolder.create(folder, values, resume=values["resume"], shared=True) as run, Bars() as bars:
         say_warnings(data.warnings)
         cells = Path(values["cells"]).expanduser() if values["cells"] else run.path / "cells"
         store = CellStore(cells, settings_of(plan, values, data, extra))
@@ -147,6 +148,7 @@ def make_cells(bench: Bench, plan: Plan, store: CellStore, values: Mapping[str, 
 
 def _one_cell(bench: Bench, store: CellStore, work: list[tuple[Entry, CellName]]) -> bool:
     """Makes the first cell that nobody else is at; False if there is none."""
+    interruption.check()
     for entry, name in work:
         with store.claim(name) as mine:
             if mine:

@@ -42,13 +42,13 @@ def run(values: Mapping[str, Any]) -> int:
     """Scores every negative once, at the original model."""
     folder = output_path(values)
     if values["output"]:
-        RunFolder.check(folder, resume=False)
+        RunFolder.check(folder, resume=values["resume"])
     data = load_data(values, IMPACT)
 
     from u2a.models import check_source
 
     check_source(values["model"], trust_remote_code=values["trust_remote_code"])
-    with RunFolder.create(folder, values) as run, Bars() as bars:
+    with RunFolder.create(folder, values, resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         start, table = _score(values, data, run, bars)
         _write_results(run, start, table, data)
@@ -80,6 +80,7 @@ def _score(
             scoring=values["scoring"],
             self_check=values["self_check"],
             at=start,
+            keep=run.path / "checkpoints" / "scores-000",
             task=bars.task,
         )
     return start, table

@@ -98,9 +98,9 @@ def read_data(values: Mapping[str, Any]) -> Data:
 
 def run_folder(folder: Path, values: Mapping[str, Any]) -> RunFolder:
     """The run folder; on --resume the options in `FREE` may differ, and `config.yaml` gets the new ones."""
-    if not values["resume"]:
-        return RunFolder.create(folder, values)
     path = folder / "config.yaml"
+    if not values["resume"] or not path.is_file():
+        return RunFolder.create(folder, values, resume=values["resume"])
     try:
         before = plain_values(path.read_text(encoding="utf-8"))
         kept = {name: before[name] for name in FREE}

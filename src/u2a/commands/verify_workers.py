@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, cast
 
+from u2a import interruption
 from u2a.commands.machine_faults import machine_fault
 from u2a.printable import printable_lines
 from u2a.types import GuardStop, UserError
@@ -74,7 +75,7 @@ def watch(
     """Waits until all workers have ended.
 
     Raises:
-        GuardStop: one ended with another exit status than 0.
+        GuardStop: one ended with another exit status than 0. Interrupted: a signal asked for a stop.
     """
     seen = finished()
     while True:
@@ -83,6 +84,7 @@ def watch(
         if advance and now > seen:
             advance(now - seen)
         seen = now
+        interruption.check()
         for number, status in enumerate(statuses):
             if status:
                 raise GuardStop(
@@ -107,7 +109,7 @@ def _end_of(status: int) -> str:
 
 
 def _end(workers: Sequence[Worker]) -> None:
-    """Ends what is still running. Cells are written whole, so nothing breaks by it."""
+    """Asks what is still running to stop: each finishes its cell first."""
     for worker in workers:
         if worker.poll() is None:
             worker.terminate()
@@ -119,8 +121,12 @@ def work(values: dict[str, Any], number: int, count: int) -> None:
     from u2a.commands.terminal import Bars
     from u2a.commands.verify import ground_truth, read_data
 
+    command = os.getppid()
     truth = ground_truth(values, read_data(values), Bars())  # never started: they show nothing
     for run in truth.cells.plan.runs[number::count]:
+        if os.getppid() != command:  # it was killed, and another one may be at these cells by now
+            return
+        interruption.check()
         if truth.cells.read(run, truth.start.utility) is None:
             truth.run(run)
 
@@ -132,11 +138,12 @@ def main(number: int, count: int) -> int:
     logging.getLogger("u2a").addHandler(logging.NullHandler())
     values = json.load(sys.stdin)
     try:
-        work(values, number, count)
+        with interruption.listening(quiet=True):
+            work(values, number, count)
     except (GuardStop, UserError) as error:
         print(printable_lines(f"u2a: worker {number}: {error}"), file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, interruption.Interrupted):
         return 3
     except Exception as error:
         known = machine_fault(error, values["output"], True, 3, 3)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from u2a.data.collate import token_counts
+from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.per_example import per_example_derivatives
 from u2a.logprobs import Progress
@@ -49,6 +50,7 @@ def finite_differences(
     base: Tensor,
     self_check: int = 4,
     progress: Progress | None = None,
+    blocks: Blocks = WHOLE,
 ) -> tuple[Tensor, tuple[SelfCheck, ...]]:
     """⟨∇s_i, v_d⟩ of N texts along D directions: (D, N) float64, and a self-check for each direction.
 
@@ -66,7 +68,7 @@ def finite_differences(
     exact = per_example_derivatives(alone, sample, directions).along if self_check else None
     values, checks = [], []
     for d, direction in enumerate(directions):
-        run = _Run(context, texts, base, direction, progress)
+        run = _Run(context, texts, base, direction, progress, blocks, f"fd-{d}")
         if exact is None:
             step = _pilot_step(context, sample, base[picks], direction)
             values.append(run.difference(1, step))
@@ -87,10 +89,26 @@ class _Run:
     base: Tensor
     direction: Direction
     progress: Progress | None
+    blocks: Blocks = WHOLE
+    name: str = ""
 
     def _moved(self, step: float) -> Tensor:
-        with shifted(self.context.parameters, self.direction, step):
-            return self.context.logprobs(self.texts, self.progress).double()
+        def moved(texts: Dataset) -> dict[str, Tensor]:
+            with shifted(self.context.parameters, self.direction, step):
+                return {"s": self.context.logprobs(texts, self.progress).double()}
+
+        blocks = self.blocks.marked(repr(step))
+        side = "up" if step > 0 else "down"
+        return blocks.compute(f"{self.name}-{side}", self.texts, moved, self.progress)["s"]
+
+    def exact(self) -> Tensor:
+        """⟨∇s_i, v⟩ by a backward pass."""
+
+        def exact(texts: Dataset) -> dict[str, Tensor]:
+            found = per_example_derivatives(self.context, texts, [self.direction], self.progress)
+            return {"along": found.along}
+
+        return self.blocks.compute(f"{self.name}-exact", self.texts, exact, self.progress)["along"][0]
 
     def difference(self, sides: int, step: float) -> Tensor:
         """(s(φ+εv) − s(φ))/ε, or (s(φ+εv) − s(φ−εv))/2ε."""
@@ -111,8 +129,7 @@ def _checked(run: _Run, few: _Run, exact: Tensor, lengths: list[int]) -> tuple[T
         error = float((few.difference(sides, step) - exact).norm() / exact.norm())
         if error <= SELF_CHECK_TOLERANCE:
             return run.difference(sides, step), SelfCheck(len(lengths), error, step, True, sides)
-    found = per_example_derivatives(run.context, run.texts, [run.direction], run.progress)
-    return found.along[0], SelfCheck(len(lengths), error, step, False, 2)
+    return run.exact(), SelfCheck(len(lengths), error, step, False, 2)
 
 
 def _precision(context: ScoringContext) -> float:

@@ -8,11 +8,13 @@ directions). `auto` takes the one with the fewest passes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.finite_difference import SELF_CHECK_TOLERANCE, SelfCheck, finite_differences
 from u2a.impact.forward_mode import forward_mode
@@ -62,6 +64,7 @@ def directional_derivatives(
     base: Tensor | None = None,
     self_check: int = 4,
     progress: Progress | None = None,
+    blocks: Blocks = WHOLE,
 ) -> Derivatives:
     """⟨∇_φ s_i, v_d⟩ of each of N texts along each of D directions, at the current φ.
 
@@ -70,6 +73,7 @@ def directional_derivatives(
         method: `auto`, `fd`, `jvp` or `exact`.
         base: s (N,) at this very φ, if known; saves `fd` a forward pass.
         self_check: number of examples on which `fd` is compared with exact gradients (0 = none).
+        blocks: where finished blocks are kept, and taken from.
 
     Raises:
         UserError: no such method.
@@ -81,22 +85,38 @@ def directional_derivatives(
         method = cheapest_method(context, len(directions))
     moving = [d for d, v in enumerate(directions) if norm(v) > 0.0]
     vectors = [directions[d] for d in moving]
+    blocks = blocks.marked(f"{method} {' '.join(f'{norm(v):.3g}' for v in vectors)}")
     square_norm: Tensor | None = None
     checks: tuple[SelfCheck, ...] = ()
     if method == "exact":
-        found = per_example_derivatives(context, texts, vectors, progress)
-        s, values, square_norm = found.s, found.along, found.square_norm
+        exact = blocks.compute(
+            "exact",
+            texts,
+            lambda part: vars(per_example_derivatives(context, part, vectors, progress)),
+            progress,
+        )
+        s, values, square_norm = exact["s"], exact["along"], exact["square_norm"]
     else:
         s = (context.logprobs(texts) if base is None else base).double().cpu()
         if method == "fd":
-            values, checks = finite_differences(context, texts, vectors, s, self_check, progress)
+            values, checks = finite_differences(context, texts, vectors, s, self_check, progress, blocks)
         else:
-            values = _stacked([forward_mode(context, texts, v, progress) for v in vectors], len(texts))
+            forward = [
+                blocks.compute(f"jvp-{d}", texts, partial(_forward, context, v, progress), progress)["along"]
+                for d, v in enumerate(vectors)
+            ]
+            values = _stacked(forward, len(texts))
     along = torch.zeros(len(directions), len(texts), dtype=torch.float64)
     along[moving] = values
     for row in along:
         refuse_non_finite(row, texts, "directional derivative")
     return Derivatives(s, along, square_norm, checks, method)
+
+
+def _forward(
+    context: ScoringContext, direction: Direction, progress: Progress | None, texts: Dataset
+) -> dict[str, Tensor]:
+    return {"along": forward_mode(context, texts, direction, progress)}
 
 
 def _stacked(rows: list[Tensor], width: int) -> Tensor:

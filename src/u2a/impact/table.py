@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from u2a.fingerprint import fingerprint
+from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm
 from u2a.impact.curvature import Curvature, Diagonal, Solution
 from u2a.impact.gradient import (
@@ -114,6 +116,7 @@ def score_impact(
     self_check: int = 4,
     se_groups: int = 16,
     at: Measurement | None = None,
+    keep: Path | None = None,
     task: Task = silent,
 ) -> ImpactTable:
     """Impact and utility cost of every negative at the current φ (design, section 2).
@@ -127,11 +130,18 @@ def score_impact(
             with a curvature in closed form. Fewer groups where φ is so large that their gradients would take
             more than 2 GiB; no standard error below 4 groups.
         at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
+        keep: folder for finished blocks, and the table beside it when it is whole: what is there is taken
+            instead of made again, if it is of the same texts at the same φ.
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
     """
+    from u2a.impact.kept_table import keep_table, kept_table
+
     at = at or problem.measure(task)
+    blocks = _blocks_of(problem, at, keep)
+    if (kept := kept_table(blocks)) is not None:
+        return kept
     context = ScoringContext.of(problem)
     method = cheapest_method(context, 2) if scoring == "auto" else scoring
     solver = (curvature or Diagonal()).prepare(problem, task)
@@ -152,8 +162,17 @@ def score_impact(
             base=at.s_negatives,
             self_check=self_check,
             progress=progress,
+            blocks=blocks,
         )
-    return table_of(problem, aims, found, solutions)
+    table = table_of(problem, aims, found, solutions)
+    keep_table(table, blocks)
+    return table
+
+
+def _blocks_of(problem: Problem, at: Measurement, keep: Path | None) -> Blocks:
+    if keep is None:
+        return WHOLE
+    return Blocks(keep, f"{fingerprint(problem)} J {at.objective:.4g} U {at.utility:.4g}")
 
 
 def _affordable_groups(context: ScoringContext, asked: int) -> int:

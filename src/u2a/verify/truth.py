@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from u2a import interruption
 from u2a.config import OuterOptions, UnlearnOptions
 from u2a.ledger import Parameters, restore, snapshot
 from u2a.objectives import Objective, Reward
@@ -115,11 +116,13 @@ class GroundTruth:
         """Measures every cell that is not there yet, with a bar over all of them.
 
         Raises:
-            UserError: a cell of other settings is there. GuardStop: as `run`.
+            UserError: a cell of other settings is there. GuardStop: as `run`. Interrupted: a signal asked
+                for a stop; finished cells are kept.
         """
         remaining = self.cells.remaining(self.start.utility)
         with task("unlearning subsets for real", len(remaining)) as progress:
             for run in remaining:
+                interruption.check()
                 self.run(run, task)
                 if progress:
                     progress(1)

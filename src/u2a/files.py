@@ -1,0 +1,111 @@
+"""Files written whole: a temporary one beside the target, forced to the disk, then renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from u2a.storage import storage_errno
+
+PART = ".part"
+"""How temporary names end; they begin with a dot."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}{PART}"
+    # not readable by more people than the umask allows: it may hold text of rows
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    os.close(handle)
+    try:
+        yield temporary
+        _force(temporary)
+        temporary.chmod(mode)
+        temporary.replace(path)
+        _force(path.parent)
+    except Exception as error:
+        raise _named(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """As `whole_file` for a folder; one that is there stays until the new one is whole, and is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}{PART}"
+    temporary.mkdir()
+    before = temporary.with_name(f"{temporary.name.removesuffix(PART)}-before{PART}")
+    try:
+        yield temporary
+        for each in (*temporary.rglob("*"), temporary):
+            _force(each)
+        if path.exists():
+            path.rename(before)
+        temporary.rename(path)
+        _force(path.parent)
+    except Exception as error:
+        raise _named(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _named(error: Exception, path: Path) -> Exception:
+    """A fault of the disk by the target's name: the temporary one, or none, says nothing to people."""
+    number = storage_errno(error)
+    return error if number is None else OSError(number, os.strerror(number), str(path))
+
+
+def _force(path: Path) -> None:
+    """Makes sure that a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is that of a temporary file or folder of a process that was killed."""
+    return path.name.startswith(".") and path.name.endswith(PART)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half-written, in all subfolders too."""
+    for path in [each for each in folder.rglob(f".*{PART}") if is_leftover(each)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole; a float that is not finite is an error, not `NaN`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def cut_half_line(path: Path) -> None:
+    """Takes a last line without an end, which a killed process left, off a file of lines."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)

@@ -1,0 +1,80 @@
+"""Scores made block by block and kept, so that `--resume` goes on after the last whole block.
+
+A block is so many negatives in the order of the rows, scored by themselves: a run that was cut off and one
+that was not compute the very same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from u2a import interruption
+from u2a.kept_state import Damaged, Tensors, read_state, write_state
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from u2a.logprobs import Progress
+
+BLOCK = 512
+"""Negatives in a block: some dozens of batches, so that neither a kill nor the cut costs much."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A folder of blocks; `mark` says what is scored, and what was kept with another mark is made again.
+
+    None for the folder = nothing is kept, and all texts are one block.
+    """
+
+    folder: Path | None = None
+    mark: str = ""
+
+    def marked(self, more: str) -> Blocks:
+        """The same with more in the mark."""
+        return replace(self, mark=f"{self.mark} {more}")
+
+    def compute(
+        self,
+        name: str,
+        texts: Dataset,
+        of: Callable[[Dataset], Tensors],
+        progress: Progress | None = None,
+    ) -> Tensors:
+        """What `of` finds for all texts; every tensor's last dimension is theirs.
+
+        Args:
+            name: of this pass over the texts.
+            progress: for blocks that are there; `of` shows its own.
+        """
+        if self.folder is None:
+            return of(texts)
+        found: list[Tensors] = []
+        for begin in range(0, len(texts), BLOCK):
+            block = texts.select(range(begin, min(begin + BLOCK, len(texts))))
+            path = self.folder / f"{name}-{begin // BLOCK:06d}.safetensors"
+            part = self._read(path)
+            if part is None:
+                part = of(block)
+                write_state(path, part, self.mark)
+                interruption.check()
+            elif progress:
+                progress(len(block))
+            found.append(part)
+        return {key: torch.cat([part[key] for part in found], -1) for key in found[0]}
+
+    def _read(self, path: Path) -> Tensors | None:
+        try:
+            tensors, mark = read_state(path) if path.is_file() else ({}, None)
+        except Damaged:
+            return None
+        return tensors if mark == self.mark else None
+
+
+WHOLE = Blocks()
+"""Keeps nothing."""

@@ -1,0 +1,79 @@
+"""What happens after the optimiser steps of an inner run: measured points, checkpoints, stops."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from u2a import interruption
+from u2a.checkpoints import OuterState
+from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
+from u2a.ledger import Ledger
+from u2a.problem import Task
+from u2a.repetition import greedy_repetition
+
+if TYPE_CHECKING:
+    from u2a.trainer import UnlearnTrainer
+
+log = logging.getLogger("u2a")
+
+EVERY = 180.0
+"""Seconds between two checkpoints where no point is measured for longer."""
+
+
+class Measuring(TrainerCallback):
+    """Measures J, U and KL a few times in an inner run, and stops it once a point is past a budget.
+
+    A checkpoint is kept at every measured point, every few minutes, and when a signal asks for a stop; none
+    after the last step, which the outer loop's own follows at once. `trainer` is set when it is made.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        state: OuterState,
+        position: InnerPosition,
+        checkpoints: InnerCheckpoints,
+        task: Task,
+    ) -> None:
+        self.ledger, self.state, self.position = ledger, state, position
+        self.checkpoints, self.task = checkpoints, task
+        self.trainer: UnlearnTrainer | None = None
+        self.passed = ""  # the budgets that ended the run, in words
+        self._kept_at = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measures where it is time to; keeps what is there."""
+        del args
+        every = max(1, round(state.max_steps / self.ledger.options.measurements))
+        last = state.global_step >= state.max_steps
+        due = last or state.global_step % every == 0
+        if due and not self._measure(state.global_step):
+            control.should_training_stop = True
+            return
+        if last or self.checkpoints.folder is None or self.trainer is None:
+            return
+        if due or interruption.asked() or time.monotonic() - self._kept_at > EVERY:
+            self.checkpoints.save(self.trainer, self.position, self.state, self.ledger)
+            self._kept_at = time.monotonic()
+            interruption.check()
+
+    def _measure(self, step: int) -> bool:
+        """Measures φ; False when it is past a budget."""
+        problem, options = self.ledger.problem, self.ledger.options
+        measured = problem.measure(self.task)
+        if options.max_repetition > 0:
+            measured = replace(measured, repetition=greedy_repetition(problem, self.task))
+        self.position.last_utility = measured.utility
+        admissible = self.ledger.consider(measured, self.position.outer_step, step, self.state.learning_rate)
+        self.position.admissible_points += admissible
+        if not admissible:
+            self.passed = self.ledger.passed(measured)
+            log.info("outer step %d ends at step %d: %s", self.position.outer_step, step, self.passed)
+        return admissible

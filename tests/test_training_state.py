@@ -1,0 +1,67 @@
+"""Checkpoints of `UnlearnTrainer`: no pickles of state, and a resumed run makes the very same steps."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from cases import tiny_policy
+from problems import BAD, GOOD, answers
+from u2a.trainer import U2AConfig, UnlearnTrainer
+
+
+class _Stop(TrainerCallback):
+    def __init__(self, at):
+        self.at = at
+
+    def on_step_end(self, _args, state, control, **_):
+        control.should_training_stop |= state.global_step == self.at
+        return control
+
+
+def _trainer(folder, stop=0, **options):
+    policy = tiny_policy("llama", dtype=torch.float32)
+    for module in policy.model.modules():
+        if hasattr(module, "attention_dropout"):  # so that random states matter
+            module.attention_dropout = 0.2
+    args = U2AConfig(
+        str(folder),
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+        num_train_epochs=3,
+        retain_loss="nll",
+        save_steps=1,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+    return UnlearnTrainer(
+        model=policy.model,
+        args=args,
+        train_dataset=answers(BAD),
+        retain_dataset=answers(GOOD),
+        processing_class=policy.tokenizer,
+        callbacks=[_Stop(stop)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [(2, {}), (3, {}), (5, {"gradient_accumulation_steps": 1, "lr_scheduler_type": "cosine"})],
+    ids=["within a pass", "between passes", "cosine"],
+)
+def test_resumed_equals_uninterrupted(tmp_path, step, options):
+    whole = _trainer(tmp_path / "whole", **options)
+    whole.train()
+    _trainer(tmp_path / "cut", stop=step, **options).train()
+    folder = tmp_path / "cut" / f"checkpoint-{step}"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"optimizer.safetensors", "rng_state.json"}
+    assert not names & {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    resumed = _trainer(tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert resumed.state.global_step == whole.state.global_step == 9
+    for (name, p), (_, q) in zip(
+        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
