@@ -8,11 +8,12 @@ READY  := $(VENV)/.installed
 AUDIT  := .audit
 TOOLS  := $(AUDIT)/.installed
 
-.PHONY: help demo test lint types check sbom audit clean
+.PHONY: help demo test test-slow lint types check sbom audit clean
 
 help:
 	@echo "make demo   set up, then run the main job on a real small model (about 10 minutes)"
 	@echo "make test   set up, then run the tests"
+	@echo "make test-slow  the demo with the network cut off (ten minutes)"
 	@echo "make lint   ruff: style and format"
 	@echo "make types  mypy"
 	@echo "make check  lint, types and test: what CI runs"
@@ -32,7 +33,11 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "==> tests (make lint, make types: style and types)"
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-slow: $(READY)
+	@echo "==> slow tests (make demo fills the cache that they need)"
+	@$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(READY)
 	@echo "==> ruff"

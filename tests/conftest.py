@@ -74,6 +74,9 @@ def true_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What `u2a` logs, as text."""
     logger = logging.getLogger("u2a")
+    level = logger.level
     logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)  # as in a run
     yield caplog
     logger.removeHandler(caplog.handler)
+    logger.setLevel(level)

@@ -11,6 +11,7 @@ PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
     "cost_model",
+    "ngrams",
     "printable",
     "links",
     "plain_yaml",

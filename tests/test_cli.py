@@ -57,7 +57,7 @@ def test_help_loads_nothing_heavy():
     assert output.strip() == "[]"
 
 
-COMMANDS = ["check", "split", "impact", "align", "verify", "evaluate", "compare", "report", "demo"]
+COMMANDS = ["check", "split", "impact", "align", "verify", "evaluate", "compare", "plan", "report", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

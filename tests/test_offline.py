@@ -88,6 +88,7 @@ def test_a_hub_id_does_ask_and_says_that_it_could_not(outcome):
     assert any("huggingface.co" in attempt for attempt in found["attempts"])
 
 
+@pytest.mark.slow
 @pytest.mark.realmodel
 def test_the_demo_runs_from_the_cache(tmp_path):
     """`make demo`'s main job without network; about ten minutes on two cores."""

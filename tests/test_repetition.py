@@ -3,10 +3,11 @@
 import pytest
 
 from problems import tiny_problem
-from u2a import outer_loop
+from u2a import measuring, outer_loop
 from u2a.config import OuterOptions, UnlearnOptions
+from u2a.ngrams import repetition
 from u2a.outer_loop import align
-from u2a.repetition import greedy_repetition, repetition
+from u2a.repetition import greedy_repetition
 
 
 def test_share_of_repeated_n_grams():
@@ -41,7 +42,8 @@ def test_a_real_model_gives_the_same_share_twice():
 
 def run(monkeypatch, shares, limit):
     found = iter(shares)
-    monkeypatch.setattr(outer_loop, "greedy_repetition", lambda *_: next(found))
+    for module in (outer_loop, measuring):  # at the start; in inner runs
+        monkeypatch.setattr(module, "greedy_repetition", lambda *_: next(found))
     outer = OuterOptions(
         outer_steps=1, measurements=2, halvings=0, kl_budget=0.0, max_nll_rise=1e9, max_repetition=limit
     )

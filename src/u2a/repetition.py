@@ -1,33 +1,16 @@
-"""Repetition: the sign of a model that has collapsed, whatever its log-probs on good answers still are."""
+"""The guard on repetition: it tells a model that has collapsed, however likely good answers still are."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from u2a.generation import continuations
+from u2a.ngrams import repetition
 from u2a.objectives import Reward
 from u2a.problem import Problem, Task, silent
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable
-
 PROMPTS, NEW_TOKENS = 8, 48
 """How many validation prompts the guard answers, and with how many tokens at most."""
-
-
-def ngrams(words: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
-    """All n-grams of a text, in order."""
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def repetition(words: Sequence[Hashable], n: int = 4) -> float:
-    """Share of a text's n-grams that stood before in it: 1 − different/all (seq-rep-n of Welleck et al. 2020,
-    arXiv 1908.04319); 0 for fewer than n words."""
-    found = ngrams(words, n)
-    return 1 - len(set(found)) / len(found) if found else 0.0
 
 
 def greedy_repetition(problem: Problem, task: Task = silent) -> float:

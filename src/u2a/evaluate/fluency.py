@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from u2a.evaluate.figure import Array, Figure
-from u2a.repetition import ngrams, repetition
+from u2a.ngrams import ngrams, repetition
 
 if TYPE_CHECKING:
     from u2a.evaluate.material import Material
