@@ -14,6 +14,7 @@ def test_tensors_and_floats_come_back_bit_for_bit(tmp_path):
         "step": torch.tensor(3.0),
         "none": torch.zeros(0),
     }
+    tensors["same memory"] = tensors["double"]
     write_state(path, tensors, {"rate": 0.1 + 0.2, "tiny": 5e-324, "name": "é"})
     found, content = read_state(path)
     assert content == {"rate": 0.1 + 0.2, "tiny": 5e-324, "name": "é"}

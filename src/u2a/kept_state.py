@@ -27,10 +27,22 @@ class Damaged(Exception):  # noqa: N818 - a finding: the caller has something ol
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], content: Any) -> None:
     """Writes tensors by name and `content`, which JSON can hold, whole."""
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    own = _apart(tensors)
     text = json.dumps(content)
     with whole_file(path) as temporary:
         save_file(own, temporary, metadata={"content": text, "sha256": _digest(own, text)})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> Tensors:
+    """On the CPU, each with memory of its own, which the format asks for; copied only where it must be."""
+    own: Tensors = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        own[name] = here.clone() if place in seen else here
+        seen.add(place)
+    return own
 
 
 def read_state(path: Path) -> tuple[Tensors, Any]:
