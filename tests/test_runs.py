@@ -142,6 +142,25 @@ def test_a_second_run_into_a_folder_is_refused_and_named(tmp_path):
         pass
 
 
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(precious)
+    with pytest.raises(UserError, match="the lock of a run is a link"):
+        RunFolder.create(tmp_path / "run", {"seed": 1})
+    assert precious.read_text() == "kept"
+
+
+def test_an_option_that_came_later_is_no_change(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"seed": 1}):
+        pass
+    with RunFolder.create(tmp_path / "run", {"seed": 1, "new": "x"}, resume=True):
+        pass
+    with pytest.raises(UserError, match="seed differ"):
+        RunFolder.create(tmp_path / "run", {"seed": 2, "new": "x"}, resume=True)
+
+
 def test_runs_that_share_a_folder_keep_others_out(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
     path = tmp_path / "run"

@@ -88,7 +88,7 @@ def _machine_fault(error: Exception, name: str, output: Callable[[], str]) -> tu
 
 def _guarded(
     work: Callable[[], int],
-    fault_of: Callable[[Exception], tuple[str, int] | None],
+    fault_of: Callable[[Exception], tuple[str, int] | None] = lambda _error: None,
     *,
     resumable: bool = False,
 ) -> int:

@@ -13,7 +13,7 @@ from u2a import interruption
 from u2a.checkpoints import OuterState
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
 from u2a.ledger import Ledger
-from u2a.problem import Task
+from u2a.problem import Measurement, Task
 from u2a.repetition import greedy_repetition
 
 if TYPE_CHECKING:
@@ -64,12 +64,17 @@ class Measuring(TrainerCallback):
             self._kept_at = time.monotonic()
             interruption.check()
 
+    def measured(self) -> Measurement:
+        """J, U, KL and, where a guard is on it, repetition at the current φ."""
+        problem = self.ledger.problem
+        found = problem.measure(self.task)
+        if self.ledger.options.max_repetition > 0:
+            found = replace(found, repetition=greedy_repetition(problem, self.task))
+        return found
+
     def _measure(self, step: int) -> bool:
         """Measures φ; False when it is past a budget."""
-        problem, options = self.ledger.problem, self.ledger.options
-        measured = problem.measure(self.task)
-        if options.max_repetition > 0:
-            measured = replace(measured, repetition=greedy_repetition(problem, self.task))
+        measured = self.measured()
         self.position.last_utility = measured.utility
         admissible = self.ledger.consider(measured, self.position.outer_step, step, self.state.learning_rate)
         self.position.admissible_points += admissible

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class RunLock:
         """
         path, begin = folder / NAME, time.monotonic()
         while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if path.is_symlink():  # what is written would land in the file that it leads to
+                raise UserError(f"{path}: the lock of a run is a link; remove it")
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -89,8 +92,9 @@ def _same_file(handle: int, path: Path) -> bool:
 
 
 def _write_holder(handle: int) -> None:
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode(), 0)
+    with suppress(OSError):  # a courtesy to others, which a full disk does not take
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode(), 0)
 
 
 def _holder(path: Path) -> str:

@@ -143,6 +143,9 @@ class RunFolder:
                 lock.share()
         except BaseException:
             if lock is not None:
+                if not lock.shared and _holds_nothing(path):
+                    with suppress(OSError):
+                        (path / LOCK).unlink(missing_ok=True)
                 lock.release()
             raise
         handler = quiet_when_full(logging.FileHandler(path / "run.log", encoding="utf-8"))

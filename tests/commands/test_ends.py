@@ -73,10 +73,10 @@ def given(tmp_path_factory):
 
 def last_line(given, tmp_path, monkeypatch, measured):
     """Of a run whose measured steps `measured` changes or stops."""
-    from u2a.outer_loop import _OuterLoop
+    from u2a.measuring import Measuring
 
-    real = _OuterLoop.measured
-    monkeypatch.setattr(_OuterLoop, "measured", lambda self: measured(real(self)))
+    real = Measuring.measured
+    monkeypatch.setattr(Measuring, "measured", lambda self: measured(real(self)))
     words = [word for pair in {**given, "--output": str(tmp_path / "run")}.items() for word in pair]
     result = CliRunner().invoke(app, ["align", *words])
     return result.output.strip().splitlines()[-1], result.exit_code
