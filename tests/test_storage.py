@@ -129,7 +129,9 @@ def test_a_log_on_a_full_disk_says_so_once(capsys):
 
 
 def test_a_run_whose_versions_were_not_written_gets_them_on_resume(tmp_path):
-    RunFolder.create(tmp_path / "run", {"a": 1})
+    with RunFolder.create(tmp_path / "run", {"a": 1}):
+        pass
     (tmp_path / "run" / "versions.json").unlink()
-    RunFolder.create(tmp_path / "run", {"a": 1}, resume=True)
+    with RunFolder.create(tmp_path / "run", {"a": 1}, resume=True):
+        pass
     assert (tmp_path / "run" / "versions.json").is_file()
