@@ -111,10 +111,23 @@ def negatives_of(count: int) -> Callable[[dict[str, list[Any]]], None]:
     return change
 
 
+def more_held_out(parts: dict[str, list[Any]]) -> None:
+    """All held-out pairs of the split: what 100 of them cannot tell apart."""
+    parts["test"] = [*parts["test"], *parts["spare"]]
+
+
+POWER = [
+    *(unlearning(kind, loss) for loss in LOSSES for kind in ("u2a", "uniform", "random-k")),
+    JOINT,
+    DPO,
+    KTO,
+]
+"""The differences that the question is about."""
 INFORMED = [SIX[0], JOINT, DPO, KTO, SFT, {"method": "climb"}]
 """What a user with a few validation pairs would choose from."""
 CASES: dict[str, Case] = {
     "hh_harmless": Case(every_method(), seeds=3, own_rates=True),
+    "held-out-251": Case(POWER, more_held_out, seeds=3),
     "mislabelled": Case([*SIX, {"method": "cosine"}], mislabelled),
     "truthfulqa": Case(SIX, own_rates=True, data="truthfulqa_pairs", seeds=3),
     **{f"validation-{n}": Case(INFORMED, validation_of(n)) for n in (16, 32, 128)},
