@@ -115,7 +115,8 @@ HOSTILE = {
     "a number of too many digits": ("seed: 0x" + "f" * 5000, "at most"),
     "too large for a fraction": ("kl_budget: 1" + "0" * 400, "kl_budget must be a number"),
     "a count of too many digits": ("select: 0x" + "f" * 5000, "select must be text"),
-    "merged without end": (bomb("a{1}: &a{1} {{<<: [{2}]}}\n"), "too many keys"),
+    # from PyYAML 6.0.4 on each key is merged once, and what is left is a key of nobody's
+    "merged without end": (bomb("a{1}: &a{1} {{<<: [{2}]}}\n"), "too many keys|unknown key"),
     "printed without end": (
         bomb("a{1}: &a{1} [{2}]\n").replace("a0: ", "loss: ", 1).replace("a9: ", "seed: "),
         "more than 10,000 values",
