@@ -301,3 +301,19 @@ def test_a_signal_finishes_the_step_and_keeps_it(tmp_path):
     assert [path.name for path in tmp_path.glob("inner-*")] == ["inner-001-00-00000002"]
     whole = run(problem(), folder=tmp_path.with_name("whole"))
     assert run(problem(), folder=tmp_path, resume=True).points == whole.points
+
+
+def test_an_inner_run_of_another_model_is_refused(tmp_path, monkeypatch):
+    from u2a.types import UserError
+
+    options = {"unlearn": LONG, "outer": {"measurements": 3}}
+    with monkeypatch.context() as patch:
+        _cut(patch, outer_step=1)
+        with pytest.raises(KeyboardInterrupt):
+            run(problem(), folder=tmp_path, **options)
+    other = problem()
+    with torch.no_grad():
+        for p in other.policy.model.parameters():
+            p.mul_(1.5)
+    with pytest.raises(UserError, match="the original model is another one"):
+        run(other, folder=tmp_path, resume=True, **options)

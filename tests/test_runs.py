@@ -3,11 +3,13 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from u2a import run_lock
+from u2a.files import sweep
 from u2a.runs import RunFolder, whole_file, whole_folder, write_json, write_text
 from u2a.types import UserError
 
@@ -153,12 +155,35 @@ def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
 
 
 def test_an_option_that_came_later_is_no_change(tmp_path):
-    with RunFolder.create(tmp_path / "run", {"seed": 1}):
+    align = {"command": "align", "resume": True}
+    with RunFolder.create(tmp_path / "run", {"seed": 1}, command="align"):
         pass
-    with RunFolder.create(tmp_path / "run", {"seed": 1, "new": "x"}, resume=True):
+    with RunFolder.create(tmp_path / "run", {"seed": 1, "new": "x"}, **align):
         pass
-    with pytest.raises(UserError, match="seed differ"):
-        RunFolder.create(tmp_path / "run", {"seed": 2, "new": "x"}, resume=True)
+    for changed in ({"seed": 2, "new": "x"}, {"seed": 1, "new": "y"}):  # held from then on
+        with pytest.raises(UserError, match="differ"):
+            RunFolder.create(tmp_path / "run", changed, **align)
+
+
+def test_a_run_of_another_command_is_not_gone_on_with(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"seed": 1}, command="impact"):
+        pass
+    with pytest.raises(UserError, match="is a run of `u2a impact`"):
+        RunFolder.create(tmp_path / "run", {"seed": 1}, command="align", resume=True)
+
+
+def test_what_was_done_before_an_error_is_kept(tmp_path):
+    """A scorer that is down after an hour, say: the work can be gone on with."""
+
+    def fails():
+        with RunFolder.create(tmp_path / "run", {"seed": 1}, command="align") as run:
+            write_text(run.path / "checkpoints" / "scores", "an hour's")
+            raise UserError("the scorer is down")
+
+    with pytest.raises(UserError, match="the scorer is down"):
+        fails()
+    with RunFolder.create(tmp_path / "run", {"seed": 1}, command="align", resume=True) as run:
+        assert (run.path / "checkpoints" / "scores").read_text() == "an hour's"
 
 
 def test_runs_that_share_a_folder_keep_others_out(tmp_path, monkeypatch):
@@ -229,3 +254,25 @@ def test_a_folder_is_replaced_whole_or_stays(tmp_path):
         half()
     assert (tmp_path / "adapter" / "weights").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_whose_new_one_never_came_is_put_back(tmp_path, monkeypatch, killed):
+    """The rename into place fails, or the process is killed just before it."""
+    with whole_folder(tmp_path / "adapter") as folder:
+        (folder / "weights").write_text("old")
+    if killed:
+        (tmp_path / "adapter").rename(tmp_path / ".adapter.0123456789abcdef-before.part")
+        sweep(tmp_path)
+    else:
+        rename = Path.rename
+
+        def fails(path, target):
+            if path.name.endswith(".part") and not path.name.endswith("-before.part"):
+                raise OSError(5, "broken")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", fails)
+        with pytest.raises(OSError, match="adapter"), whole_folder(tmp_path / "adapter") as folder:
+            (folder / "weights").write_text("new")
+    assert (tmp_path / "adapter" / "weights").read_text() == "old"

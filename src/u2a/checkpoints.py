@@ -91,7 +91,7 @@ class Checkpoints:
                 "the run began"
             )
         ledger.points = [Point(**point) for point in saved["points"]]
-        _refuse_another_model(ledger)
+        refuse_another_model(ledger)
         take_best(ledger, tensors, task)
         history = [tensors[f"weights {k}"].numpy().copy() for k in range(saved["state"]["outer_step"])]
         return OuterState(weights=history[-1], history=history, **saved["state"])
@@ -116,7 +116,12 @@ def take_best(ledger: Ledger, tensors: Tensors, task: Task) -> None:
         ledger.best = ledger.problem.measure(task)
 
 
-def _refuse_another_model(ledger: Ledger) -> None:
+def refuse_another_model(ledger: Ledger) -> None:
+    """Compares U at the original as it was when the run began with U now.
+
+    Raises:
+        UserError: they differ by more than arithmetic may make.
+    """
     before, now = ledger.points[0].figures["utility"], ledger.start.utility
     if before is not None and abs(before - now) > _SAME_MODEL * max(1.0, abs(now)):
         raise UserError(

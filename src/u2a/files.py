@@ -16,6 +16,8 @@ from u2a.storage import storage_errno
 
 PART = ".part"
 """How temporary names end; they begin with a dot."""
+_BEFORE = f"-before{PART}"
+"""How the name of a folder ends that is being replaced."""
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}{PART}"
     temporary.mkdir()
-    before = temporary.with_name(f"{temporary.name.removesuffix(PART)}-before{PART}")
+    before = temporary.with_name(f"{temporary.name.removesuffix(PART)}{_BEFORE}")
     try:
         yield temporary
         for each in (*temporary.rglob("*"), temporary):
@@ -58,6 +60,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except Exception as error:
         raise _named(error, path) from error
     finally:
+        if before.exists() and not path.exists():
+            before.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 
@@ -83,9 +87,13 @@ def is_leftover(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written, in all subfolders too."""
+    """Removes what killed processes left half-written, in all subfolders too. A folder that was moved aside
+    for a new one which never came is put back."""
     for path in [each for each in folder.rglob(f".*{PART}") if is_leftover(each)]:
-        if path.is_dir():
+        place = path.with_name(path.name[1:].removesuffix(_BEFORE).rpartition(".")[0])
+        if path.name.endswith(_BEFORE) and path.is_dir() and not place.exists():
+            path.rename(place)
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

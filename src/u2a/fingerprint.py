@@ -10,8 +10,8 @@ from u2a.problem import Problem
 
 
 def fingerprint(problem: Problem) -> str:
-    """Changes when the tokens of some negative, validation or retain text do."""
-    digest = hashlib.sha256()
+    """Changes when the tokens of some negative, validation or retain text do, or a prior weight."""
+    digest = hashlib.sha256(np.asarray(problem.prior, dtype=np.float64).tobytes())
     for texts in (
         problem.negative_texts,
         problem.objective.texts,

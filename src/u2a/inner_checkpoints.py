@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from u2a.checkpoints import OuterState, take_best
+from u2a.checkpoints import OuterState, refuse_another_model, take_best
 from u2a.fingerprint import fingerprint
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, snapshot
@@ -96,6 +96,7 @@ class InnerCheckpoints:
             state.history.append(state.weights)
             state.learning_rate = saved["learning_rate"]
             ledger.points = [Point(**point) for point in saved["points"]]
+            refuse_another_model(ledger)
             take_best(ledger, tensors, task)
             return replace(position, folder=path)
         return None

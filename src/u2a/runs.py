@@ -54,6 +54,8 @@ class PhaseCost:
 
 COSTS = "costs.json"
 """Seconds and peaks of the phases so far, for a run that is resumed."""
+_OPENING = ("versions.json", "run.log", COSTS, "config.yaml")
+"""What a run writes before it does anything."""
 
 
 @dataclass
@@ -78,9 +80,9 @@ class RunFolder:
             log.removeHandler(self.log_file)
             with suppress(OSError):  # a full disk, which whatever comes next says
                 self.log_file.close()
-        if self.fresh and kind is not None and issubclass(kind, UserError):
+        if self.fresh and kind is not None and issubclass(kind, UserError) and self._nothing_done():
             # the configuration last: with it the folder can be resumed
-            for name in ("versions.json", "run.log", COSTS, "config.yaml"):
+            for name in _OPENING:
                 (self.path / name).unlink(missing_ok=True)
             if _holds_nothing(self.path):
                 (self.path / LOCK).unlink(missing_ok=True)
@@ -88,6 +90,15 @@ class RunFolder:
                     self.path.rmdir()
         if self.lock is not None:
             self.lock.release()
+
+    def _nothing_done(self) -> bool:
+        """Whether the run has left nothing but what every run begins with, and nobody else is in it."""
+        if self.lock is not None and self.lock.shared and not self.lock.alone():
+            return False
+        return all(
+            path.name in (*_OPENING, LOCK) or is_leftover(path) or (path.is_dir() and not any(path.iterdir()))
+            for path in self.path.iterdir()
+        )
 
     @classmethod
     def check(cls, path: Path, *, resume: bool) -> None:
@@ -112,11 +123,18 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, config: Mapping[str, Any], *, resume: bool = False, shared: bool = False
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        command: str = "",
+        resume: bool = False,
+        shared: bool = False,
     ) -> RunFolder:
         """Makes the folder with `config.yaml`, `versions.json` and the log file `run.log`.
 
         Args:
+            command: what makes the run; another one does not go on with it.
             shared: processes with the same configuration may work in it at once.
 
         Raises:
@@ -128,17 +146,17 @@ class RunFolder:
         lock = RunLock.take(path, shared=shared and resume)
         try:
             cls.check(path, resume=resume)  # again, now that nobody else writes
-            begins = not (path / "config.yaml").is_file()
+            begins, later = not (path / "config.yaml").is_file(), False
             kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
             if not begins:
-                _refuse_changes(path, kept)
+                later = _refuse_changes(path, kept, command)
             if lock is not None and (not lock.shared or lock.alone()):
                 sweep(path)
                 cut_half_line(path / "metrics.jsonl")
-            if begins:
+            if begins or later:  # an option that came later is held from now on
                 write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
             if not (path / "versions.json").is_file():
-                write_json(path / "versions.json", versions())
+                write_json(path / "versions.json", {"command": command, **versions()})
             if shared and lock is not None:
                 lock.share()
         except BaseException:
@@ -200,18 +218,26 @@ def _holds_nothing(folder: Path) -> bool:
     return all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
 
 
-def _refuse_changes(path: Path, kept: Mapping[str, Any]) -> None:
+def _refuse_changes(path: Path, kept: Mapping[str, Any], command: str) -> bool:
+    """Whether there are options that the version of u2a which began the run did not have."""
+    try:  # a kill may have come before it was written
+        began = json.loads((path / "versions.json").read_text(encoding="utf-8")).get("command", "")
+    except (OSError, ValueError, AttributeError):
+        began = ""
+    if began and command and began != command:
+        raise UserError(f"--resume: {path} is a run of `u2a {began}`; name another --output")
     try:
         before = dict(plain_values((path / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(
             f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
         ) from None
-    # an option that the version which began the run did not have is not a change
-    changed = sorted(key for key in kept if key in before and before[key] != kept[key])
-    if changed:
-        names = ", ".join(changed)
+    later = kept.keys() - before.keys()
+    changed = sorted({key for key in kept if key in before and before[key] != kept[key]})
+    if changed or (later and not began):
+        names = ", ".join(changed or sorted(later))
         raise UserError(f"--resume: {names} differ from {path / 'config.yaml'}; keep them")
+    return bool(later)
 
 
 def _costs_so_far(path: Path) -> dict[str, PhaseCost]:

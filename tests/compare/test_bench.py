@@ -119,3 +119,18 @@ def test_final_models_are_kept_where_asked(bench, tmp_path):
     now = get_peft_model_state_dict(bench.first.policy.model)
     assert kept.keys() == now.keys()
     assert all(torch.equal(kept[name], now[name]) for name in kept)
+
+
+@pytest.mark.parametrize("spoil", ["damaged", "of other rows"])
+def test_scores_that_are_not_of_these_rows_are_made_again(bench, tmp_path, logged, spoil):
+    u2a = {"method": "u2a", "select": "100%"}
+    first = run(bench, u2a)
+    path = tmp_path / "npo-0.json"
+    kept = json.loads(path.read_text())
+    if spoil == "damaged":
+        path.write_text(path.read_text()[:100])
+    else:
+        kept["mark"], kept["table"]["impact"] = "of others", list(np.ones(len(kept["table"]["impact"])))
+        path.write_text(json.dumps(kept))
+    assert figures_of(run(bench, u2a)) == figures_of(first)
+    assert "scored again" in logged.text

@@ -50,7 +50,7 @@ def run(values: Mapping[str, Any]) -> int:
     from u2a.models import check_source
 
     check_source(values["model"], trust_remote_code=values["trust_remote_code"])
-    with RunFolder.create(folder, values, resume=values["resume"]) as run, Bars() as bars:
+    with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         with run.phase("loading"):
             policy = load_model(values, ALIGN)

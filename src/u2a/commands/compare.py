@@ -50,7 +50,10 @@ def run(values: Mapping[str, Any]) -> int:
     plan = make_plan(values)
     data, extra = read_rows(values, plan)
     check_source(values["model"], trust_remote_code=values["trust_remote_code"])
-    with RunFolder.create(folder, values, resume=values["resume"], shared=True) as run, Bars() as bars:
+    with (
+        RunFolder.create(folder, values, command="compare", resume=values["resume"], shared=True) as run,
+        Bars() as bars,
+    ):
         say_warnings(data.warnings)
         cells = Path(values["cells"]).expanduser() if values["cells"] else run.path / "cells"
         store = CellStore(cells, settings_of(plan, values, data, extra))

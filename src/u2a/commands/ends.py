@@ -38,7 +38,11 @@ def end_of(result: AlignResult, before: NDArray[np.float64] | None, after: NDArr
     if not result.improved:
         kept = "the original model is kept"
     if result.stopped_by_guard:
-        return End(f"Stopped by a guard, and {kept}; the reason is above. --resume goes on.", STOPPED)
+        return End(
+            f"Stopped by a guard, and {kept}; the reason is above. Begin again "
+            "with a lower --learning-rate, or without that row.",
+            STOPPED,
+        )
     if not result.history:
         return End("Unchanged: nothing here is worth unlearning, so the original model is kept.", DONE)
     if not result.improved:

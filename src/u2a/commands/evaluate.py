@@ -62,7 +62,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     cache = values["judge_cache"] or str(folder / JUDGE_ANSWERS)
     rows = read_rows({**values, "judge_cache": cache}, models)
     kept = {**values, "models": list(models)}
-    with RunFolder.create(folder, kept, resume=values["resume"]) as run, Bars() as bars:
+    with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
         say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
         found = _measure_all(rows, values, run, bars)
         figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])

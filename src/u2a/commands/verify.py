@@ -100,13 +100,13 @@ def run_folder(folder: Path, values: Mapping[str, Any]) -> RunFolder:
     """The run folder; on --resume the options in `FREE` may differ, and `config.yaml` gets the new ones."""
     path = folder / "config.yaml"
     if not values["resume"] or not path.is_file():
-        return RunFolder.create(folder, values, resume=values["resume"])
+        return RunFolder.create(folder, values, command="verify", resume=values["resume"])
     try:
         before = plain_values(path.read_text(encoding="utf-8"))
         kept = {name: before[name] for name in FREE}
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"--resume: {path} is not of a `u2a verify` run; name that run's folder") from None
-    made = RunFolder.create(folder, {**values, **kept}, resume=True)
+    made = RunFolder.create(folder, {**values, **kept}, command="verify", resume=True)
     new = {**before, **{name: values[name] for name in FREE}}
     write_text(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
     return made

@@ -113,6 +113,7 @@ def _end(workers: Sequence[Worker]) -> None:
     for worker in workers:
         if worker.poll() is None:
             worker.terminate()
+    for worker in workers:
         worker.wait()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,8 @@ from u2a.compare.plan import CellName, Entry
 from u2a.evaluate import METRICS
 from u2a.evaluate.material import Material
 from u2a.evaluate.subject import Sampling, Subject
+from u2a.files import whole_folder
+from u2a.fingerprint import fingerprint
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.ledger import Parameters, restore, snapshot
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.scorers import Scorer
+
+log = logging.getLogger("u2a")
 
 JOINT_SHARE = 0.5
 """Share of the validation prompts that joint methods train on."""
@@ -103,7 +108,8 @@ class Bench:
             with watch.running():
                 entry.method.train(stage)
         if name.final and self.models is not None:
-            stage.problem.policy.save(self.models / name.file.removesuffix(".json"))
+            with whole_folder(self.models / name.file.removesuffix(".json")) as folder:
+                stage.problem.policy.save(folder)
         return {
             "entry": name.entry,
             "rate": name.rate,
@@ -140,13 +146,21 @@ class Bench:
         """The impact table at φ₀, kept for every method of this loss and seed; its price goes to each."""
         part = "joint-" if problem.joint is not None else ""
         path = self.folder / f"{part}{entry.loss}-{seed}.json"
+        mark = fingerprint(problem)
         if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            watch.charge(kept["seconds"], Spent(**kept["tokens"]))
-            arrays: dict[str, Any] = {
-                k: None if v is None else np.asarray(v) for k, v in kept["table"].items()
-            }
-            return ImpactTable(**arrays)
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                arrays: dict[str, Any] = {
+                    k: None if v is None else np.asarray(v) for k, v in kept["table"].items()
+                }
+                table, charged = ImpactTable(**arrays), Spent(**kept["tokens"])
+                whole = kept["mark"] == mark
+            except (ValueError, KeyError, TypeError, AttributeError):
+                whole = False
+            if whole:
+                watch.charge(kept["seconds"], charged)
+                return table
+            log.warning("%s is damaged or of other rows: scored again", path)
         seconds, spent = watch.seconds, replace(watch.spent)
         table = self._score(problem, start)
         columns = ("impact", "utility_cost", "loss", "n_tokens", "cosine", "grad_norm")
@@ -158,6 +172,7 @@ class Bench:
         write_json(
             path,
             {
+                "mark": mark,
                 "seconds": watch.seconds - seconds,
                 "tokens": tokens,
                 "table": {k: None if v is None else np.asarray(v).tolist() for k, v in values.items()},

@@ -59,6 +59,7 @@ class AnswerCache:
                     line = b"\n" + line
                 file.write(line)
                 file.flush()
+                os.fsync(file.fileno())  # it was paid for
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
