@@ -11,7 +11,6 @@ About two hours on one core; two processes of one thread each share the cells.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -196,18 +195,7 @@ def write_table() -> None:
     write_section("ablations", [*lines, "", f"Not finished: {', '.join(missing)}."] if missing else lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="the folder of the data files")
-    parser.add_argument("--work", type=Path, default=Path("runs/main_job"), help="that of main_job.py")
-    parser.add_argument("--table", action="store_true", help="only write docs/results.md from the cells")
-    options = parser.parse_args()
-    if options.table:
-        write_table()
-    else:
-        run_all(options.data, options.work.resolve())
-
-
 if __name__ == "__main__":
-    main()
+    from cases import command_line
+
+    command_line(__doc__, run_all, write_table)

@@ -12,7 +12,6 @@ and 4 bits, 32 answers, and lm-evaluation-harness on 200 questions of TruthfulQA
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -161,18 +160,7 @@ def shown(figure: dict[str, Any] | None) -> str:
     return f"**{value}**" if beyond else value
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="the folder of the data files")
-    parser.add_argument("--work", type=Path, default=Path("runs/main_job"), help="that of main_job.py")
-    parser.add_argument("--table", action="store_true", help="only write docs/results.md from the figures")
-    options = parser.parse_args()
-    if options.table:
-        write_table()
-    else:
-        run_all(options.data, options.work.resolve())
-
-
 if __name__ == "__main__":
-    main()
+    from cases import command_line
+
+    command_line(__doc__, run_all, write_table)

@@ -68,7 +68,7 @@ def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
         *(row(one) for one in sorted(outcomes.values(), key=lambda o: -float(o.at_cost.mean()))),
         "",
         f"\\* never rose by {RISE:g}: taken at its end. Seconds are the method's own, scoring and sampling "
-        "counted, on one thread of two busy cores.",
+        "counted, on one thread of two cores with other work beside it: an upper bound, not to be compared.",
         "",
         "| difference at equal cost in usefulness | margin | |",
         "|---|---|---|",

@@ -14,8 +14,8 @@ _WHAT = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than this system or `ulimit -f` allows",
-    errno.EACCES: "no permission to write there",
-    errno.EPERM: "no permission to write there",
+    errno.EACCES: "no permission there",
+    errno.EPERM: "no permission there",
     errno.EROFS: "the disk is read-only",
     errno.EIO: "the disk or its connection is broken",
     errno.ESTALE: "the network disk is gone",
@@ -23,6 +23,8 @@ _WHAT = {
     errno.ENOENT: "the folder is gone, or cannot be made",
     errno.ENAMETOOLONG: "the name is too long",
 }
+_READING = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Faults that reading meets as well as writing."""
 _INSIDE = (errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG)
 """Faults of storage only where something is to be written; elsewhere they are some missing file."""
 
@@ -58,7 +60,10 @@ def storage_message(error: BaseException, output: Path | None) -> str | None:
     path = named or (output.absolute() if output else None)
     if path is None:
         return f"{_WHAT[number]} ({os.strerror(number)})"
-    return f"could not write {path}: {_WHAT[number]} ({os.strerror(number)}){_free(path)}"
+    why = f"{path}: {_WHAT[number]} ({os.strerror(number)})"
+    if number in _READING and not inside:  # a file of the user's, say, that cannot be read
+        return f"could not use {why}"
+    return f"could not write {why}{_free(path)}"
 
 
 def _file_of(error: BaseException | None) -> Path | None:

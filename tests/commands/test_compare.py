@@ -163,6 +163,11 @@ def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_pa
     assert found["failed"] == {"selected": "the loss of negative 3 is not finite"}
     assert list(found["methods"]) == ["original", "uniform"]
     assert "selected: the loss of negative 3 is not finite" in result.output
+    again = call(tmp_path, options, "--output", str(tmp_path / "run"), "--resume")  # it works by now
+    assert again.exit_code == 0, again.output + again.stderr
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert found["failed"] == {}
+    assert "selected" in found["methods"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 
 import pytest
@@ -311,17 +312,47 @@ def test_a_cut_off_run_goes_on_with_the_models_that_are_missing(whole, given, mo
     assert {name: (run / name).read_text() for name in before} == before
 
 
-def test_a_broken_model_file_is_named(whole, given):
-    run, _ = whole
+@pytest.mark.parametrize("spoil", ["damaged", "another mark"])
+def test_a_model_that_was_measured_otherwise_is_measured_again(whole, given, tmp_path, spoil):
+    """Else figures of two sets of rows, or of two models, would stand in one table."""
     folder, options = given
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    before = json.loads((run / "evaluation.json").read_text())
     path = run / "models" / "001.json"
-    kept = path.read_text()
-    path.write_text("{}")
+    kept = json.loads(path.read_text())
+    if spoil == "damaged":
+        path.write_text("{}")
+    else:
+        kept["mark"] = "of others"
+        kept["figures"]["margin"]["values"] = [[9.0]] * len(kept["figures"]["margin"]["values"])
+        path.write_text(json.dumps(kept))
     again = {**options, "--output": str(run)}
     result = call(again, str(options["--original"]), str(folder / "second"), "--resume")
-    path.write_text(kept)
-    assert result.exit_code == 2
-    assert "001.json: not what u2a wrote" in result.stderr
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "measured again" in result.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == before
+
+
+def test_marks_follow_rows_and_files(tmp_path):
+    from datasets import Dataset
+
+    from u2a.commands.evaluation_models import marks_of
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"x")
+    names = {"original": str(tmp_path / "a"), "second": str(tmp_path / "b")}
+    rows = {"test": Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}])}
+    first = marks_of(names, rows)
+    assert marks_of(names, rows) == first
+    other = {"test": Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "other"}])}
+    assert all(marks_of(names, other)[name] != first[name] for name in names)
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"xy")
+    changed = marks_of(names, rows)
+    assert (changed["original"], changed["second"] != first["second"]) == (first["original"], True)
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"xy")  # all are compared with it
+    assert all(marks_of(names, rows)[name] != changed[name] for name in names)
 
 
 def test_the_report_shows_every_models_changes(whole):

@@ -57,6 +57,8 @@ def run(values: Mapping[str, Any]) -> int:
         say_warnings(data.warnings)
         cells = Path(values["cells"]).expanduser() if values["cells"] else run.path / "cells"
         store = CellStore(cells, settings_of(plan, values, data, extra))
+        if values["resume"]:
+            forget_failed(plan, store)
         if missing(plan, store, values):
             bench = make_bench(values, plan, data, extra, run, bars)
             say(_cost(bench, plan, values))
@@ -118,6 +120,19 @@ def missing(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> list[tup
             still = [name for name in finals(entry, rate, plan.seeds) if store.read(name) is None]
         found += [(entry, name) for name in still]
     return found
+
+
+def forget_failed(plan: Plan, store: CellStore) -> None:
+    """Removes the cells of methods that could not do their work: a scorer that was down may be up again."""
+    from u2a.compare.plan import finals, grid
+
+    for entry in plan.entries:
+        rates = {0.0, entry.rate, *plan.rates}
+        names = {name for rate in rates for name in finals(entry, rate, plan.seeds)}
+        for name in (*grid(entry, plan.rates, plan.seeds[0]), *names):
+            cell = store.read(name)
+            if cell and "failed" in cell:
+                store.remove(name)
 
 
 def picked(entry: Entry, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> float:

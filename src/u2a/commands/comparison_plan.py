@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.schemas import COMPARE
 from u2a.commands.session import Data, load_data
+from u2a.data.digest import rows_digest
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra)
         "training": extra.training,
         "mixture": extra.mixture,
     }
-    digests = {role: _digest(each) for role, each in rows.items() if each is not None}
+    digests = {role: rows_digest(each) for role, each in rows.items() if each is not None}
     found = {}
     for entry in plan.entries:
         unseen = {"training", "mixture"} - set(entry.method.needs)
@@ -171,13 +170,3 @@ def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra)
         options = COMPARE.chosen_options("loss", values) if entry.loss == values["loss"] else {}
         found[entry.name] = {**shared, "rows": seen, "loss_options": options, **entry.settings}
     return found
-
-
-def _digest(rows: Dataset) -> str:
-    columns = [
-        name for name in ("prompt", "response", "chosen", "rejected", "weight") if name in rows.features
-    ]
-    digest = hashlib.sha256()
-    for row in rows.select_columns(columns):
-        digest.update(json.dumps(row, sort_keys=True).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:16]

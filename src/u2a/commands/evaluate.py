@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.evaluation_metrics import choose_metrics
-from u2a.commands.evaluation_models import Finished, Measured
+from u2a.commands.evaluation_models import Finished, Measured, marks_of
 from u2a.commands.evaluation_results import ORIGINAL, Reading, document, estimates, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
@@ -76,7 +76,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
 
 def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
     """Every model's figures and answers; those of models that were finished before are read."""
-    finished = Finished(run.path / "models", tuple(rows.names))
+    finished = Finished(run.path / "models", tuple(rows.names), marks_of(rows.names, rows.by_role))
     found = {name: measured for name in rows.names if (measured := finished.read(name))}
     original: Subject | None = None
     for name, source in rows.names.items():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a.data.digest import rows_digest
 from u2a.runs import write_json, write_text
-from u2a.types import UserError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from u2a.evaluate.figure import Figure
     from u2a.evaluate.subject import Answer, Subject
+
+log = logging.getLogger("u2a")
 
 Answers = Mapping[str, "list[Answer]"]
 """By role of the prompts."""
@@ -29,16 +35,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Finished:
-    """The folder of finished models; `names` are those of the run, in order."""
+    """The folder of finished models; `names` are those of the run, in order, `marks` say on what rows and
+    from which files each is measured: a model that was finished with another mark is measured again."""
 
     folder: Path
     names: tuple[str, ...]
+    marks: Mapping[str, str]
 
     def write(self, subject: Subject, figures: Mapping[str, Figure]) -> Measured:
         """Keeps a model's figures and answers, whole."""
         answers = subject.all_answers
         kept: dict[str, Any] = {
             "model": subject.name,
+            "mark": self.marks[subject.name],
             "figures": {name: figure.as_json() for name, figure in figures.items()},
             "answers": {role: [answer._asdict() for answer in each] for role, each in answers.items()},
         }
@@ -46,11 +55,7 @@ class Finished:
         return Measured(dict(figures), answers)
 
     def read(self, name: str) -> Measured | None:
-        """A finished model, None if it is not finished.
-
-        Raises:
-            UserError: its file is not what a run writes.
-        """
+        """A finished model, None if it is not finished, or damaged, or of other rows or another model."""
         from u2a.evaluate.figure import figure_of_json
         from u2a.evaluate.subject import Answer
 
@@ -59,12 +64,16 @@ class Finished:
             return None
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["mark"] != self.marks[name]:
+                log.warning("%s: the rows or the model changed since it was measured: measured again", name)
+                return None
             return Measured(
                 {key: figure_of_json(key, figure) for key, figure in kept["figures"].items()},
                 {role: [Answer(**answer) for answer in each] for role, each in kept["answers"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not what u2a wrote ({error!r}); delete it") from None
+            log.warning("%s is damaged (%r): %s is measured again", path, error, name)
+            return None
 
     def write_answers(self, path: Path, found: Mapping[str, Measured]) -> None:
         """Writes what every model answered, a line an answer, by role and place of the prompt."""
@@ -80,3 +89,21 @@ class Finished:
     def _path(self, name: str) -> Path:
         """By place, since a name may be a path."""
         return self.folder / f"{self.names.index(name):03d}.json"
+
+
+def marks_of(names: Mapping[str, str], rows: Mapping[str, Dataset]) -> dict[str, str]:
+    """Of each model, by name: its files and the original's, with size and time of change, and the rows."""
+    digests = {role: rows_digest(each) for role, each in rows.items()}
+    files = {name: _files(source) for name, source in names.items()}
+    original = next(iter(files.values()))
+    return {
+        name: hashlib.sha256(json.dumps([digests, original, own]).encode()).hexdigest()
+        for name, own in files.items()
+    }
+
+
+def _files(source: str) -> list[Any]:
+    path = Path(source).expanduser()
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [(each.name, each.stat()) for each in found if each.is_file()]
+    return [source, *([name, state.st_size, state.st_mtime_ns] for name, state in states)]

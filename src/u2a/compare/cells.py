@@ -53,6 +53,10 @@ class CellStore:
         """Writes a cell whole."""
         write_json(self.folder / name.file, {**cell, "settings": dict(self.settings[name.entry])})
 
+    def remove(self, name: CellName) -> None:
+        """Takes a cell away, to be made again."""
+        (self.folder / name.file).unlink(missing_ok=True)
+
     @contextmanager
     def claim(self, name: CellName) -> Iterator[bool]:
         """Within, the cell is this process's to make; False = another one is at it, or has made it.
