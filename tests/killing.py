@@ -2,7 +2,8 @@
 
 `python killing.py FOLDER SEED KILLS [COMMAND…]` prints JSON. Everything heavy is imported once; every run is
 a forked child. Most moments are counts of events in the child (a file operation in the run folder, a forward
-pass, an optimiser step), so that each kind is hit however short it is; others are times by the clock.
+pass, an optimiser step), so that each kind is hit however short it is; others are times by the clock. The first
+kills of a command are one in each phase of a whole run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ PATIENCE = 120.0
 """Seconds after which a child is taken for stuck."""
 ASIDE = ("run.log", "versions.json", "costs.json", "report.html", "checkpoints")
 """Files that tell when and where, and what is kept to go on from."""
-KILL, COUNT = "kill", "count"
+
+
+KINDS = ("file", "forward", "step")
+"""Of events."""
 
 
 # -- in the child -------------------------------------------------------------------------------------------
@@ -96,11 +100,11 @@ class Trace:
         @contextlib.contextmanager
         def named(folder: RunFolder, name: str) -> Iterator[None]:
             self.phase = name.split()[0]
-            self.tell(phase=self.phase)
+            self.tell(phase=self.phase, begins=sum(self.seen.values()))
             with phase(folder, name):
                 yield
             self.phase = "after " + self.phase
-            self.tell(phase=self.phase)
+            self.tell(phase=self.phase, begins=sum(self.seen.values()))
 
         RunFolder.phase = named  # type: ignore[method-assign]
 
@@ -139,6 +143,8 @@ class Ended:
     kind: str
     count: dict[str, int]
     seconds: float
+    begins: list[tuple[str, int]]
+    """Each phase, and how many events were before it."""
 
 
 def start(
@@ -176,7 +182,8 @@ def start(
         last |= each
     killed = os.WIFSIGNALED(raw) and os.WTERMSIG(raw) == signal.SIGKILL and not stuck
     status = None if killed else -1 if stuck else os.waitstatus_to_exitcode(raw)
-    return Ended(status, last["phase"], last["kind"], last["count"], time.monotonic() - begin)
+    begins = [("setting up", 0), *((each["phase"], each["begins"]) for each in said if "begins" in each)]
+    return Ended(status, last["phase"], last["kind"], last["count"], time.monotonic() - begin, begins)
 
 
 def content(run: Path) -> dict[str, Any]:
@@ -248,6 +255,9 @@ class Trial:
     random: random.Random
     kills: list[dict[str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    due: list[str] = field(default_factory=list)
+    phases: dict[str, list[int]] = field(default_factory=dict)
+    """Each phase of a whole run -> its events; the first kills are one in each."""
 
     def run(self, wanted: int) -> None:
         reference = self.folder / f"{self.name}-whole"
@@ -256,8 +266,13 @@ class Trial:
             self.wrong.append(f"{self.name}: {self._said(reference)}")
             return
         expected = content(reference)
+        ends = [*(begin for _, begin in whole.begins[1:]), sum(whole.count.values())]
+        for (phase, begin), end in zip(whole.begins, ends, strict=True):
+            self.phases.setdefault(phase, []).extend(range(begin + 1, end + 1))
+        self.phases = {phase: events for phase, events in self.phases.items() if events}
+        self.due = list(self.phases)
         chain = 0
-        while len(self.kills) < wanted and not self.wrong:
+        while (len(self.kills) < wanted or self.due) and not self.wrong:
             run = self.folder / f"{self.name}-{chain}"
             self._chain(run, whole, wanted)
             found = content(run) if not self.wrong else expected
@@ -272,7 +287,11 @@ class Trial:
             begun = (run / "config.yaml").is_file()
             if begun or (run.is_dir() and self.random.random() < 0.5):
                 words.append("--resume")
-            moment = self._moment(whole, 0.5 if begun else 1.0) if len(self.kills) < wanted else {}
+            if not begun and not run.is_dir() and self.due:
+                moment = {"at": self.random.choice(self.phases[self.due.pop(0)]), "kinds": KINDS}
+            else:
+                more = len(self.kills) + len(self.due) < wanted
+                moment = self._moment(whole, 0.5 if begun else 1.0) if more else {}
             ended = start(words, run, **moment)
             if ended.status is None:
                 self.kills.append({"command": self.name, "phase": ended.phase, "kind": ended.kind})
@@ -282,12 +301,12 @@ class Trial:
             return
 
     def _moment(self, whole: Ended, share: float) -> dict[str, Any]:
-        """Within that share of a whole run. Of four kills, two at a file operation, one at any event, one by
-        the clock."""
+        """Within that share of a whole run, of any phase. Of four kills, two at a file operation, one at any
+        event, one by the clock."""
         draw = self.random.random()
         if draw < 0.25:
             return {"after": self.random.uniform(0.0, share * whole.seconds)}
-        kinds = ("file",) if draw < 0.75 else ("file", "forward", "step")
+        kinds = ("file",) if draw < 0.75 else KINDS
         events = round(share * sum(whole.count[kind] for kind in kinds))
         return {"at": self.random.randint(1, max(1, events)), "kinds": kinds}
 
@@ -305,7 +324,7 @@ def main(folder: Path, seed: int, kills: int, only: list[str]) -> None:
     from u2a.impact import blocks
 
     blocks.BLOCK, measuring.EVERY = 3, 0.0  # else a tiny run has one block, and keeps next to nothing
-    found: dict[str, Any] = {"kills": [], "wrong": [], "seconds": {}}
+    found: dict[str, Any] = {"kills": [], "wrong": [], "seconds": {}, "phases": []}
     for number, (name, words) in enumerate(commands(folder).items()):
         if only and name not in only:
             continue
@@ -314,6 +333,7 @@ def main(folder: Path, seed: int, kills: int, only: list[str]) -> None:
         trial.run(kills)
         found["kills"] += trial.kills
         found["wrong"] += trial.wrong
+        found["phases"] += [f"{name}: {phase}" for phase in trial.phases]
         found["seconds"][name] = round(time.monotonic() - begin, 1)
     print(json.dumps(found))
 
