@@ -2,8 +2,8 @@
 
 `python killing.py FOLDER SEED KILLS [COMMAND…]` prints JSON. Everything heavy is imported once; every run is
 a forked child. Most moments are counts of events in the child (a file operation in the run folder, a forward
-pass, an optimiser step), so that each kind is hit however short it is; others are times by the clock. The first
-kills of a command are one in each phase of a whole run.
+pass, an optimiser step), so that each kind is hit however short it is; others are times by the clock. The
+first kills of a command are one in each phase of a whole run.
 """
 
 from __future__ import annotations
