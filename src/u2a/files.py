@@ -16,6 +16,8 @@ from u2a.storage import storage_errno
 
 PART = ".part"
 """How temporary names end; they begin with a dot."""
+DAMAGED = ".damaged"
+"""How the name of a file ends that was found damaged and made again."""
 _BEFORE = f"-before{PART}"
 """How the name of a folder ends that is being replaced."""
 
@@ -79,6 +81,17 @@ def _force(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file, so that it is made again and its bytes are kept; returns where it is now.
+
+    A file that another process has renamed already is no error.
+    """
+    place = path.with_name(f"{path.name}{DAMAGED}")
+    with suppress(FileNotFoundError):
+        path.replace(place)
+    return place
 
 
 def is_leftover(path: Path) -> bool:

@@ -27,10 +27,28 @@ def test_other_options_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_a_broken_cell_is_named(tmp_path, text):
-    (tmp_path / NAME.file).write_text(text)
-    with pytest.raises(UserError, match=r"uniform-0\.0001-seed-0\.json: not a cell"):
+def test_a_damaged_cell_is_set_aside_said_and_made_again(tmp_path, caplog, text):
+    path = tmp_path / NAME.file
+    path.write_text(text)
+    store = CellStore(tmp_path, {"uniform": {}})
+    assert store.read(NAME) is None
+    assert f"{path} is damaged" in caplog.text
+    assert (tmp_path / f"{NAME.file}.damaged").read_text() == text
+    with store.claim(NAME) as mine:
+        assert mine
+
+
+def test_a_cell_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    path = tmp_path / NAME.file
+    path.write_text("{}")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "read_text", refused)
+    with pytest.raises(UserError, match="Permission denied"):
         CellStore(tmp_path, {"uniform": {}}).read(NAME)
+    assert path.is_file()
 
 
 def test_a_finished_cell_is_nobodys_to_make(tmp_path):

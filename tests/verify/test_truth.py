@@ -160,11 +160,14 @@ def test_other_members_are_refused(whole):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": {}, "subset": 0}'])
-def test_a_broken_cell_is_refused(whole, tmp_path, content):
+def test_a_damaged_cell_is_set_aside_said_and_made_again(whole, tmp_path, caplog, content):
     cells = replace(whole.cells, folder=tmp_path)
-    cells.path(Run(0, 0)).write_text(content)
-    with pytest.raises(UserError, match=r"subset-0000-seed-0\.json: not a cell"):
-        cells.read(Run(0, 0))
+    path = cells.path(Run(0, 0))
+    path.write_text(content)
+    assert cells.read(Run(0, 0)) is None
+    assert f"{path} is damaged" in caplog.text
+    assert Run(0, 0) in cells.remaining()
+    assert path.with_name(f"{path.name}.damaged").read_text() == content
 
 
 def test_a_guard_stops_and_writes_nothing(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from u2a.compare.plan import CellName
-from u2a.runs import write_json
+from u2a.files import set_aside, write_json
 from u2a.types import UserError
 
 Cell = dict[str, Any]
+
+log = logging.getLogger("u2a")
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class CellStore:
     settings: Mapping[str, Mapping[str, Any]]
 
     def read(self, name: CellName) -> Cell | None:
-        """A finished cell, None if there is none.
+        """A finished cell, None if there is none. A damaged one is set aside and said, so that it is made again.
 
         Raises:
-            UserError: it is broken, or was made with other options.
+            UserError: it cannot be read, or was made with other options.
         """
         path = self.folder / name.file
         if not path.is_file():
@@ -42,8 +45,11 @@ class CellStore:
         try:
             cell: Cell = json.loads(path.read_text(encoding="utf-8"))
             before = cell["settings"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: not a cell that u2a wrote ({error}); delete it") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            log.warning("%s is damaged (%r): kept as %s, and made again", path, error, set_aside(path).name)
+            return None
         now = json.loads(json.dumps(self.settings[name.entry]))
         if before != now:
             raise UserError(f"{path} was made with other options of {name.entry}; delete it, or rename one")

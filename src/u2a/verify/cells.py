@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2a.config import UnlearnOptions
-from u2a.runs import write_json
+from u2a.files import set_aside, write_json
 from u2a.types import UserError
 from u2a.verify.plan import Plan, Run
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.problem import Problem
+
+log = logging.getLogger("u2a")
 
 SAME_START = 1e-3
 """Largest difference of U at the start, in nats per token, that is still the same model."""
@@ -67,14 +70,15 @@ class Cells:
         write_json(self.path(Run(cell.subset, cell.seed)), {**asdict(cell), "settings": dict(self.settings)})
 
     def read(self, run: Run, utility: float | None = None) -> Cell | None:
-        """The finished cell of a run, None if there is none yet.
+        """The finished cell of a run, None if there is none yet, or a damaged one: it is set aside and said,
+        so that it is made again.
 
         Args:
             utility: U at the start of this session: the same data and settings on another model are
                 something else too.
 
         Raises:
-            UserError: the file is broken, or was made with something else; names it.
+            UserError: the file cannot be read, or was made with something else; names it.
         """
         path = self.path(run)
         if not path.is_file():
@@ -84,8 +88,11 @@ class Cells:
             settings = {str(key): str(value) for key, value in found.pop("settings").items()}
             cell = Cell(**found)
             before = cell.start["utility"]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path}: not a cell that u2a wrote ({error}); delete it") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            log.warning("%s is damaged (%r): kept as %s, and made again", path, error, set_aside(path).name)
+            return None
         names = {*settings, *self.settings}
         changed = sorted(name for name in names if settings.get(name) != self.settings.get(name))
         if cell.members != self.plan.rows(run):
