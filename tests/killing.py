@@ -236,12 +236,13 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "impact": ["impact", *scored, "--lora-rank", "2", "--curvature", "identity"],
         "align": ["align", *tuned, "--max-steps", "4", "--batch-size", "2", "--outer-steps", "2",
                   "--measurements", "2", "--min-gain", "-10", "--lora-dropout", "0.1",
-                  "--select", "100%"],
+                  "--select", "100%", "--merge"],
         "verify": ["verify", *tuned, "--max-steps", "2", "--subsets", "4", "--repeats", "0",
                    "--embedding-model", ""],
         "evaluate": ["evaluate", model, other, "--original", model, *data, "--max-new-tokens", "4"],
         "compare": ["compare", "--config", str(methods), *compared, "--steps", "2", "--batch-size", "2",
-                    "--looks", "1", "--seeds", "1", "--rates", "1e-2", "--curvature", "identity"],
+                    "--looks", "1", "--seeds", "1", "--rates", "1e-2", "--curvature", "identity",
+                    "--keep-models"],
     }  # fmt: skip
 
 

@@ -267,6 +267,11 @@ def test_align_with_every_kind_of_option(given, tmp_path, more):
     assert json.loads((run / "summary.json").read_text())["counts"]["negatives"] == 6
     if "--merge" in more:
         assert (run / "merged" / "model.safetensors").is_file()
+        config, before = (
+            json.loads((folder / "config.json").read_text())
+            for folder in (run / "merged", Path(given["--model"]))
+        )
+        assert config == before  # other tools load it as the original model
     if more.get("--lora-rank") == "0":
         assert (run / "model" / "model.safetensors").is_file()
 

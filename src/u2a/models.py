@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Policy:
     tokenizer: Any
     has_adapter: bool
     source: str
+    _use_cache: bool | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._use_cache = getattr(self.model.config, "use_cache", None)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """φ: the trained parameters by name, in the model's own order. Empty within `reference()`."""
@@ -85,6 +89,8 @@ class Policy:
         """Writes the adapter (full fine-tuning: the whole model) and the tokenizer, as safetensors."""
         # The vocabulary is never grown, and PEFT's way of finding that out asks the Hub for the base.
         options = {"save_embedding_layers": False} if self.has_adapter else {}
+        if self._use_cache is not None:  # every Trainer switches it off in the config that is saved
+            self.model.config.use_cache = self._use_cache
         with quiet_transformers():
             self.model.save_pretrained(folder, **options)
         self.tokenizer.save_pretrained(folder)

@@ -34,7 +34,7 @@ class CellStore:
     settings: Mapping[str, Mapping[str, Any]]
 
     def read(self, name: CellName) -> Cell | None:
-        """A finished cell, None if there is none. A damaged one is set aside and said, so that it is made again.
+        """A finished cell, None if there is none. A damaged one is set aside and said, and made again.
 
         Raises:
             UserError: it cannot be read, or was made with other options.
