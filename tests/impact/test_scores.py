@@ -1,5 +1,6 @@
 """The three scoring routes against each other, and every sign against a real gradient step."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import score_impact
 from u2a.logprobs import response_logprobs
 from u2a.losses import NPO, GradientAscent, SimNPO
+from u2a.types import GuardStop
 
 KINDS = [(family, rank) for family in FAMILIES for rank in (4, 0)]
 LOSSES = [GradientAscent(), NPO(0.1), SimNPO(0.1)]
@@ -342,3 +344,15 @@ def test_weighted_gradient_is_the_weighted_sum_of_single_ones():
             total[name] += c * value
     for name, value in whole.items():
         torch.testing.assert_close(value, total[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["exact", "fd", "jvp"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_direction_that_is_not_finite_stops_the_run(method, value):
+    """NaN > 0 is false: it used to pass for a zero direction, and every negative scored 0."""
+    problem = tiny_problem("llama")
+    good, bad = _direction(problem), _direction(problem, seed=1)
+    name = list(bad)[2]
+    bad[name].view(-1)[0] = value
+    with pytest.raises(GuardStop, match=rf"direction 2 of 2 .* not finite \({re.escape(name)}\)"):
+        directional_derivatives(_context(problem), problem.negative_texts, [good, bad], method=method)
