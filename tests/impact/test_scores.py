@@ -209,15 +209,15 @@ def test_the_standard_error_is_that_of_the_mean_over_pairs():
 
 
 def test_a_large_adapter_gets_fewer_groups_or_no_standard_error(monkeypatch):
-    from u2a.impact import table
+    from u2a.impact import aims
 
     problem = tiny_problem("llama")
     context = _context(problem)
     each = 3 * sum(p.numel() * p.element_size() for p in context.parameters.values())
-    monkeypatch.setattr(table, "_SE_BYTES", 5 * each)
-    assert table._affordable_groups(context, 16) == 5
-    assert table._affordable_groups(context, 4) == 4
-    monkeypatch.setattr(table, "_SE_BYTES", 3 * each)
+    monkeypatch.setattr(aims, "_SE_BYTES", 5 * each)
+    assert aims._affordable_groups(context, 16) == 5
+    assert aims._affordable_groups(context, 4) == 4
+    monkeypatch.setattr(aims, "_SE_BYTES", 3 * each)
     found = score_impact(problem, scoring="exact")
     assert found.impact_se is None
     np.testing.assert_allclose(found.impact, score_impact(problem, scoring="jvp").impact, rtol=1e-4)

@@ -127,8 +127,8 @@ def _finite_norms(directions: list[Direction]) -> list[float]:
             whole = directions[number - 1]
             where = next((name for name, part in whole.items() if not torch.isfinite(part).all()), "its norm")
             raise GuardStop(
-                f"direction {number} of {len(norms)} to score along is not finite ({where}), so no score would "
-                "mean anything. Try --dtype float32, or another --curvature or a larger damping of it."
+                f"direction {number} of {len(norms)} to score along is not finite ({where}), so no score "
+                "would mean anything. Try --dtype float32, or another --curvature or a larger damping of it."
             )
     return norms
 
