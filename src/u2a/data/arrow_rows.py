@@ -32,7 +32,9 @@ def arrow_rows(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, Any]
                     for values in batch_rows(piece, batch.schema, position, expansion):
                         yield position, f"{name}, row {position + 1}", values
                         position += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
+        if isinstance(fault, OSError) and fault.errno is not None:  # the disk's fault, not the file's
+            raise
         reason = str(fault).splitlines()[0][:120]
         raise UserError(f"{name}: not a readable Arrow file ({reason})") from fault
 

@@ -58,14 +58,14 @@ class Pool:
         self.name, self.shard_rows = str(source), shard_rows
         self._source = find_source(source, split)
 
-    def head(self, count: int) -> list[Row]:
+    def head(self, count: int) -> Dataset:
         """The first `count` canonical rows, or all where there are fewer. Raises `UserError` as `shards`."""
-        rows: list[Row] = []
-        for row in self._rows(streamed_negatives(self._source)):
+        reading, rows = streamed_negatives(self._source), list[Row]()
+        for row in self._rows(reading):
             rows.append(row)
             if len(rows) == count:
                 break
-        return rows
+        return _shard(0, rows, reading.starts, frozenset()).rows
 
     def shards(self, prompts: Set[bytes] = frozenset()) -> Iterator[Shard]:
         """All rows in order, `shard_rows` to a shard (the last one has what is left).

@@ -95,9 +95,16 @@ class BestRows:
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
 
     def write_selected(self, path: Path) -> int:
-        """Writes those of the kept rows that help, best first, as `--negatives` takes them; returns how many.
-        Their other columns stay, and `impact` and `pool_row` say where they come from."""
+        """Writes those of the kept rows that help, best first, as `--negatives` takes them. Their other
+        columns stay; `impact` and `pool_row` say where they come from.
+
+        Returns:
+            how many there are; without any there is no file.
+        """
         count = 0
+        if not self.helpful:
+            path.unlink(missing_ok=True)
+            return 0
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for line in self._lines():
                 stream.write(line)

@@ -5,7 +5,7 @@ file of the shard's own, and taken from there when a run is gone on with.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class ShardScorer:
     """Scores rows along directions that are there already, at the φ that they belong to.
 
     `max_tokens`, `self_check` as in `score_impact`. Without an adapter φ must still be the original model, as
-    there is no other to take reference log-probs of. The rows of one call are batched by themselves, so what a
-    shard scores depends on nothing but the shard.
+    there is no other to take reference log-probs of. The rows of one call are batched by themselves:
+    what a shard scores depends on nothing but the shard.
     """
 
     policy: Policy
@@ -103,12 +103,18 @@ def _is_new(policy: Policy) -> bool:
 
 
 def part_of(rows: Dataset, table: ImpactTable) -> pa.Table:
-    """The scores as the columns of a part."""
+    """The scores as the columns of a part, with the worst self-check of `fd` as a note."""
     columns: dict[str, Any] = {"row": rows["row"][:], "id": rows["id"][:]}
     for name in PART_SCHEMA.names[2:]:
         values = getattr(table, name)
         columns[name] = [None] * len(rows) if values is None else values
-    return pa.table(columns, schema=PART_SCHEMA)
+    found = pa.table(columns, schema=PART_SCHEMA)
+    if not table.self_checks:
+        return found
+    worst = max(table.self_checks, key=lambda check: check.relative_error)
+    # json has no infinity, which is what a check that could not be made is off by
+    check = {**asdict(worst), "relative_error": min(worst.relative_error, 1e9)}
+    return found.replace_schema_metadata({"self_check": json.dumps(check)})
 
 
 class Parts:
@@ -123,7 +129,9 @@ class Parts:
 
     def write(self, shard: Shard, scores: pa.Table) -> None:
         """Keeps a shard's scores, whole: a killed process leaves all of a part or nothing."""
-        noted = scores.replace_schema_metadata({"mark": self.mark, "rows": shard.digest})
+        noted = scores.replace_schema_metadata(
+            {**(scores.schema.metadata or {}), "mark": self.mark, "rows": shard.digest}
+        )
         with whole_file(self.path(shard.index)) as temporary:
             pq.write_table(noted, temporary, write_page_checksum=True)
 
