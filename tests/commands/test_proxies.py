@@ -55,7 +55,7 @@ def test_a_proxy_scores_and_its_loss_is_measured(files, tmp_path, given):
     assert summary["proxy"]["rows"] == len(ROWS)
     np.testing.assert_allclose(summary["proxy"]["spearman"], spearmanr(expected, found).statistic, atol=1e-6)
     assert "All figures here are a proxy's" in summary["findings"][0]
-    assert f"rank correlation of {summary['proxy']['spearman']:.2f}" in summary["findings"][1]
+    assert f"with its own is {summary['proxy']['spearman']:.2f}," in summary["findings"][1]
 
     more = ["--shard-rows", "7", "--keep", "99", "--proxy-check", "10"]
     done = impact(files, tmp_path / "pool", "--pool", files["rows"], *given, *more)
