@@ -5,9 +5,9 @@
 Two cases, on the demo's rows. `layers`: SmolLM2-135M (30 layers, rank 16), 40 negatives, 16 pairs and 16
 retain texts, scored along all layers and along random shares of them (`--proxy-layers`). `family`: no second
 model of SmolLM2's family is at hand, so two Llamas of 0.4 and 3.0 million parameters are trained here from
-nothing on the docs of this project and then on the demo's rude answers, and the small one scores for the large
-one (`--proxy-model`). Beside every proxy stands the whole model with another seed of the adapter's A: no proxy
-can be expected to be better. This is about two tiny models and a small real one, not about a user's.
+nothing on the docs of this project and then on the demo's rude answers, and the small one scores for the
+large one (`--proxy-model`). Beside every proxy stands the whole model with another seed of the adapter's A:
+no proxy can be expected to be better. This is about two tiny models and a small real one, not a user's.
 """
 
 from __future__ import annotations

@@ -130,9 +130,9 @@ class Loss:
     def sentence(self) -> str:
         """For people."""
         return (
-            f"On {self.rows} rows that the whole model scored too, the rank correlation of the proxy's impacts"
-            f" with its own is {self.spearman:.2f}, and {self.best_quarter:.0%} of its best quarter is in the "
-            "proxy's (25% by chance)."
+            f"On {self.rows} rows that the whole model scored too, the rank correlation of the proxy's "
+            f"impacts with its own is {self.spearman:.2f}, and {self.best_quarter:.0%} of its best quarter "
+            "is in the proxy's (25% by chance)."
         )
 
 
