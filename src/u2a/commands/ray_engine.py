@@ -241,8 +241,8 @@ def _named(shard: Shard) -> str:
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
-    """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS or `ray
-    start` names, or a new one on this machine, which ends with the block."""
+    """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS names, or a
+    new one on this machine, which ends with the block. No other is looked for: rows go where the user said."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by what ray.init starts
     import ray
 
@@ -250,9 +250,9 @@ def _cluster(workers: int) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
         ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **quiet)
     try:
         yield
