@@ -242,7 +242,8 @@ def _named(shard: Shard) -> str:
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
     """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS names, or a
-    new one on this machine, which ends with the block. No other is looked for: rows go where the user said."""
+    new one on this machine, which ends with the block. No other is looked for: rows go where the user said.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by what ray.init starts
     import ray
 
