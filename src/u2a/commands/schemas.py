@@ -64,6 +64,20 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What `report` shows, and where it puts it."""
+
+    text: bool = option(True, "Show the rows' text, answers, and whole paths.")
+    output: str = option(
+        "", "A new file for the page; empty = report.html in the run folder. Needed for several runs."
+    )
+    plots: str = option(
+        "", "Also draw the figures for a paper, into this new folder; needs the extra `plots`."
+    )
+    format: str = option("png", "Format of --plots.", ("png", "svg"))
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """How many subsets are unlearned for real, and what is compared with them."""
 
@@ -186,6 +200,7 @@ class PlanOptions:
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
+REPORT = Schema((ReportOptions,))
 IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
 ALIGN = Schema(
     (
