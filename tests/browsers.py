@@ -1,8 +1,10 @@
 """Headless Chromium for the tests of pages: what a reader sees, what the console says, whom a page asks.
 
 A test file takes the fixture with `pytest_plugins = ["browsers"]` and marks itself with
-`pytestmark = pytest.mark.browser`. Debian's browser is driven (`apt-get install chromium`) by playwright's
-Python package (`pip install -e '.[browser]'`); where either is missing, the tests are skipped and say so.
+`pytestmark = pytest.mark.browser` (pytest loads it: import nothing from it but types). Debian's browser is
+driven (`apt-get install chromium`) by playwright's Python package (`pip install -e '.[browser]'`); where
+either is missing, the tests are skipped and say so. Pages with a content security policy refuse
+`wait_for_function`: wait with `playwright.sync_api.expect`.
 """
 
 from __future__ import annotations

@@ -121,20 +121,28 @@ def _write_many_points(run: Path, generator: np.random.Generator) -> None:
         kl = 0.004 * n
         lines.append(
             {"event": "measurement", "outer_step": outer, "step": step, "objective": j, "kl": kl}
-            | {"utility": -2.0 - 0.003 * n, "negative_logprob": -1.0 - 0.05 * n, "repetition": 0.01 + 0.001 * n}
+            | {
+                "utility": -2.0 - 0.003 * n,
+                "negative_logprob": -1.0 - 0.05 * n,
+                "repetition": 0.01 + 0.001 * n,
+            }
             | {"admissible": kl <= 0.1, "best": kl <= 0.1 and j > best}
         )
         best = max(best, j) if kl <= 0.1 else best
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _figure(value: float, change: float | None, better: str = "higher", unit: str = "share") -> dict[str, Any]:
+def _figure(
+    value: float, change: float | None, better: str = "higher", unit: str = "share"
+) -> dict[str, Any]:
     def spread(middle: float) -> dict[str, Any]:
         return {"value": middle, "low": middle - 0.05, "high": middle + 0.05, "n": 40}
 
-    return spread(value) | {"better": better, "unit": unit} | {
-        "change": None if change is None else spread(change)
-    }
+    return (
+        spread(value)
+        | {"better": better, "unit": unit}
+        | {"change": None if change is None else spread(change)}
+    )
 
 
 def evaluate_run(folder: Path, name: str = "evaluated", answer: str = "ANSWER") -> Path:

@@ -243,6 +243,7 @@ COMPARE = Schema(
     REGISTRIES,
     aside=("methods",),
 )
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
+# a run folder's config.yaml names its models; the command line says which are meant
+EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions), aside=("models",))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))

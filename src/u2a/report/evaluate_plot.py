@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from u2a.report.figure import Cell, Plot, figure, plain, vertical
+from u2a.report.figure import Cell, Plot, figure, plain, vertical, word
 from u2a.report.record import Row, interval, number_or_nan, read_file
 from u2a.report.wording import NOTHING, excerpt, number, visible
 from u2a.types import UserError
@@ -79,7 +78,7 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
         "type": "bar",
         "orientation": "h",
         "x": [plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
-        "y": [html.escape(name, quote=False) for name, _ in shown],
+        "y": [word(name) for name, _ in shown],
         "marker": {"color": [_colour(figures[name]["better"], size) for name, size in shown]},
         "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
     }

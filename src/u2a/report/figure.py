@@ -85,5 +85,10 @@ def short(values: Array) -> list[float | None]:
 
 
 def word(name: str, length: int = 40) -> str:
-    """A name as plotly may show it: it reads tags in labels, so what users wrote is escaped for it."""
-    return html.escape(visible(excerpt(name, length)), quote=False)
+    """A name of at most `length` characters as plotly may show it."""
+    return inert(excerpt(name, length))
+
+
+def inert(text: str) -> str:
+    """Plotly reads tags in labels and formulas between dollars, so what users wrote is escaped for it."""
+    return html.escape(visible(text), quote=False).replace("$", "&#36;")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from u2a.report.figure import Cell, Plot, figure, label, short, vertical
+from u2a.report.figure import Cell, Plot, figure, inert, label, short, vertical
 from u2a.report.scores import Array, Scores
-from u2a.report.wording import excerpt, number, visible
+from u2a.report.wording import excerpt, number
 
 CURVE_POINTS = 400
 SCATTER_POINTS = 1000
@@ -90,11 +89,19 @@ def cumulative_gain(scores: Scores, cut: int | None) -> Plot:
 
 
 def scatter_positions(scores: Scores) -> Array:
-    """Positions of the negatives that the scatter draws, at most `SCATTER_POINTS`, largest impact first."""
+    """Positions of the negatives that the scatter draws: at most `SCATTER_POINTS`, largest impact first, and
+    those at the corners of the Pareto front."""
     usable = scores.order[np.isfinite(scores.cost[scores.order])]
     if len(usable) <= SCATTER_POINTS:
         return usable
-    return usable[np.linspace(0, len(usable) - 1, SCATTER_POINTS).round().astype(int)]
+    drawn = usable[np.linspace(0, len(usable) - 1, SCATTER_POINTS).round().astype(int)]
+    return np.concatenate([drawn, np.setdiff1d(_corners(scores), drawn)])
+
+
+def _corners(scores: Scores) -> Array:
+    """The Pareto front, or so much of it as is drawn, evenly."""
+    front = pareto_front(scores)
+    return front[np.unique(np.linspace(0, len(front) - 1, min(len(front), CURVE_POINTS)).astype(int))]
 
 
 def pareto_front(scores: Scores) -> Array:
@@ -137,12 +144,12 @@ def gain_and_cost(scores: Scores, texts: Mapping[int, str]) -> Plot:
             traces.append(points)
     front = pareto_front(scores)
     if len(front) > 1:
-        corners = front[np.unique(np.linspace(0, len(front) - 1, min(len(front), CURVE_POINTS)).astype(int))]
+        corners = _corners(scores)
         line = {"color": "--good", "width": 2, "shape": "hv"}
         steps = {"x": short(scores.cost[corners]), "y": short(scores.impact[corners]), "line": line}
         look = {"type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip"}
         traces.append(look | steps)
-    drawn = figure(traces, "utility cost (loss of U per unit of weight)", "impact (gain of J)")
+    drawn = figure(traces, "utility cost (loss of U)", "impact (gain of J)")
     drawn["layout"]["showlegend"] = len(traces) > 1
     rows: list[list[Cell]] = []
     for gain, gains in (("raises J", scores.impact > 0), ("does not raise J", scores.impact <= 0)):
@@ -161,10 +168,9 @@ def gain_and_cost(scores: Scores, texts: Mapping[int, str]) -> Plot:
 
 
 def _hover(scores: Scores, position: int, texts: Mapping[int, str]) -> str:
-    """Plotly reads tags in hover texts, so what users wrote is escaped for it."""
     words = f"row {scores.row[position]}, id {excerpt(scores.ids[position], 40)}"
     if scores.weight is not None:
         words += f", weight {number(scores.weight[position])}"
     if position in texts:
         words += f": {excerpt(texts[position], 40)}"
-    return html.escape(visible(words), quote=False)
+    return inert(words)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -19,9 +20,18 @@ from markupsafe import Markup
 
 from u2a.report.negatives_table import extreme_tables, extremes, table_data, table_positions
 from u2a.report.packing import packed_json, packed_plotly
+from u2a.report.record import Record
 from u2a.report.run_view import TEXT_LENGTH, RunView
 from u2a.report.runs_table import compared, run_names
-from u2a.report.wording import excerpt, memory, number, settings, visible
+from u2a.report.wording import (
+    excerpt,
+    memory,
+    number,
+    public_value,
+    settings,
+    visible,
+    without_secrets,
+)
 
 PAGE_BYTES = 5_000_000
 """Largest page. Texts of negatives are cut until it fits; at last figures are shown as tables."""
@@ -53,6 +63,7 @@ def _content(views: Sequence[RunView], with_text: bool) -> dict[str, Any]:
             "name": name,
             "prefix": f"r{place}-",
             "extremes": extreme_tables(view.scores, _texts_of_extremes(view)),
+            "models": _models(view.record, public=not with_text),
             "settings": settings(view.record.config, public=not with_text),
             "rows": len(view.scores.row),
             "shown_rows": len(table_positions(view.scores)),
@@ -70,6 +81,15 @@ def _content(views: Sequence[RunView], with_text: bool) -> dict[str, Any]:
         "style": Markup(_asset("page.css")),
         "scripts": {name: Markup(_asset(name)) for name in _SCRIPTS},
     }
+
+
+def _models(record: Record, *, public: bool) -> str:
+    """The models of an `evaluate` run as its command takes them, each after a space; else nothing."""
+    models = record.config.get("models") if record.command == "evaluate" else None
+    if not isinstance(models, list):
+        return ""
+    shown = (public_value(model) if public else without_secrets(model) for model in map(str, models))
+    return "".join(f" {shlex.quote(model)}" for model in shown)
 
 
 def _texts_of_extremes(view: RunView) -> dict[int, tuple[str, str]]:

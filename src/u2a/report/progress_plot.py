@@ -38,15 +38,16 @@ def budgets(config: Mapping[str, Any], start: Measured) -> dict[str, float]:
 
     def setting(name: str) -> float:
         value = config.get(name)
-        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-        return float(value) if usable else math.nan
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            return math.nan
+        return float(value)
 
     falls = [fall for fall in (setting("max_nll_rise"), setting("utility_budget")) if not math.isnan(fall)]
     most = setting("max_repetition")
     found = {
         "KL": setting("kl_budget"),
         "U": start.utility - min(falls) if falls else math.nan,
-        "repetition": max(most, start.repetition) if start.repetition == start.repetition else most,
+        "repetition": most if math.isnan(start.repetition) else max(most, start.repetition),
     }
     return {name: bound for name, bound in found.items() if math.isfinite(bound)}
 
@@ -78,7 +79,7 @@ def progress(points: list[Measured], *, restart: bool, bounds: Mapping[str, floa
         top = 1 - (n - 1) / len(shown)
         title = "log-prob" if name == "log-prob of the negatives" else name
         axes[f"yaxis{n if n > 1 else ''}"] = axis(title) | {"domain": [top - 0.9 / len(shown), top]}
-        if bounds and name in bounds:
+        if bounds and name in bounds and _near(bounds[name], points, field):
             shapes.append(horizontal(bounds[name], "--bad", reference))
     drawn = figure(traces, "optimiser steps", "")
     drawn["layout"] |= axes | {"height": 65 + PANEL * len(shown), "shapes": shapes}
@@ -96,6 +97,15 @@ def progress(points: list[Measured], *, restart: bool, bounds: Mapping[str, floa
     )
 
 
+def _near(bound: float, points: list[Measured], field: str) -> bool:
+    """Whether a bound may be drawn without flattening the curve."""
+    values = [value for point in points if math.isfinite(value := getattr(point, field))]
+    if not values:
+        return False
+    low, high = min(values), max(values)
+    return 2 * low - high <= bound <= 2 * high - low
+
+
 def _caption(points: list[Measured], restart: bool, bounds: Mapping[str, float]) -> str:
     outside = sum(not point.admissible for point in points)
     past = (
@@ -106,7 +116,7 @@ def _caption(points: list[Measured], restart: bool, bounds: Mapping[str, float])
         f"{name} {'above' if name == 'U' else 'below'} {bound:.4g}" for name, bound in bounds.items()
     )
     return f"A star is a new best point; {past}. Dotted: a new outer step begins, at the {begin}." + (
-        f" Guards: {guards}; dashed where they come into view." if guards else ""
+        f" Guards: {guards}; dashed where the curve comes near." if guards else ""
     )
 
 

@@ -53,7 +53,7 @@ def _figures(views: Sequence[RunView]) -> list[Line]:
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[row.better]
         note = ", ".join(part for part in (row.unit, model) if part)
         lines.append(Line(f"{metric}{arrow}", note, [_figure(rows.get((metric, model))) for rows in found]))
-    return lines
+    return [line for line in lines if any(words != NOTHING for words, _ in line.cells)]
 
 
 def _figure(row: Row | None) -> tuple[str, str]:

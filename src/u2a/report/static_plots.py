@@ -222,11 +222,7 @@ def _shape(axes: Mapping[str, Axes], shape: Mapping[str, Any]) -> None:
         for panel in axes.values():
             panel.axvline(shape["x0"], **look)
         return
-    panel = axes[shape["yref"]]
-    low, high = panel.get_ylim()
-    if low <= shape["y0"] <= high:  # as on the page, where a bound out of view is not drawn
-        panel.axhline(shape["y0"], **look)
-        panel.set_ylim(low, high)
+    axes[shape["yref"]].axhline(shape["y0"], **look)
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:
@@ -237,8 +233,8 @@ def _each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * count
 
 
-def _colours(trace: Mapping[str, Any]) -> list[str | None]:
-    return [_colour(each) for each in _each(trace["marker"].get("color"), len(trace["x"]))]
+def _colours(trace: Mapping[str, Any]) -> list[str]:
+    return [_colour(each) or "C0" for each in _each(trace["marker"].get("color"), len(trace["x"]))]
 
 
 def _colour(value: str | None) -> str | None:

@@ -2,7 +2,7 @@
 // The table of negatives: searched, filtered, sorted and exported here. What people wrote becomes text nodes
 // only (textContent), never markup.
 (() => {
-  const PAGE = 50;
+  const PAGE = 25;
   const NAMES = { row: "row", id: "id", impact: "impact", error: "impact_se", cost: "utility_cost",
     weight: "weight", selected: "selected", tokens: "n_tokens", prompt: "prompt", response: "response" };
   const WORDS = new Set(["id", "prompt", "response"]);
