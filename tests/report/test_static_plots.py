@@ -15,13 +15,17 @@ from u2a.types import UserError
 
 pytest.importorskip("matplotlib", reason="no matplotlib: pip install -e '.[plots]'")
 
+from u2a.report import static_plots
 from u2a.report.static_plots import draw, write_plots
 
 KINDS = [align_run, large_run, evaluate_run, verify_run, compare_run]
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_every_figure_of_the_page_is_drawn(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_every_figure_of_the_page_is_drawn(
+    tmp_path: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_plots, "DOTS_PER_INCH", 50)  # many pixels take long
     run = make(tmp_path)
     plots = {plot.key: plot for plot in read_run(run, with_text=False).all_plots}
     written = write_plots([run], tmp_path / "paper", "png")
@@ -39,6 +43,15 @@ def test_svg_holds_words_and_is_the_same_every_time(tmp_path: Path) -> None:
     text = first[0].read_text(encoding="utf-8")
     assert "gain of the held-out margin, nats" in text
     assert "&lt;b&gt;dpo&lt;/b&gt; $x_1$" in text  # a method's name, as it is, escaped for XML alone
+
+
+def test_outer_steps_are_whole_and_letters_without_a_glyph_are_no_fault(tmp_path: Path) -> None:
+    run = large_run(tmp_path, 50)
+    plots = {plot.key: plot for plot in read_run(run, with_text=False).all_plots}
+    assert draw(plots["weights"]).axes[0].get_xticks().tolist() == [1, 2, 3]
+    text = (compared := compare_run(tmp_path) / "comparison.json").read_text(encoding="utf-8")
+    compared.write_text(text.replace("dpo", "\u4e2d\u6587"), encoding="utf-8")
+    assert len(write_plots([compared.parent], tmp_path / "paper", "png")) == 3
 
 
 def test_points_and_bars_are_the_pages(tmp_path: Path) -> None:
