@@ -10,6 +10,7 @@ import u2a
 PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
+    "processes",
     "cost_model",
     "ngrams",
     "printable",
@@ -27,6 +28,7 @@ ORDER = [
     "model_loading",
     "demo_model",
     "models",
+    "sharding",
     "memory",
     "logprobs",
     "generation",

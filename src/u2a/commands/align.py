@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from u2a import processes
 from u2a.commands.ends import End, end_of
 from u2a.commands.impact import counts, describe, self_check_figures
 from u2a.commands.schemas import ALIGN
@@ -19,6 +20,7 @@ from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
+    join_processes,
     load_data,
     load_model,
     minutes,
@@ -43,17 +45,20 @@ if TYPE_CHECKING:
 def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
-    if values["output"]:
-        RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values, ALIGN)
+    join_processes(values)
+    with processes.as_one():
+        if values["output"]:
+            RunFolder.check(folder, resume=values["resume"])
+        data = load_data(values, ALIGN)
 
-    from u2a.models import check_source
+        from u2a.models import check_source
 
-    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         with run.phase("loading"):
-            policy = load_model(values, ALIGN)
+            with processes.as_one():
+                policy = load_model(values, ALIGN)
         with run.phase("measuring"):
             problem = build_problem(values, ALIGN, data, policy, bars)
             say(_cost(problem, values))
@@ -64,9 +69,11 @@ def run(values: Mapping[str, Any]) -> int:
         rows = measurement_rows(result.start, result.best)
         rows += held_out_rows(before.metrics, after.metrics) if before and after else []
         end = end_of(result, before.margins if before else None, after.margins if after else None)
-        _write_results(run, result, data, policy, rows, end)
-        if values["merge"]:
-            save_merged(policy, run.path)
+        with processes.as_one():
+            if processes.is_main():
+                _write_results(run, result, data, policy, rows, end)
+                if values["merge"]:
+                    save_merged(policy, run.path)
     say(f"Run folder: {run.path}")
     say(end.line)
     return end.status

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a import processes
 from u2a.commands.terminal import Bars, printable, say
 from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions, Schema
 from u2a.cost_model import SCORING_PASSES
@@ -36,6 +38,26 @@ class Data:
     test: Dataset | None
     retain: Dataset | None
     warnings: list[str] = field(default_factory=list)
+
+
+def join_processes(values: Mapping[str, Any]) -> None:
+    """Joins the processes of a launcher, if one started several.
+
+    Raises:
+        UserError: an option that several processes cannot share.
+    """
+    if not processes.launched():
+        return
+    stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
+    if stdin:
+        raise UserError(f"--{stdin[0]} -: only one process can read standard input; name a file")
+    size, count = values.get("batch_size", 0), int(os.environ["WORLD_SIZE"])
+    if size % count:
+        raise UserError(
+            f"--batch-size {size} counts over all processes, and {count} of them cannot share it evenly: take "
+            f"a multiple of {count}"
+        )
+    processes.join(cpu=values["device"] == "cpu")
 
 
 def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
@@ -274,13 +296,13 @@ def _tokens(texts: Dataset) -> int:
 
 
 def seconds_per_token(problem: Problem) -> float:
-    """Times one forward pass over one small batch of negatives at the current φ."""
+    """Times one forward pass over one small batch of negatives at the current φ, shared by all processes."""
     texts = problem.negative_texts.select(range(min(8, len(problem.negative_texts))))
     tokens = sum(len(ids) for ids in texts["input_ids"])
     problem.logprobs(texts)
     begin = time.perf_counter()
     problem.logprobs(texts)
-    return (time.perf_counter() - begin) / tokens
+    return (time.perf_counter() - begin) / tokens / processes.count()
 
 
 def minutes(seconds: float) -> str:

@@ -56,14 +56,15 @@ class ScoringContext:
 
     def shared_attempts(self, texts: Dataset, kind: str) -> Iterator[Attempt[Batch | PackedBatch]]:
         """`texts` in the cheapest layout, where prompts may be shared, on the device of φ; each batch is
-        worked on in a block that may run out of memory. `kind` of pass, as in `u2a.memory.fitting`."""
+        worked on in a block that may run out of memory. `kind` of pass, and how batches are dealt to the
+        processes, as in `u2a.memory.fitting`."""
         sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
-        return fitting_batches(self.model, texts, **sizes, kind=kind)
+        return fitting_batches(self.model, texts, **sizes, kind=kind, deal=True)
 
-    def attempts(self, texts: Dataset, kind: str) -> Iterator[Attempt[Batch]]:
+    def attempts(self, texts: Dataset, kind: str, *, deal: bool = True) -> Iterator[Attempt[Batch]]:
         """The same in length-sorted batches, examples apart."""
         sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
-        return fitting_apart(self.model, texts, **sizes, kind=kind)
+        return fitting_apart(self.model, texts, **sizes, kind=kind, deal=deal)
 
     def batches(self, texts: Dataset) -> Iterator[Batch]:
         """`texts` in length-sorted batches, examples apart, on the device of φ."""

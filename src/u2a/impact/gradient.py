@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from u2a import processes
 from u2a.data.collate import row_name
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.per_example import BACKWARD
 from u2a.logprobs import Progress, evaluating, response_logprobs
+from u2a.memory import working
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def weighted_logprob_gradient(
 ) -> Direction:
     """Σ_i c_i·∇_φ s_i over N tokenised texts at the current φ, one backward pass over them.
 
+    Several processes share the texts, and all get the sum over all of them.
+
     Args:
         coefficients: c (N,). A text whose coefficient is 0 costs nothing.
 
@@ -37,7 +41,7 @@ def weighted_logprob_gradient(
     counted = coefficients.nonzero()[:, 0].tolist()
     chosen = texts if len(counted) == len(texts) else texts.select(counted)
     kept = coefficients[counted]
-    with evaluating(context.model), torch.enable_grad():
+    with evaluating(context.model), torch.enable_grad(), working(context.model):
         for attempt in context.keeping_activations.shared_attempts(chosen, BACKWARD) if counted else ():
             with attempt as batch:
                 s = response_logprobs(context.model, batch)
@@ -47,7 +51,8 @@ def weighted_logprob_gradient(
                     if gradient is not None:
                         sum_ += gradient
                 if progress:
-                    progress(len(s))
+                    progress(attempt.done)
+    total = processes.summed(total)
     for name, sum_ in zip(names, total, strict=True):
         if not torch.isfinite(sum_).all():
             whose = _first_not_finite(context, chosen, kept)
@@ -59,7 +64,7 @@ def _first_not_finite(context: ScoringContext, texts: Dataset, coefficients: Ten
     """Which text has a gradient that is not finite, one by one: asked only once the sum is not."""
     leaves = list(context.parameters.values())
     with evaluating(context.model), torch.enable_grad():
-        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD):
+        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD, deal=False):
             with attempt as batch:
                 position = int(batch.index[0])
                 s = response_logprobs(context.model, batch)[0] * float(coefficients[position])
