@@ -44,6 +44,7 @@ ORDER = [
     "micro_batches",
     "gradient_guard",
     "training_state",
+    "training_rows",
     "trainer",
     "finetune",
     "inner_run",

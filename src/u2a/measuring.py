@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.checkpoints import OuterState
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
 from u2a.ledger import Ledger
@@ -59,7 +59,7 @@ class Measuring(TrainerCallback):
             return
         if last or self.checkpoints.folder is None or self.trainer is None:
             return
-        if due or interruption.asked() or time.monotonic() - self._kept_at > EVERY:
+        if due or processes.any_of(interruption.asked() or time.monotonic() - self._kept_at > EVERY):
             self.checkpoints.save(self.trainer, self.position, self.state, self.ledger)
             self._kept_at = time.monotonic()
             interruption.check()
