@@ -78,8 +78,8 @@ def test_a_guard_in_one_process_stops_all(tmp_path):
     assert sorted(by_processes(2, tmp_path / "several", stopped)) == [False, True]
 
 
-def aligned(folder, resume=False):
-    problem = tiny_problem("llama", random_b=False, dtype=torch.float64, retain_loss="nll")
+def aligned(folder, resume=False, prepared=lambda problem: problem):
+    problem = prepared(tiny_problem("llama", random_b=False, dtype=torch.float64, retain_loss="nll"))
     result = align(
         problem,
         unlearn=UnlearnOptions(learning_rate=3e-3, max_steps=3, batch_size=4),

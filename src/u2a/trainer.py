@@ -34,6 +34,7 @@ from u2a.logprobs import (
 from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
+from u2a.sharding import is_sharded
 from u2a.training_rows import EvenOrder, PositiveRows
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
@@ -190,6 +191,10 @@ class UnlearnTrainer(Trainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True
+        if is_sharded(self.model):
+            if self._retain_name == "l2":
+                raise UserError("the l2 retain term does not go with parameters that are sharded: take nll or kl")
+            self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
         self.add_callback(FiniteGradients(self))

@@ -35,6 +35,7 @@ from u2a.runs import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
     from u2a.evaluate.preference import PairMetrics
     from u2a.models import Policy
@@ -57,8 +58,7 @@ def run(values: Mapping[str, Any]) -> int:
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         with run.phase("loading"):
-            with processes.as_one():
-                policy = load_model(values, ALIGN)
+            policy = load_model(values, ALIGN)
         with run.phase("measuring"):
             problem = build_problem(values, ALIGN, data, policy, bars)
             say(_cost(problem, values))
@@ -69,9 +69,10 @@ def run(values: Mapping[str, Any]) -> int:
         rows = measurement_rows(result.start, result.best)
         rows += held_out_rows(before.metrics, after.metrics) if before and after else []
         end = end_of(result, before.margins if before else None, after.margins if after else None)
+        state = policy.whole_state()
         with processes.as_one():
             if processes.is_main():
-                _write_results(run, result, data, policy, rows, end)
+                _write_results(run, result, data, policy, rows, end, state)
                 if values["merge"]:
                     save_merged(policy, run.path)
     say(f"Run folder: {run.path}")
@@ -143,7 +144,13 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
 
 
 def _write_results(
-    run: RunFolder, result: AlignResult, data: Data, policy: Policy, rows: list[Row], end: End
+    run: RunFolder,
+    result: AlignResult,
+    data: Data,
+    policy: Policy,
+    rows: list[Row],
+    end: End,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     from u2a.report.html import write_report
     from u2a.report.model_card import write_model_card
@@ -154,7 +161,7 @@ def _write_results(
     table.write(run.path / "impact.parquet", data.negatives)
     write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
     with whole_folder(run.path / ("adapter" if policy.has_adapter else "model")) as whole:
-        policy.save(whole)
+        policy.save(whole, state)
     write_metrics(run, result)
     print_summary(rows, run)
     write_summary(

@@ -68,8 +68,7 @@ def _score(
     from u2a.impact.table import score_impact
 
     with run.phase("loading"):
-        with processes.as_one():
-            policy = load_model(values, IMPACT)
+        policy = load_model(values, IMPACT)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
         sizes = Sizes.of(problem)

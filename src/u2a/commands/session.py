@@ -51,6 +51,7 @@ def join_processes(values: Mapping[str, Any]) -> None:
     stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
     if stdin:
         raise UserError(f"--{stdin[0]} -: only one process can read standard input; name a file")
+    _check_sharing(values)
     size, count = values.get("batch_size", 0), int(os.environ["WORLD_SIZE"])
     if size % count:
         raise UserError(
@@ -58,6 +59,35 @@ def join_processes(values: Mapping[str, Any]) -> None:
             f"a multiple of {count}"
         )
     processes.join(cpu=values["device"] == "cpu")
+
+
+_NEED_ALL_OF_PHI = ("ggn", "kfac", "ekfac", "hessian")
+"""Curvatures that no process can measure with its part of φ."""
+
+
+def _check_sharing(values: Mapping[str, Any]) -> None:
+    """Refuses what a model whose parameters are sharded over processes cannot do."""
+    from u2a.losses import resolve_loss
+    from u2a.sharding import is_asked_for
+
+    if not is_asked_for():
+        return
+    term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
+    refused = {
+        "--scoring jvp": values["scoring"] == "jvp",
+        f"--curvature {values['curvature']}": values["curvature"] in _NEED_ALL_OF_PHI,
+        "--retain-loss l2": term == "l2",
+        "--merge": values.get("merge"),
+        f"--quantize {values['quantize']}": values["quantize"] != "none",
+    }
+    for flag, given in refused.items():
+        if given:
+            raise UserError(f"{flag} does not go with parameters that are sharded (FSDP); launch without FSDP")
+    if values["lora_rank"] == 0 and (values.get("kl_budget") or term == "kl"):
+        raise UserError(
+            "KL needs a second, frozen copy of a model that is trained in full, and a sharded one (FSDP) has "
+            "none: give --lora-rank above 0, or --kl-budget 0 and no kl term"
+        )
 
 
 def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
@@ -185,22 +215,29 @@ def _check_objective(values: Mapping[str, Any]) -> None:
 
 
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
-    """The policy that the model options name."""
+    """The policy that the model options name; spread over the processes where their launcher asks for it."""
     from u2a.models import load_policy
+    from u2a.sharding import is_asked_for
 
     options: ModelOptions = schema.part(ModelOptions, values)
-    return load_policy(
-        options.model,
-        lora_rank=options.lora_rank,
-        lora_alpha=options.lora_alpha or None,
-        lora_dropout=options.lora_dropout,
-        lora_targets=options.lora_targets,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        seed=values["seed"],
-        device=options.device or None,
-        trust_remote_code=options.trust_remote_code,
-    )
+    spread = is_asked_for()
+    with processes.as_one():
+        policy = load_policy(
+            options.model,
+            on_cpu=spread,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_alpha or None,
+            lora_dropout=options.lora_dropout,
+            lora_targets=options.lora_targets,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            seed=values["seed"],
+            device=options.device or None,
+            trust_remote_code=options.trust_remote_code,
+        )
+    if spread:
+        policy.shard()
+    return policy
 
 
 def build_problem(

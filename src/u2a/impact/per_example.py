@@ -22,6 +22,7 @@ from u2a import processes
 from u2a.impact.context import Direction, ScoringContext
 from u2a.logprobs import Progress, evaluating, response_logprobs, unwrapped
 from u2a.memory import working
+from u2a.sharding import own_part
 from u2a.types import Batch
 
 if TYPE_CHECKING:
@@ -92,7 +93,10 @@ class Layer:
 
 
 def linear_layers(context: ScoringContext) -> list[Layer] | None:
-    """The linear layers that own φ, or None when some parameter is not (only) a linear layer's."""
+    """The linear layers that own φ, or None when some parameter is not (only) a linear layer's, or when no
+    process has all of φ."""
+    if context.is_sharded:
+        return None
     names = {id(p): name for name, p in context.parameters.items()}
     layers: list[Layer] = []
     seen: set[str] = set()
@@ -245,24 +249,26 @@ def _one_by_one(
     context: ScoringContext, texts: Dataset, directions: Sequence[Direction], progress: Progress | None
 ) -> PerExample:
     found, own = PerExample(*_empty(len(texts), len(directions))), torch.zeros(len(texts), dtype=torch.bool)
-    names, leaves = list(context.parameters), list(context.parameters.values())
+    sharded = context.is_sharded  # then all processes work at the same text, each on its part of φ
     with evaluating(context.model), torch.enable_grad(), working(context.model):
-        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD):
+        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD, deal=not sharded):
             with attempt as batch:
                 position = int(batch.index[0])
                 s = response_logprobs(context.model, batch)[0]
-                gradients = torch.autograd.grad(s, leaves, allow_unused=True)
                 found.s[position] = s.detach().double().cpu()
-                for name, gradient in zip(names, gradients, strict=True):
+                for name, gradient in zip(context.parameters, context.gradients(s), strict=True):
                     if gradient is None:
                         continue
-                    wide = gradient.double()
+                    wide = own_part(gradient).double()
                     found.square_norm[position] += wide.square().sum().cpu()
                     for d, direction in enumerate(directions):
-                        found.along[d, position] += (wide * direction[name].to(wide)).sum().cpu()
+                        found.along[d, position] += (wide * own_part(direction[name]).to(wide)).sum().cpu()
                 own[position] = True
                 if progress:
                     progress(attempt.done)
+    if sharded:
+        found.along, found.square_norm = processes.summed([found.along, found.square_norm])
+        return found
     return found.put_together(own)
 
 
