@@ -20,7 +20,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.commands import schemas
 from u2a.config import OptionSpec, Schema
 from u2a.evaluate import METRICS
@@ -67,6 +67,8 @@ def _register(
 
         def work() -> int:
             nonlocal output
+            if processes.launched() and name not in _SHARED:
+                raise UserError(f"u2a {name} runs in one process: start it without a launcher")
             values = schema.resolve(config, given)
             output = values.get("output") or ""
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
@@ -98,32 +100,39 @@ def _guarded(
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log
-    from u2a.printable import printable_lines
 
     try:
         with shown_log(), interruption.listening() if resumable else nullcontext():
             return work()
     except UserError as error:
-        print(printable_lines(f"u2a: {error}"), file=sys.stderr)
+        _tell(f"u2a: {error}", error)
         return BAD_INPUT
     except GuardStop as stop:
-        print(printable_lines(f"u2a: stopped by a guard: {stop}"), file=sys.stderr)
+        _tell(f"u2a: stopped by a guard: {stop}", stop)
         return STOPPED
     except interruption.Interrupted:
-        print(f"u2a: interrupted; all that is done is kept. Go on with: {_again()}", file=sys.stderr)
+        _tell(f"u2a: interrupted; all that is done is kept. Go on with: {_again()}")
         return STOPPED
     except KeyboardInterrupt:
         how = f"go on with: {_again()}" if resumable else f"{', '.join(_RESUMABLE)} go on with --resume"
-        print(f"u2a: interrupted; {how}", file=sys.stderr)
+        _tell(f"u2a: interrupted; {how}")
         return STOPPED
     except Exception as error:
         known = fault_of(error)
         if known is not None:
-            print(printable_lines(f"u2a: {known[0]}"), file=sys.stderr)
+            _tell(f"u2a: {known[0]}", error)
             return known[1]
-        print(printable_lines(traceback.format_exc()), end="", file=sys.stderr)
-        print("u2a: this is a fault of u2a's own, or of the machine: please report it", file=sys.stderr)
+        _tell(traceback.format_exc().rstrip("\n"), error)
+        _tell("u2a: this is a fault of u2a's own, or of the machine: please report it", error)
         return FAULT
+
+
+def _tell(message: str, error: BaseException | None = None) -> None:
+    """To standard error; of several processes one says it."""
+    from u2a.printable import printable_lines
+
+    if processes.speaks(error):
+        print(printable_lines(message), file=sys.stderr)
 
 
 def _again() -> str:
@@ -132,6 +141,8 @@ def _again() -> str:
     return shlex.join(["u2a", *given, *(() if "--resume" in given else ("--resume",))])
 
 
+_SHARED = ("impact", "align")
+"""Commands that several processes do together."""
 _RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG = inspect.Parameter(

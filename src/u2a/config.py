@@ -137,7 +137,9 @@ class UnlearnOptions:
     epochs: float = option(1.0, "Passes over the selected negatives in each outer step.", above=0)
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
     batch_size: int = option(
-        8, "Negatives in each micro-batch, that is in each optimiser step without accumulation.", least=1
+        8,
+        "Negatives in each micro-batch over all processes, that is in each optimiser step without accumulation.",
+        least=1,
     )
     gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")

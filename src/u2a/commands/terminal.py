@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from u2a import processes
 from u2a.logprobs import Progress as Advance
 from u2a.printable import printable, printable_lines
 
@@ -29,6 +30,8 @@ errors = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """Words for people; row text in them is shown, never interpreted. Wrapped only by the terminal."""
+    if not processes.is_main():
+        return
     console.print(Text(printable_lines(text)), soft_wrap=True)
 
 
@@ -36,6 +39,8 @@ class _Log(logging.Handler):
     """The library's log as lines for people."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not processes.is_main():
+            return
         mark = "Warning: " if record.levelno >= logging.WARNING else ""
         errors.print(Text(printable_lines(mark + record.getMessage())), soft_wrap=True)
 
@@ -65,7 +70,7 @@ class Bars:
             TimeRemainingColumn(),
             console=errors,
             transient=True,
-            disable=not errors.is_terminal,
+            disable=not errors.is_terminal or not processes.is_main(),
         )
 
     def __enter__(self) -> Bars:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from u2a import processes
 from u2a.fingerprint import fingerprint
 from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm
@@ -165,7 +166,8 @@ def score_impact(
             blocks=blocks,
         )
     table = table_of(problem, aims, found, solutions)
-    keep_table(table, blocks)
+    with processes.as_one():
+        keep_table(table, blocks)
     return table
 
 
