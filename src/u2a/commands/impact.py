@@ -42,6 +42,11 @@ MOST_COMPARISONS = 1_000_000
 
 def run(values: Mapping[str, Any]) -> int:
     """Scores every negative once, at the original model."""
+    from u2a.commands.impact_pool import refuse_unused, run_pool
+
+    if values["pool"]:
+        return run_pool(values)
+    refuse_unused(values)
     folder = output_path(values)
     join_processes(values)
     with processes.as_one():

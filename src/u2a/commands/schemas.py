@@ -10,6 +10,7 @@ from u2a.config import (
     ImpactOptions,
     ModelOptions,
     OuterOptions,
+    PoolOptions,
     Registry,
     ResumeOptions,
     RunOptions,
@@ -187,7 +188,9 @@ class PlanOptions:
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
-IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
+IMPACT = Schema(
+    (DataOptions, PoolOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES
+)
 ALIGN = Schema(
     (
         DataOptions,

@@ -81,8 +81,8 @@ class Bars:
         self.progress.stop()
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Shows one piece of work until the block ends."""
+    def task(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Shows one piece of work until the block ends; None = nobody knows how much it is."""
         shown = self.progress.add_task(name, total=total)
         try:
             yield lambda done: self.progress.advance(shown, done)
