@@ -167,12 +167,10 @@ _MODELS = inspect.Parameter(
         typer.Argument(help="Run folders of `u2a align`, model or adapter folders, or Hub ids."),
     ],
 )
-_RUN = inspect.Parameter("run", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Run folder.")])
-_TEXT = inspect.Parameter(
-    "text",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=True,
-    annotation=Annotated[bool, typer.Option("--text/--no-text", help="Show the rows' text.")],
+_RUNS = inspect.Parameter(
+    "runs",
+    _POSITIONAL,
+    annotation=Annotated[list[str], typer.Argument(help="Run folders, shown side by side.")],
 )
 
 _register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
@@ -197,7 +195,9 @@ _register(
 _register(
     "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
 )
-_register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
+_register(
+    "report", "Show me: one HTML file of one or several runs.", schemas.REPORT, _RUNS, takes_config=False
+)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 
 

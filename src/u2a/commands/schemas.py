@@ -65,6 +65,20 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What `report` shows, and where it puts it."""
+
+    text: bool = option(True, "Show the rows' text, answers, and whole paths.")
+    output: str = option(
+        "", "A new file for the page; empty = report.html in the run folder. Needed for several runs."
+    )
+    plots: str = option(
+        "", "Also draw the figures for a paper, into this new folder; needs the extra `plots`."
+    )
+    format: str = option("png", "Format of --plots.", ("png", "svg"))
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """How many subsets are unlearned for real, and what is compared with them."""
 
@@ -188,6 +202,7 @@ class PlanOptions:
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
+REPORT = Schema((ReportOptions,))
 IMPACT = Schema(
     (DataOptions, PoolOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES
 )
@@ -232,6 +247,7 @@ COMPARE = Schema(
     REGISTRIES,
     aside=("methods",),
 )
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
+# a run folder's config.yaml names its models; the command line says which are meant
+EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions), aside=("models",))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
