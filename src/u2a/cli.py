@@ -187,6 +187,13 @@ _register(
     "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
 )
 _register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
+_register(
+    "review",
+    "Go through a run's negatives by impact, in the browser, and mark what is none.",
+    schemas.REVIEW,
+    _RUN,
+    takes_config=False,
+)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 
 

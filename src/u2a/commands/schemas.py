@@ -184,6 +184,15 @@ class PlanOptions:
     json: bool = option(False, "Print JSON instead of tables.")
 
 
+@dataclass(frozen=True)
+class ReviewOptions:
+    """What `review` serves, and where the marks go."""
+
+    negatives: str = option("", "The run's negatives, where they are now; empty = where they were then.")
+    output: str = option("", "Folder for reviewed.jsonl and review.json; empty = the run folder.")
+    port: int = option(0, "Port on 127.0.0.1; 0 = one that is free.", least=0, most=65535)
+
+
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
 IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
@@ -231,3 +240,4 @@ COMPARE = Schema(
 EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
+REVIEW = Schema((ReviewOptions,))
