@@ -78,8 +78,9 @@ class VerifyOptions:
         "", "Estimators to compare, by commas, the judged one first; or all. Empty = what --curvature says."
     )
     embedding_model: str = option(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "Model of the embedding control; needs the extra `embeddings`. Empty = leave it out.",
+        "",
+        "Sentence-embedding model of the control `embedding`, a folder or a Hub id such as "
+        "sentence-transformers/all-MiniLM-L6-v2; needs the extra `embeddings`. Empty = leave it out.",
     )
     processes: int = option(1, "Processes that share the runs; each loads the model.", least=1)
 
