@@ -13,7 +13,7 @@ from u2a.commands.evaluation_models import Finished, Measured, marks_of
 from u2a.commands.evaluation_results import ORIGINAL, Reading, document, estimates, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
-from u2a.commands.terminal import Bars, print_table, say
+from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json
 from u2a.types import UserError
@@ -66,7 +66,9 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
         found = _measure_all(rows, values, run, bars)
         figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])
-        write_json(run.path / "evaluation.json", document(figures, rows.names, rows.left_out, values["seed"]))
+        results = document(figures, rows.names, rows.left_out, values["seed"])
+        write_json(run.path / "evaluation.json", results)
+        give(results=results)
         for title, header, lines in tables(figures):
             print_table(title, header, lines)
         _write_report(run, figures, rows)

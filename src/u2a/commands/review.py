@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2a.commands.terminal import say
+from u2a.commands.terminal import give, say
 from u2a.run_lock import RunLock
 from u2a.types import UserError
 
@@ -20,7 +20,7 @@ def run(values: Mapping[str, Any], run: str) -> int:
     need_served("u2a review")
     from u2a.data.load import load_negatives
     from u2a.data.raw_rows import RawRows
-    from u2a.review.marks import Review
+    from u2a.review.marks import REVIEW, Review
     from u2a.review.page import review_page
     from u2a.review.table import ReviewTable
 
@@ -40,13 +40,17 @@ def run(values: Mapping[str, Any], run: str) -> int:
             lock.release()
     counts = review.counts
     marked = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "remaining")
-    say(f"{counts['remaining']} negatives are left ({marked}): --negatives {review.reviewed}")
+    give(reviewed=str(review.reviewed), marks=str(review.reviewed.with_name(REVIEW)), counts=counts)
+    say(f"{counts['remaining']} negatives are left ({marked}): --negatives {review.reviewed}", essential=True)
     return 0
 
 
 def serve(page: LocalPage) -> None:
     """Says where the page is, and serves it until it is ended."""
-    say(f"Open {page.address} on this machine (the address is the key: do not pass it on). Ctrl-C ends it.")
+    say(
+        f"Open {page.address} on this machine (the address is the key: do not pass it on). Ctrl-C ends it.",
+        essential=True,
+    )
     page.run()
 
 

@@ -182,7 +182,6 @@ class PlanOptions:
     gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass.")
     batch_tokens: float = option(4096.0, "Padded tokens of one batch on one device.", least=1)
     vocabulary: float = option(128_000.0, "Tokens of the vocabulary.", least=1)
-    json: bool = option(False, "Print JSON instead of tables.")
 
 
 @dataclass(frozen=True)
