@@ -255,6 +255,9 @@ _register(
     _RUN,
     takes_config=False,
 )
+_register(
+    "chat", "Talk to the original model and others, side by side.", schemas.CHAT, _MODELS, takes_config=False
+)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 
 

@@ -33,10 +33,13 @@ def test_the_page_itself_is_let_through(page):
     assert send(page, "data").json == {"secret": SECRET}
     assert send(page, "change", {"a": 1}).json == {"a": 1}
     assert "<title>u2a" in send(page, "").body
-    types = {path: send(page, path).headers["content-type"] for path in ("", "page.js", "page.css")}
+    types = {
+        path: send(page, path).headers["content-type"] for path in ("", "page.js", "request.js", "page.css")
+    }
     assert types == {
         "": "text/html; charset=utf-8",
         "page.js": "text/javascript; charset=utf-8",
+        "request.js": "text/javascript; charset=utf-8",
         "page.css": "text/css; charset=utf-8",
     }
 

@@ -193,6 +193,25 @@ class ReviewOptions:
     port: int = option(0, "Port on 127.0.0.1; 0 = one that is free.", least=0, most=65535)
 
 
+@dataclass(frozen=True)
+class ChatOptions:
+    """How models answer, and where."""
+
+    original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
+    max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
+    temperature: float = option(0.0, "Of sampled answers; 0 = greedy.", least=0)
+    seed: int = option(0, "Seed of every turn, the same for all models.", least=0, most=LARGEST_SEED)
+    template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
+    max_length: int = option(2048, "Most tokens of the conversation; it is cut on the left.", least=2)
+    dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
+    device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
+    trust_remote_code: bool = option(
+        False, "Run code that comes with a model. Only if you trust it.", flag_only=True
+    )
+    serve: bool = option(False, "In the browser instead of the terminal; needs the extra `serve`.")
+    port: int = option(0, "Port on 127.0.0.1 for --serve; 0 = one that is free.", least=0, most=65535)
+
+
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
 IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
@@ -240,4 +259,5 @@ COMPARE = Schema(
 EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
+CHAT = Schema((ChatOptions,))
 REVIEW = Schema((ReviewOptions,))

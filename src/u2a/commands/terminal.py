@@ -32,7 +32,17 @@ from u2a.printable import printable, printable_lines
 if TYPE_CHECKING:
     from u2a.logprobs import Progress as Advance
 
-__all__ = ["Bars", "give", "manners", "print_json", "print_table", "printable", "say", "shown_log"]
+__all__ = [
+    "Bars",
+    "give",
+    "manners",
+    "print_beside",
+    "print_json",
+    "print_table",
+    "printable",
+    "say",
+    "shown_log",
+]
 
 errors = Console(stderr=True, highlight=False)
 
@@ -141,6 +151,15 @@ class Bars:
             yield lambda done: self.progress.advance(shown, done)
         finally:
             self.progress.remove_task(shown)
+
+
+def print_beside(texts: Mapping[str, str]) -> None:
+    """Texts side by side, each under its name; shown with `--quiet` too."""
+    table = Table(expand=True)
+    for name in texts:
+        table.add_column(Text(printable_lines(name)), ratio=1, overflow="fold")
+    table.add_row(*(Text(printable_lines(text)) for text in texts.values()))
+    _now.console.print(table)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,6 @@ const REASONS = ["wrong label", "exclude"];
 const KEYS = { w: "wrong label", x: "exclude", u: "" };
 const CONTROLS = ["search", "sort", "descending", "sign", "marks"];
 
-const at = (id) => document.getElementById(id);
 let offset = 0;
 let latest = 0;
 let weighted = false;
@@ -15,28 +14,6 @@ function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
   return made;
-}
-
-async function ask(path, body) {
-  const options = body === undefined ? {} : {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  let reply;
-  try {
-    reply = await fetch(path, options);
-  } catch {
-    throw new Error("The server has ended: nothing more is saved. Start u2a review again to go on.");
-  }
-  const isJson = (reply.headers.get("content-type") || "").startsWith("application/json");
-  const found = isJson ? await reply.json() : { error: await reply.text() };
-  if (!reply.ok) throw new Error(found.error || `The server refused this (${reply.status}).`);
-  return found;
-}
-
-function showProblem(error) {
-  at("problem").textContent = error ? error.message : "";
 }
 
 function number(value) {
@@ -172,15 +149,7 @@ async function begin() {
   at("controls").addEventListener("submit", (event) => event.preventDefault());
   at("previous").addEventListener("click", () => turn(-1));
   at("next").addEventListener("click", () => turn(1));
-  at("close").addEventListener("click", async () => {
-    try {
-      await ask("close", {});
-      at("close").disabled = true;
-      at("counts").textContent += ". The server has ended; this page can be closed.";
-    } catch (error) {
-      showProblem(error);
-    }
-  });
+  closeButton("counts");
   await load();
 }
 

@@ -31,9 +31,10 @@ class LocalPage:
 
     def __init__(self, package: str, port: int = 0) -> None:
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        files = {"": (package, "page.html"), "page.js": (package, "page.js")}
-        for path, (place, name) in {**files, "page.css": ("u2a.served", "page.css")}.items():
-            self._serve_file(path, place, name)
+        self._serve_file("", package, "page.html")
+        self._serve_file("page.js", package, "page.js")
+        for name in ("request.js", "page.css"):
+            self._serve_file(name, "u2a.served", name)
         self.app.post("/close")(self.stop)
         self.socket = _listening(port)
         address = f"{LOOPBACK}:{self.socket.getsockname()[1]}"
