@@ -59,6 +59,9 @@ ORDER = [
     "baselines",
     "compare",
     "report",
+    "served",
+    "review",
+    "chat",
     "commands",
     "cli",
 ]

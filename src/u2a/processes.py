@@ -2,7 +2,7 @@
 
 `accelerate launch` or `torchrun` starts the same command on every device. Each process reads the same rows and
 takes the same decisions from the same numbers; passes over texts are shared out, and the first process alone
-writes and speaks. Every function but the first three is collective: all processes call it at the same place, or
+writes and speaks. Every function but the first ones is collective: all processes call it at the same place, or
 they wait for each other for ever. In a run of one process each costs nothing and changes nothing.
 """
 
@@ -59,11 +59,16 @@ def launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
+def is_first() -> bool:
+    """Whether this is the main process, also before they have been joined."""
+    return is_main() if count() > 1 or not launched() else os.environ["RANK"] == "0"
+
+
 def speaks(error: BaseException | None = None) -> bool:
     """Whether this process tells people of an error: the one that had it, or the first where all have it, as
     they have what the user can mend, guards and signals (None)."""
     if count() == 1:  # not joined yet, so every process has it
-        return not launched() or os.environ["RANK"] == "0"
+        return is_first()
     elsewhere = getattr(error, "elsewhere", None)
     if elsewhere is not None:
         return not elsewhere

@@ -76,7 +76,7 @@ def run(values: Mapping[str, Any]) -> int:
                 if values["merge"]:
                     save_merged(policy, run.path)
     say(f"Run folder: {run.path}")
-    say(end.line)
+    say(end.line, essential=True)
     return end.status
 
 

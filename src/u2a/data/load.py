@@ -28,7 +28,8 @@ from datasets import Dataset, Features, Value
 
 from u2a.data import formats
 from u2a.data.limits import refuse_endless
-from u2a.data.reading import Row, read_file
+from u2a.data.raw_rows import numbered_rows, tables
+from u2a.data.reading import Row
 from u2a.data.scratch import write_rows
 from u2a.data.sources import Source, find_source
 from u2a.types import UserError
@@ -213,16 +214,12 @@ class Reading:
 
     def _raw_rows(self) -> Iterator[tuple[int, Row]]:
         """Rows, each with the number of rows of the files before its own."""
-        start = 0
-        for name, rows in _tables(self.source):
-            self.starts.append((name, start))
-            last, labelled = -1, None
-            for raw in rows:
-                last = raw.position
-                if self.role in (_NEGATIVES, _RETAIN):
-                    labelled = _labelled_alike(labelled, raw)
-                yield start, raw
-            start += last + 1
+        file, labelled = -1, None
+        for start, raw in numbered_rows(self.source, self.starts):
+            if self.role in (_NEGATIVES, _RETAIN):
+                labelled = _labelled_alike(labelled if start == file else None, raw)
+            file = start
+            yield start, raw
 
     def fingerprint(self) -> str:
         """Changes with the role, the files, their sizes and times of change."""
@@ -233,17 +230,9 @@ class Reading:
         return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
 
-def _tables(source: Source) -> Iterator[tuple[str, Iterator[Row]]]:
-    """Every file's name and rows."""
-    if source.hub is not None:
-        yield source.name, _hub_rows(source.hub, source.name)
-    for file in source.files:
-        yield file.name, read_file(file)
-
-
 def _starts_with_id(source: Source) -> bool:
     """Whether the first row has an `id`: most sources have none, and this spares them a second pass."""
-    for _, rows in _tables(source):
+    for _, rows in tables(source):
         first = next(rows, None)
         if first is not None:
             return "id" in first.values
@@ -271,9 +260,3 @@ def _labelled_alike(labelled: bool | None, raw: Row) -> bool | None:
         )
         raise UserError(f"{raw.where}: the row {state}; label every row of a file or none")
     return labelled if here is None else here
-
-
-def _hub_rows(table: Dataset, name: str) -> Iterator[Row]:
-    for position, values in enumerate(table):
-        kept = {key: value for key, value in values.items() if value is not None}
-        yield Row(position, f"{name}, row {position + 1}", kept)

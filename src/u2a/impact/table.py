@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from u2a import processes
+from u2a.data.as_text import as_text
 from u2a.fingerprint import fingerprint
 from u2a.impact.aims import Aims, aim
 from u2a.impact.blocks import WHOLE, Blocks
@@ -92,13 +93,6 @@ class ImpactTable:
                     values = getattr(self, name)
                     columns[name] = [None] * len(rows["row"]) if values is None else values[part]
                 writer.write_table(pa.table(columns, schema=SCHEMA))
-
-
-def as_text(prompt: list[dict[str, Any]]) -> str:
-    """A conversation as one string: the bare content of a single user turn, else `role: content` lines."""
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def score_impact(
