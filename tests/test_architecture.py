@@ -26,6 +26,7 @@ ORDER = [
     "model_source",
     "model_loading",
     "demo_model",
+    "tiny_model",
     "models",
     "memory",
     "logprobs",
@@ -61,7 +62,7 @@ ORDER = [
 ]
 STOOD_ON = (
     "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "pairwise", "rounded_weights", "subject",
+    "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""

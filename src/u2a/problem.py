@@ -275,6 +275,19 @@ def prepare(
 
     Raises:
         UserError: an option is unknown, or there is too little to share out.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> at = problem.measure()
+        >>> round(at.objective, 4)  # −log 2: the policy is still the original model
+        -0.6931
     """
     if joint_share > 0 and objective != "preference":
         raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")

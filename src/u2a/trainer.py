@@ -59,6 +59,12 @@ class U2AConfig(TrainingArguments):
             pair has two answers).
         max_length: tokens of prompt and response together.
         template: `auto` (the tokenizer's chat template) or `none` (raw text).
+
+    Example:
+        >>> from u2a import U2AConfig
+        >>> args = U2AConfig("out", loss_type="graddiff", retain_weight=0.5, report_to="none")
+        >>> args.loss_type, args.retain_loss  # a name of the literature: ga with the nll retain term
+        ('ga', 'nll')
     """
 
     # clipping would undo what weights do to the size of a step
@@ -110,19 +116,22 @@ class UnlearnTrainer(Trainer):
             retain data, μ without pairs, a reference-based loss without a reference.
 
     Example:
+        >>> import tempfile
         >>> from datasets import Dataset
-        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from transformers import AutoModelForCausalLM
         >>> from peft import LoraConfig
         >>> from u2a import U2AConfig, UnlearnTrainer
+        >>> from u2a.tiny_model import tiny_model
         >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
         >>> trainer = UnlearnTrainer(
-        ...     model=AutoModelForCausalLM.from_pretrained(folder),
-        ...     args=U2AConfig(output_dir, loss_type="npo", learning_rate=1e-4, num_train_epochs=1),
+        ...     model=AutoModelForCausalLM.from_pretrained(tiny_model()),
+        ...     args=U2AConfig(tempfile.mkdtemp(), loss_type="npo", num_train_epochs=1, report_to="none"),
         ...     train_dataset=bad,
-        ...     processing_class=AutoTokenizer.from_pretrained(folder),
-        ...     peft_config=LoraConfig(r=16, target_modules="all-linear"),
+        ...     peft_config=LoraConfig(r=2, target_modules="all-linear"),
         ... )
-        >>> _ = trainer.train()
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {...
+        1
     """
 
     def __init__(
