@@ -15,7 +15,9 @@ ORDER = [
     "printable",
     "links",
     "plain_yaml",
+    "plugins",
     "config",
+    "schema",
     "interruption",
     "storage",
     "files",
@@ -62,7 +64,7 @@ ORDER = [
 ]
 STOOD_ON = (
     "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "pairwise", "readings", "choice", "rounded_weights", "subject",
+    "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""

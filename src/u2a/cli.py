@@ -13,7 +13,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, Optional
@@ -22,20 +22,29 @@ import typer
 
 from u2a import interruption
 from u2a.commands import schemas
-from u2a.config import OptionSpec, Schema
 from u2a.evaluate import METRICS
+from u2a.printable import printable_lines
+from u2a.schema import OptionSpec, Schema
 from u2a.types import GuardStop, UserError
 
 DONE, FINDINGS, BAD_INPUT, STOPPED, FAULT = 0, 1, 2, 3, 70
 
-app = typer.Typer(
-    name="u2a",
-    help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so weighted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+
+def _empty() -> typer.Typer:
+    return typer.Typer(
+        name="u2a",
+        help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so "
+        "weighted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _empty()
+_COMMANDS: dict[str, tuple[Schema, Callable[[typer.Typer, Schema], None]]] = {}
+"""Name -> its options, and what adds it with other ones."""
 
 
 def _flag(spec: OptionSpec) -> inspect.Parameter:
@@ -59,6 +68,21 @@ def _register(
 ) -> None:
     """Adds a command: flags are the schema's options, the work is `run` in `u2a.commands.<name>`."""
 
+    def add(to: typer.Typer, schema: Schema) -> None:
+        body, parameters = _body(name, schema, arguments, takes_config)
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        body.__annotations__ = {p.name: p.annotation for p in parameters}
+        to.command(name, help=about, epilog=epilog)(body)
+
+    _COMMANDS[name] = schema, add
+    add(app, schema)
+
+
+def _body(
+    name: str, schema: Schema, arguments: Sequence[inspect.Parameter], takes_config: bool
+) -> tuple[Callable[..., None], list[inspect.Parameter]]:
+    """What a command does, and what it takes."""
+
     def body(**given: Any) -> None:
         config = given.pop("config", None)
         positional = {p.name: given.pop(p.name) for p in arguments}
@@ -74,10 +98,39 @@ def _register(
         fault_of = partial(_machine_fault, name=name, output=lambda: output)
         raise typer.Exit(_guarded(work, fault_of, resumable=name in _RESUMABLE))
 
-    parameters = [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
-    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    body.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=about, epilog=epilog)(body)
+    return body, [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
+
+
+def app_for(args: Sequence[str]) -> typer.Typer:
+    """The commands; that of `args` with flags for the options of the user's own parts that `args` name.
+
+    Raises:
+        UserError: such a part, or the YAML file that names it, is unusable.
+    """
+    schema, _ = _COMMANDS.get(args[0] if args else "", (None, None))
+    named = [f"--{registry.name}" for registry in schema.registries if registry.group] if schema else []
+    given = _values_of(args, [*named, "--config"])
+    if schema is None or not given:
+        return app
+    flags = {name: value for name, value in given.items() if name != "config"}
+    flags["allow_code"] = "--allow-code" in args
+    extended = schema.with_parts(given.get("config"), flags)
+    if extended is schema:
+        return app
+    again = _empty()
+    for name, (usual, add) in _COMMANDS.items():
+        add(again, extended if name == args[0] else usual)
+    return again
+
+
+def _values_of(args: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What those flags are given in a command line, by the options' names."""
+    found = {}
+    for place, argument in enumerate(args):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and (equals or place + 1 < len(args)):
+            found[flag[2:].replace("-", "_")] = value if equals else args[place + 1]
+    return found
 
 
 def _machine_fault(error: Exception, name: str, output: Callable[[], str]) -> tuple[str, int] | None:
@@ -98,7 +151,6 @@ def _guarded(
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log
-    from u2a.printable import printable_lines
 
     try:
         with shown_log(), interruption.listening() if resumable else nullcontext():
@@ -192,7 +244,12 @@ _register("demo", "Everything on a small real model, with nothing of your own.",
 
 def main() -> None:
     """Entry point."""
-    app()
+    try:
+        commands = app_for(sys.argv[1:])
+    except UserError as error:
+        print(printable_lines(f"u2a: {error}"), file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    commands()
 
 
 if __name__ == "__main__":

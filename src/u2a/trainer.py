@@ -30,7 +30,8 @@ from u2a.logprobs import (
     response_logprobs,
     unwrapped,
 )
-from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
+from u2a.losses import UnlearningLoss, loss_class, resolve_loss
+from u2a.losses.contract import check_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
 from u2a.training_state import KeptTraining
@@ -172,7 +173,8 @@ class UnlearnTrainer(Trainer):
                 "dataloader_drop_last would leave negatives out of the objective; set it to False"
             )
         self._reference_model = reference_model
-        self.loss = loss or LOSSES[args.loss_type](**(args.loss_options or {}))
+        self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
+        check_loss(self.loss)
         self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
         if self._retain_name in ("nll", "kl") and not retain_dataset:
             raise UserError(f"the {self._retain_name} retain term needs retain data: give retain_dataset")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.schemas import EVALUATE
 from u2a.commands.terminal import say
-from u2a.evaluate import METRICS, Metric
+from u2a.evaluate import JUDGES, METRICS, Metric
 from u2a.evaluate.choice import measurable
+from u2a.plugins import installed
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ def choose_metrics(
     asked_for = [name.strip() for name in values["metrics"].split(",") if name.strip()]
     for name in asked_for:
         if name not in METRICS:
-            raise UserError(f"--metrics {name}: take some of {', '.join(METRICS)}")
+            offered = dict.fromkeys([*METRICS, *installed("u2a.metrics")])
+            raise UserError(f"--metrics {name}: take some of {', '.join(offered)}")
     metrics = {name: EVALUATE.part(METRICS[name], values) for name in asked_for or METRICS}
+    if values["judge"] and "judge" in metrics:
+        own = JUDGES[values["judge"]](**EVALUATE.chosen_options("judge", values))
+        metrics["judge"] = replace(metrics["judge"], own_judge=own)
     return measurable(metrics, given, plan, say, asked_for=bool(asked_for))

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from u2a.config import (
     LARGEST_SEED,
+    CodeOptions,
     DataOptions,
     ImpactOptions,
     ModelOptions,
     OuterOptions,
-    Registry,
     ResumeOptions,
     RunOptions,
-    Schema,
     TestOptions,
     UnlearnOptions,
     WeightOptions,
     option,
 )
-from u2a.evaluate import METRICS
+from u2a.evaluate import JUDGES, METRICS
 from u2a.impact.curvature import CURVATURES
 from u2a.losses import COMPOSED, LOSSES
 from u2a.objectives import OBJECTIVES
+from u2a.schema import Registry, Schema
 
 REGISTRIES = (
-    Registry("loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}),
-    Registry("objective", OBJECTIVES, prefix="objective_"),
+    Registry(
+        "loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}, group="u2a.losses"
+    ),
+    Registry("objective", OBJECTIVES, prefix="objective_", group="u2a.objectives"),
     Registry("curvature", CURVATURES, prefix="curvature_"),
 )
 
@@ -89,7 +91,11 @@ class EvaluateOptions:
     """What models are measured on, and how they answer."""
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
-    metrics: str = option("", f"Metrics by commas, of {', '.join(METRICS)}; empty = all that have data.")
+    metrics: str = option(
+        "",
+        f"Metrics by commas, of {', '.join(METRICS)}, or your own: module:Class, or the name of an installed "
+        "one; empty = all of u2a's that have data.",
+    )
     test: str = option("", "Held-out pairs: preference, and the prompts that are answered.")
     negatives: str = option("", "Bad answers that were unlearned: forgetting.")
     held_out_negatives: str = option("", "Bad answers like them that no model saw: membership inference.")
@@ -142,8 +148,11 @@ class CompareOptions:
     keep_models: bool = option(False, "Keep every final model in models/ of the run folder.")
 
 
-METRIC_PARTS = tuple(cls for cls in METRICS.values() if fields(cls))
-"""Metrics with options of their own."""
+MEASURES = (
+    Registry("metrics", METRICS, group="u2a.metrics", several=True),
+    Registry("judge", JUDGES, prefix="judge_", group="u2a.judges", optional=True),
+)
+"""What `evaluate` chooses among; a metric of the user's own is measured when it is named."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,9 @@ class PlanOptions:
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
-IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
+IMPACT = Schema(
+    (DataOptions, ModelOptions, ImpactOptions, CodeOptions, RunOptions, ResumeOptions), REGISTRIES
+)
 ALIGN = Schema(
     (
         DataOptions,
@@ -196,6 +207,7 @@ ALIGN = Schema(
         WeightOptions,
         UnlearnOptions,
         OuterOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
         MergeOptions,
@@ -210,6 +222,7 @@ VERIFY = Schema(
         ImpactOptions,
         UnlearnOptions,
         VerifyOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
     ),
@@ -228,6 +241,6 @@ COMPARE = Schema(
     REGISTRIES,
     aside=("methods",),
 )
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
+EVALUATE = Schema((EvaluateOptions, CodeOptions, RunOptions, ResumeOptions), MEASURES)
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))

@@ -125,10 +125,13 @@ def evaluate_models(
 
 def _named(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
     from u2a.evaluate import METRICS
+    from u2a.plugins import find
 
     found: dict[str, Metric] = {}
     for metric in metrics or tuple(METRICS):
         if isinstance(metric, str):
+            if ":" not in metric:
+                find("u2a.metrics", metric, METRICS, flag="--metrics")
             if metric not in METRICS:
                 raise UserError(f"metrics: {metric}: take some of {', '.join(METRICS)}")
             found[metric] = METRICS[metric]()
