@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from u2a.types import UserError, shown
+from u2a.types import UserError
 
 MUST_HAVE = {
     "u2a.losses": ("__call__", "derivative", "needs_reference"),
@@ -59,7 +59,7 @@ def named_parts(
         for name in _names(choice, value):
             if ":" in name and not by_flag and not allowed:
                 raise UserError(
-                    f"{choice.name} in {file} names code by its path, {shown(name)}: give it by the flag "
+                    f"{choice.name} in {file} names code by its path, {name[:80]}: give it by the flag "
                     f"--{choice.name}, or add --allow-code if you trust the file"
                 )
             part = find(choice.group, name, choice.classes, choice.aliases, flag=f"--{choice.name}")
@@ -108,7 +108,7 @@ def find(
         part = import_path(name, flag)
     else:
         return None
-    _refuse_other_kinds(part, group, f"{flag} {shown(name)}")
+    _refuse_other_kinds(part, group, f"{flag} {name[:80]}")
     _LOADED[group, name] = classes[name] = part
     return part
 
@@ -127,16 +127,16 @@ def import_path(path: str, flag: str) -> Any:
     """
     module, _, name = path.partition(":")
     if not module or not name:
-        raise UserError(f"{flag} {shown(path)}: write it as module:function or module:Class")
+        raise UserError(f"{flag} {path[:80]}: write it as module:function or module:Class")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # last: nothing in the folder may stand in for an installed module
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{flag} {shown(path)}: {error}") from None
+        raise UserError(f"{flag} {path[:80]}: {error}") from None
     except Exception as error:  # whatever the module's own code raises is for its user to mend
-        raise UserError(f"{flag} {shown(path)}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{flag} {path[:80]}: {type(error).__name__}: {error}") from error
 
 
 def _of_entry_point(point: EntryPoint, flag: str) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,7 +127,7 @@ class Schema:
             self._add(named.part, registry.owner(named.part), registry.prefix, instead=True)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"--{registry.name} {shown(named.name)}: an option of {named.part.__name__} cannot be one "
+                f"--{registry.name} {named.name[:80]}: an option of {named.part.__name__} cannot be one "
                 f"({error}); options have names of their own and are text, whole numbers, numbers or switches"
             ) from None
 
@@ -252,11 +251,10 @@ def _option_names(cls: type) -> list[str]:
 
 def _plain_type(annotation: Any) -> type:
     """The type behind an annotation, which `from __future__ import annotations` may have left as text."""
-    if isinstance(annotation, str):
-        return {"float": float, "int": int, "bool": bool, "str": str}[annotation]
-    if isinstance(annotation, types.UnionType):
-        raise TypeError(f"options have one plain type, not {annotation}")
-    return annotation
+    for kind in _TYPE_WORDS:
+        if annotation in (kind, kind.__name__):
+            return kind
+    raise TypeError(f"options have one plain type, not {annotation}")
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class LLMJudge:
     own_judge: Judge | None = None
     """The judge itself that `judge` names; from Python it is enough."""
 
+    def __post_init__(self) -> None:
+        if self.own_judge is not None and not self.judge:
+            object.__setattr__(self, "judge", type(self.own_judge).__name__)
+
     @cached_property
     def client(self) -> JudgeClient | OwnJudge:
         """The judge, with what it has answered so far.
@@ -72,7 +76,7 @@ class LLMJudge:
             UserError: the URL is none, or holds more than an address.
         """
         if self.own_judge is not None:
-            return OwnJudge(self.own_judge, self.judge or type(self.own_judge).__name__)
+            return OwnJudge(self.own_judge, self.judge)
         from u2a.evaluate.judge_client import JudgeClient
 
         try:
