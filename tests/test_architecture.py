@@ -16,7 +16,9 @@ ORDER = [
     "printable",
     "links",
     "plain_yaml",
+    "plugins",
     "config",
+    "schema",
     "interruption",
     "storage",
     "files",
@@ -27,6 +29,7 @@ ORDER = [
     "model_source",
     "model_loading",
     "demo_model",
+    "tiny_model",
     "sharding",
     "models",
     "memory",
@@ -67,7 +70,7 @@ ORDER = [
 ]
 STOOD_ON = (
     "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "pairwise", "rounded_weights", "subject",
+    "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""

@@ -16,7 +16,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ from typer.core import TyperGroup
 
 from u2a import interruption, processes
 from u2a.commands import schemas
-from u2a.config import OptionSpec, Schema
 from u2a.evaluate import METRICS
+from u2a.printable import printable_lines
+from u2a.schema import OptionSpec, Schema
 from u2a.types import GuardStop, UserError
 
 DONE, FINDINGS, BAD_INPUT, STOPPED, FAULT = 0, 1, 2, 3, 70
@@ -49,22 +50,33 @@ class _Commands(TyperGroup):
         except Exception as error:
             words, message = ctx.meta["u2a.words"], getattr(error, "format_message", None)
             if "--json" in words and message is not None:  # click's, or typer's own copy of it
-                from u2a.commands.terminal import print_json
-
-                what = {"kind": "usage", "message": message()}
-                print_json({"command": words[0], "status": BAD_INPUT, "error": what})
+                _print_refusal(words[0], "usage", message())
             raise
 
 
-app = typer.Typer(
-    name="u2a",
-    cls=_Commands,
-    help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so weighted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+def _print_refusal(command: str, kind: str, message: str) -> None:
+    """For `--json`: why nothing was run."""
+    from u2a.commands.terminal import print_json
+
+    print_json({"command": command, "status": BAD_INPUT, "error": {"kind": kind, "message": message}})
+
+
+def _empty() -> typer.Typer:
+    return typer.Typer(
+        name="u2a",
+        cls=_Commands,
+        help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so "
+        "weighted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _empty()
+_COMMANDS: dict[str, tuple[Schema, Callable[[typer.Typer, Schema], None]]] = {}
+"""Name -> its options, and what adds it with other ones."""
 
 
 def _flag(spec: OptionSpec) -> inspect.Parameter:
@@ -87,6 +99,21 @@ def _register(
     epilog: str | None = None,
 ) -> None:
     """Adds a command: flags are the schema's options, the work is `run` in `u2a.commands.<name>`."""
+
+    def add(to: typer.Typer, schema: Schema) -> None:
+        body, parameters = _body(name, schema, arguments, takes_config)
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        body.__annotations__ = {p.name: p.annotation for p in parameters}
+        to.command(name, help=about, epilog=epilog)(body)
+
+    _COMMANDS[name] = schema, add
+    add(app, schema)
+
+
+def _body(
+    name: str, schema: Schema, arguments: Sequence[inspect.Parameter], takes_config: bool
+) -> tuple[Callable[..., None], list[inspect.Parameter]]:
+    """What a command does, and what it takes."""
 
     def body(**given: Any) -> None:
         from u2a.commands.terminal import manners, print_json
@@ -112,10 +139,39 @@ def _register(
         raise typer.Exit(status)
 
     config_flag = [_CONFIG] if takes_config else []
-    parameters = [*arguments, *config_flag, *map(_flag, schema.specs.values()), _QUIET, _JSON]
-    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    body.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=about, epilog=epilog)(body)
+    return body, [*arguments, *config_flag, *map(_flag, schema.specs.values()), _QUIET, _JSON]
+
+
+def app_for(args: Sequence[str]) -> typer.Typer:
+    """The commands; that of `args` with flags for the options of the user's own parts that `args` name.
+
+    Raises:
+        UserError: such a part, or the YAML file that names it, is unusable.
+    """
+    schema, _ = _COMMANDS.get(args[0] if args else "", (None, None))
+    named = [f"--{registry.name}" for registry in schema.registries if registry.group] if schema else []
+    given = _values_of(args, [*named, "--config"])
+    if schema is None or not given:
+        return app
+    flags = {name: value for name, value in given.items() if name != "config"}
+    flags["allow_code"] = "--allow-code" in args
+    extended = schema.with_parts(given.get("config"), flags)
+    if extended is schema:
+        return app
+    again = _empty()
+    for name, (usual, add) in _COMMANDS.items():
+        add(again, extended if name == args[0] else usual)
+    return again
+
+
+def _values_of(args: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What those flags are given in a command line, by the options' names."""
+    found = {}
+    for place, argument in enumerate(args):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and (equals or place + 1 < len(args)):
+            found[flag[2:].replace("-", "_")] = value if equals else args[place + 1]
+    return found
 
 
 def _written(output: str) -> dict[str, Any]:
@@ -179,8 +235,6 @@ def _failed(kind: str, message: str, status: int, error: BaseException | None = 
 
 def _tell(message: str, error: BaseException | None = None) -> None:
     """To standard error; of several processes one says it."""
-    from u2a.printable import printable_lines
-
     if processes.speaks(error):
         print(printable_lines(message), file=sys.stderr)
 
@@ -227,6 +281,7 @@ _MODELS = inspect.Parameter(
         typer.Argument(help="Run folders of `u2a align`, model or adapter folders, or Hub ids."),
     ],
 )
+_RUN = inspect.Parameter("run", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Run folder.")])
 _RUNS = inspect.Parameter(
     "runs",
     _POSITIONAL,
@@ -273,7 +328,14 @@ _register("demo", "Everything on a small real model, with nothing of your own.",
 
 def main() -> None:
     """Entry point."""
-    app()
+    try:
+        commands = app_for(sys.argv[1:])
+    except UserError as error:
+        _tell(f"u2a: {error}")
+        if "--json" in sys.argv and processes.is_first():
+            _print_refusal(sys.argv[1], "input", str(error))
+        sys.exit(BAD_INPUT)
+    commands()
 
 
 if __name__ == "__main__":

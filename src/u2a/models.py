@@ -177,6 +177,13 @@ def load_policy(
 
     Raises:
         UserError: the source or an option is unusable.
+
+    Example:
+        >>> from u2a import load_policy
+        >>> from u2a.tiny_model import tiny_model
+        >>> policy = load_policy(tiny_model(), lora_rank=2)
+        >>> policy.has_adapter, all("lora_" in name for name in policy.trainable())
+        (True, True)
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: take one of auto, {', '.join(DTYPES)}")

@@ -31,7 +31,8 @@ from u2a.logprobs import (
     response_logprobs,
     unwrapped,
 )
-from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
+from u2a.losses import UnlearningLoss, loss_class, resolve_loss
+from u2a.losses.contract import check_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
 from u2a.sharding import is_sharded
@@ -62,6 +63,12 @@ class U2AConfig(TrainingArguments):
             pair has two answers).
         max_length: tokens of prompt and response together.
         template: `auto` (the tokenizer's chat template) or `none` (raw text).
+
+    Example:
+        >>> from u2a import U2AConfig
+        >>> args = U2AConfig("out", loss_type="graddiff", retain_weight=0.5, report_to="none")
+        >>> args.loss_type, args.retain_loss  # a name of the literature: ga with the nll retain term
+        ('ga', 'nll')
     """
 
     # clipping would undo what weights do to the size of a step
@@ -113,19 +120,22 @@ class UnlearnTrainer(Trainer):
             retain data, μ without pairs, a reference-based loss without a reference.
 
     Example:
+        >>> import tempfile
         >>> from datasets import Dataset
-        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from transformers import AutoModelForCausalLM
         >>> from peft import LoraConfig
         >>> from u2a import U2AConfig, UnlearnTrainer
+        >>> from u2a.tiny_model import tiny_model
         >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
         >>> trainer = UnlearnTrainer(
-        ...     model=AutoModelForCausalLM.from_pretrained(folder),
-        ...     args=U2AConfig(output_dir, loss_type="npo", learning_rate=1e-4, num_train_epochs=1),
+        ...     model=AutoModelForCausalLM.from_pretrained(tiny_model()),
+        ...     args=U2AConfig(tempfile.mkdtemp(), loss_type="npo", num_train_epochs=1, report_to="none"),
         ...     train_dataset=bad,
-        ...     processing_class=AutoTokenizer.from_pretrained(folder),
-        ...     peft_config=LoraConfig(r=16, target_modules="all-linear"),
+        ...     peft_config=LoraConfig(r=2, target_modules="all-linear"),
         ... )
-        >>> _ = trainer.train()
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {...
+        1
     """
 
     def __init__(
@@ -166,7 +176,8 @@ class UnlearnTrainer(Trainer):
                 "dataloader_drop_last would leave negatives out of the objective; set it to False"
             )
         self._reference_model = reference_model
-        self.loss = loss or LOSSES[args.loss_type](**(args.loss_options or {}))
+        self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
+        check_loss(self.loss)
         self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
         if self._retain_name in ("nll", "kl") and not retain_dataset:
             raise UserError(f"the {self._retain_name} retain term needs retain data: give retain_dataset")

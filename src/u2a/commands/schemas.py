@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from u2a.config import (
     LARGEST_SEED,
+    CodeOptions,
     DataOptions,
     ImpactOptions,
     ModelOptions,
     OuterOptions,
     PoolOptions,
-    Registry,
     ResumeOptions,
     RunOptions,
-    Schema,
     TestOptions,
     UnlearnOptions,
     WeightOptions,
     option,
 )
-from u2a.evaluate import METRICS
+from u2a.evaluate import JUDGES, METRICS
 from u2a.impact.curvature import CURVATURES
 from u2a.losses import COMPOSED, LOSSES
 from u2a.objectives import OBJECTIVES
+from u2a.schema import Registry, Schema
 
 REGISTRIES = (
-    Registry("loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}),
-    Registry("objective", OBJECTIVES, prefix="objective_"),
+    Registry(
+        "loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}, group="u2a.losses"
+    ),
+    Registry("objective", OBJECTIVES, prefix="objective_", group="u2a.objectives"),
     Registry("curvature", CURVATURES, prefix="curvature_"),
 )
 
@@ -105,7 +107,11 @@ class EvaluateOptions:
     """What models are measured on, and how they answer."""
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
-    metrics: str = option("", f"Metrics by commas, of {', '.join(METRICS)}; empty = all that have data.")
+    metrics: str = option(
+        "",
+        f"Metrics by commas, of {', '.join(METRICS)}, or your own: module:Class, or the name of an installed "
+        "one; empty = all of u2a's that have data.",
+    )
     test: str = option("", "Held-out pairs: preference, and the prompts that are answered.")
     negatives: str = option("", "Bad answers that were unlearned: forgetting.")
     held_out_negatives: str = option("", "Bad answers like them that no model saw: membership inference.")
@@ -158,8 +164,11 @@ class CompareOptions:
     keep_models: bool = option(False, "Keep every final model in models/ of the run folder.")
 
 
-METRIC_PARTS = tuple(cls for cls in METRICS.values() if fields(cls))
-"""Metrics with options of their own."""
+MEASURES = (
+    Registry("metrics", METRICS, group="u2a.metrics", several=True),
+    Registry("judge", JUDGES, prefix="judge_", group="u2a.judges", optional=True),
+)
+"""What `evaluate` chooses among; a metric of the user's own is measured when it is named."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +240,8 @@ CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
 REPORT = Schema((ReportOptions,))
 IMPACT = Schema(
-    (DataOptions, PoolOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES
+    (DataOptions, PoolOptions, ModelOptions, ImpactOptions, CodeOptions, RunOptions, ResumeOptions),
+    REGISTRIES,
 )
 ALIGN = Schema(
     (
@@ -242,6 +252,7 @@ ALIGN = Schema(
         WeightOptions,
         UnlearnOptions,
         OuterOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
         MergeOptions,
@@ -256,6 +267,7 @@ VERIFY = Schema(
         ImpactOptions,
         UnlearnOptions,
         VerifyOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
     ),
@@ -275,7 +287,7 @@ COMPARE = Schema(
     aside=("methods",),
 )
 # a run folder's config.yaml names its models; the command line says which are meant
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions), aside=("models",))
+EVALUATE = Schema((EvaluateOptions, CodeOptions, RunOptions, ResumeOptions), MEASURES, aside=("models",))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
 CHAT = Schema((ChatOptions,))

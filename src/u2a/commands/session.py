@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from u2a import processes
 from u2a.commands.requirements import require
 from u2a.commands.terminal import Bars, printable, say
-from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions, Schema
+from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions
 from u2a.cost_model import SCORING_PASSES
+from u2a.schema import Schema
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -163,11 +164,12 @@ def _enough_retain_rows(values: Mapping[str, Any], retain: Dataset | None) -> No
 def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
     """Builds what the options choose, for its errors: nothing may fail later that could fail now."""
     from u2a.impact.curvature import CURVATURES
-    from u2a.losses import LOSSES, resolve_loss
+    from u2a.losses import loss_class, resolve_loss
+    from u2a.losses.contract import check_loss
     from u2a.weighting import Weighting
 
     loss, retain_loss = resolve_loss(values["loss"], values.get("retain_loss") or None)
-    LOSSES[loss](**schema.chosen_options("loss", values))
+    check_loss(loss_class(loss)(**schema.chosen_options("loss", values)))
     if retain_loss in ("nll", "kl") and not values["retain"]:
         named = f"--retain-loss {retain_loss}" if values.get("retain_loss") else f"--loss {values['loss']}"
         raise UserError(f"{named} needs --retain: good texts to train on")

@@ -122,6 +122,20 @@ def score_impact(
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, score_impact
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> table = score_impact(problem)
+        >>> table.impact.shape, table.utility_cost.shape
+        ((2,), (2,))
+        >>> worth_unlearning = table.impact > 0
     """
     from u2a.impact.kept_table import keep_table, kept_table
 
