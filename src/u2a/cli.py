@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated, Any, Optional
 
 import typer
@@ -36,6 +37,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"u2a {version('u2a')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _every_command(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass  # options that stand before the command's name
 
 
 def _flag(spec: OptionSpec) -> inspect.Parameter:
