@@ -48,7 +48,8 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _every_command(
     _version: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass  # options that stand before the command's name
