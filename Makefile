@@ -60,7 +60,7 @@ docs: $(READY)
 package: $(READY)
 	@echo "==> dist/"
 	@rm -rf dist
-	@$(BIN)/python -m build --outdir dist
+	@$(BIN)/python -m build --no-isolation --outdir dist
 	@$(PYTHON) .ci/try_package.py dist
 
 # The tools stand in an environment of their own, so that they are not in what they list.
