@@ -1,10 +1,12 @@
 """Unlearns with the weights of a finished run of `u2a align`, by `UnlearnTrainer` alone.
 
     python examples/train_with_weights.py u2a-demo/align --output unlearned
-    accelerate launch --num_processes 2 examples/train_with_weights.py u2a-demo/align --output unlearned
+    torchrun --nproc_per_node 2 examples/train_with_weights.py u2a-demo/align --output unlearned
 
-For other steps, another rate, or several devices with weights that were made once. What was left out: the retain
-term, J, U and KL on the way, and guards. `u2a align` has those; here the last step is what you get.
+A step of two processes has twice the rows. On CPUs put ACCELERATE_USE_CPU=true before torchrun.
+
+For other steps, another rate, or several devices, with weights that were made once. Left out: the retain
+term, J, U and KL on the way, guards. `u2a align` has those; here the last step is what you get.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from peft import LoraConfig
+from transformers import set_seed
 
 from u2a import U2AConfig, UnlearnTrainer, load_policy
 from u2a.data.load import load_negatives
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of `u2a align`")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="a folder, new")
     given = parser.parse_args()
     if given.output.exists():
@@ -39,6 +43,7 @@ def main() -> None:
         raise SystemExit(f"{given.run}: its weights are not those of {options['negatives']}")
     weighted = negatives.remove_columns("weight").add_column("weight", weights["weight"])
 
+    set_seed(given.seed)  # the adapter is drawn
     original = load_policy(options["model"], lora_rank=0)
     trainer = UnlearnTrainer(
         model=original.model,
@@ -49,6 +54,7 @@ def main() -> None:
             max_length=options["max_length"],
             max_steps=given.steps,
             learning_rate=given.learning_rate,
+            seed=given.seed,
             save_strategy="no",
             report_to=[],
         ),
@@ -59,7 +65,8 @@ def main() -> None:
     print(f"{used} of {len(weighted)} negatives have a weight; {given.steps} steps")
     trainer.train()
     trainer.save_model()
-    print(f"Written: {given.output}")
+    if trainer.is_world_process_zero():
+        print(f"Written: {given.output}")
 
 
 if __name__ == "__main__":
