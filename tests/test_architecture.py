@@ -10,6 +10,7 @@ import u2a
 PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
+    "processes",
     "cost_model",
     "ngrams",
     "printable",
@@ -26,6 +27,7 @@ ORDER = [
     "model_source",
     "model_loading",
     "demo_model",
+    "sharding",
     "models",
     "memory",
     "logprobs",
@@ -42,6 +44,7 @@ ORDER = [
     "micro_batches",
     "gradient_guard",
     "training_state",
+    "training_rows",
     "trainer",
     "finetune",
     "inner_run",
@@ -56,6 +59,9 @@ ORDER = [
     "baselines",
     "compare",
     "report",
+    "served",
+    "review",
+    "chat",
     "commands",
     "cli",
 ]
