@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -77,6 +78,22 @@ def _empty() -> typer.Typer:
 app = _empty()
 _COMMANDS: dict[str, tuple[Schema, Callable[[typer.Typer, Schema], None]]] = {}
 """Name -> its options, and what adds it with other ones."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"u2a {version('u2a')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _every_command(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass  # options that stand before the command's name
 
 
 def _flag(spec: OptionSpec) -> inspect.Parameter:
