@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from u2a.cli import app
 from u2a.commands import schemas
-from u2a.config import OptionSpec, Schema
+from u2a.schema import OptionSpec, Schema
 
 FOLDER = "reference/cli"
 WORDS = {str: "text", int: "whole number", float: "number", bool: "on or off"}

@@ -14,7 +14,7 @@ from documents import PAGES, ROOT, blocks, commands, inline, named
 from u2a.cli import app
 from u2a.commands import schemas
 from u2a.commands.comparison_plan import make_plan
-from u2a.config import Schema
+from u2a.schema import Schema
 from u2a.types import UserError
 
 COMMANDS = typer.main.get_command(app).commands
