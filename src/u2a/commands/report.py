@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from u2a.commands.terminal import say
+from u2a.commands.terminal import give, say
 from u2a.types import UserError
 
 
@@ -22,8 +22,11 @@ def run(values: Mapping[str, Any], runs: Sequence[str]) -> int:
         raise UserError(f"--output {output} lies in --plots {plots}; name a place outside it")
     if plots is not None:  # before anything is written
         check_plots(plots)
-    say(f"Report: {write_report(*folders, output=output, with_text=values['text'])}")
+    page = write_report(*folders, output=output, with_text=values["text"])
+    give(report=str(page))
+    say(f"Report: {page}", essential=True)
     if plots is not None:
         drawn = write_plots(folders, plots, values["format"])
+        give(plots=str(plots))
         say(f"Plots: {len(drawn)} files in {plots}")
     return 0
