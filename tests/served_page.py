@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -36,6 +37,14 @@ def served(page: LocalPage) -> Iterator[LocalPage]:
         page.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def until(page: Any, condition: Callable[[], bool]) -> None:
+    """Waits for what a page will show. `wait_for_function` needs eval, which the pages' policy forbids."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        page.wait_for_timeout(50)
 
 
 def send(
