@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,15 @@ def until(page: Any, condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came"
         page.wait_for_timeout(50)
+
+
+def has_ended(address: str) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def send(

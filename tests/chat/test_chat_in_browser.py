@@ -2,7 +2,7 @@
 
 import pytest
 
-from served_page import served, until
+from served_page import has_ended, served, until
 from u2a.chat.conversation import Chat
 from u2a.chat.page import chat_page
 from u2a.types import UserError
@@ -94,3 +94,4 @@ def test_its_button_ends_the_server(address, visit):
     seen = visit(address)
     seen.page.click("#close")
     until(seen.page, lambda: "has ended" in seen.page.inner_text("#state"))
+    until(seen.page, lambda: has_ended(address))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scored_run import HOSTILE, run_of
-from served_page import served, until
+from served_page import has_ended, served, until
 from u2a.data.load import load_negatives
 from u2a.data.raw_rows import RawRows
 from u2a.review.marks import Mark, Review
@@ -179,6 +179,7 @@ def test_its_button_ends_the_server(address, visit):
     seen = visit(address)
     seen.page.click("#close")
     until(seen.page, lambda: "has ended" in text_of(seen, "counts"))
+    until(seen.page, lambda: has_ended(address))
     seen.page.locator("#rows tr").nth(0).get_by_role("button", name="exclude").click()
     until(seen.page, lambda: "has ended" in text_of(seen, "problem"))
 
