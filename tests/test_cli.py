@@ -52,6 +52,13 @@ def test_help_answers_in_half_a_second():
     assert min(seconds) < 0.5
 
 
+def test_version():
+    from importlib.metadata import version
+
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"u2a {version('u2a')}\n")
+
+
 def test_help_loads_nothing_heavy():
     heavy = "('torch', 'transformers', 'datasets', 'pyarrow')"
     code = f"import u2a.cli, sys; print([m for m in {heavy} if m in sys.modules])"

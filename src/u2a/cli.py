@@ -16,19 +16,21 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperGroup
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.commands import schemas
-from u2a.config import OptionSpec, Schema
 from u2a.evaluate import METRICS
+from u2a.printable import printable_lines
+from u2a.schema import OptionSpec, Schema
 from u2a.types import GuardStop, UserError
 
 DONE, FINDINGS, BAD_INPUT, STOPPED, FAULT = 0, 1, 2, 3, 70
@@ -49,22 +51,49 @@ class _Commands(TyperGroup):
         except Exception as error:
             words, message = ctx.meta["u2a.words"], getattr(error, "format_message", None)
             if "--json" in words and message is not None:  # click's, or typer's own copy of it
-                from u2a.commands.terminal import print_json
-
-                what = {"kind": "usage", "message": message()}
-                print_json({"command": words[0], "status": BAD_INPUT, "error": what})
+                _print_refusal(words[0], "usage", message())
             raise
 
 
-app = typer.Typer(
-    name="u2a",
-    cls=_Commands,
-    help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so weighted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+def _print_refusal(command: str, kind: str, message: str) -> None:
+    """For `--json`: why nothing was run."""
+    from u2a.commands.terminal import print_json
+
+    print_json({"command": command, "status": BAD_INPUT, "error": {"kind": kind, "message": message}})
+
+
+def _empty() -> typer.Typer:
+    return typer.Typer(
+        name="u2a",
+        cls=_Commands,
+        help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so "
+        "weighted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _empty()
+_COMMANDS: dict[str, tuple[Schema, Callable[[typer.Typer, Schema], None]]] = {}
+"""Name -> its options, and what adds it with other ones."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"u2a {version('u2a')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _every_command(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass  # options that stand before the command's name
 
 
 def _flag(spec: OptionSpec) -> inspect.Parameter:
@@ -88,6 +117,21 @@ def _register(
 ) -> None:
     """Adds a command: flags are the schema's options, the work is `run` in `u2a.commands.<name>`."""
 
+    def add(to: typer.Typer, schema: Schema) -> None:
+        body, parameters = _body(name, schema, arguments, takes_config)
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        body.__annotations__ = {p.name: p.annotation for p in parameters}
+        to.command(name, help=about, epilog=epilog)(body)
+
+    _COMMANDS[name] = schema, add
+    add(app, schema)
+
+
+def _body(
+    name: str, schema: Schema, arguments: Sequence[inspect.Parameter], takes_config: bool
+) -> tuple[Callable[..., None], list[inspect.Parameter]]:
+    """What a command does, and what it takes."""
+
     def body(**given: Any) -> None:
         from u2a.commands.terminal import manners, print_json
 
@@ -97,6 +141,8 @@ def _register(
 
         def work() -> int:
             nonlocal output
+            if processes.launched() and name not in _SHARED:
+                raise UserError(f"u2a {name} runs in one process: start it without a launcher")
             values = schema.resolve(config, given)
             output = values.get("output") or ""
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
@@ -104,16 +150,45 @@ def _register(
         fault_of = partial(_machine_fault, name=name, output=lambda: output)
         with manners(quiet=quiet, json=as_json) as results:
             status = _guarded(work, fault_of, resumable=name in _RESUMABLE)
-        if as_json:
+        if as_json and processes.is_first():
             written = {} if status == BAD_INPUT else _written(output)
             print_json({"command": name, "status": status, "error": None, **written, **results})
         raise typer.Exit(status)
 
     config_flag = [_CONFIG] if takes_config else []
-    parameters = [*arguments, *config_flag, *map(_flag, schema.specs.values()), _QUIET, _JSON]
-    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    body.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=about, epilog=epilog)(body)
+    return body, [*arguments, *config_flag, *map(_flag, schema.specs.values()), _QUIET, _JSON]
+
+
+def app_for(args: Sequence[str]) -> typer.Typer:
+    """The commands; that of `args` with flags for the options of the user's own parts that `args` name.
+
+    Raises:
+        UserError: such a part, or the YAML file that names it, is unusable.
+    """
+    schema, _ = _COMMANDS.get(args[0] if args else "", (None, None))
+    named = [f"--{registry.name}" for registry in schema.registries if registry.group] if schema else []
+    given = _values_of(args, [*named, "--config"])
+    if schema is None or not given:
+        return app
+    flags = {name: value for name, value in given.items() if name != "config"}
+    flags["allow_code"] = "--allow-code" in args
+    extended = schema.with_parts(given.get("config"), flags)
+    if extended is schema:
+        return app
+    again = _empty()
+    for name, (usual, add) in _COMMANDS.items():
+        add(again, extended if name == args[0] else usual)
+    return again
+
+
+def _values_of(args: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What those flags are given in a command line, by the options' names."""
+    found = {}
+    for place, argument in enumerate(args):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and (equals or place + 1 < len(args)):
+            found[flag[2:].replace("-", "_")] = value if equals else args[place + 1]
+    return found
 
 
 def _written(output: str) -> dict[str, Any]:
@@ -143,15 +218,14 @@ def _guarded(
     # libraries' notes to their own developers
     warnings.filterwarnings("ignore", category=FutureWarning)
     from u2a.commands.terminal import shown_log
-    from u2a.printable import printable_lines
 
     try:
         with shown_log(), interruption.listening() if resumable else nullcontext():
             return work()
     except UserError as error:
-        return _failed("input", str(error), BAD_INPUT)
+        return _failed("input", str(error), BAD_INPUT, error)
     except GuardStop as stop:
-        return _failed("guard", f"stopped by a guard: {stop}", STOPPED)
+        return _failed("guard", f"stopped by a guard: {stop}", STOPPED, stop)
     except interruption.Interrupted:
         how = f"all that is done is kept. Go on with: {_again()}"
         return _failed("interrupted", f"interrupted; {how}", STOPPED)
@@ -161,20 +235,25 @@ def _guarded(
     except Exception as error:
         known = fault_of(error)
         if known is not None:
-            return _failed("machine", *known)
-        print(printable_lines(traceback.format_exc()), end="", file=sys.stderr)
+            return _failed("machine", *known, error)
+        _tell(traceback.format_exc().rstrip("\n"), error)
         why = "this is a fault of u2a's own, or of the machine: please report it"
-        return _failed("fault", why, FAULT)
+        return _failed("fault", why, FAULT, error)
 
 
-def _failed(kind: str, message: str, status: int) -> int:
+def _failed(kind: str, message: str, status: int, error: BaseException | None = None) -> int:
     """Says why a command failed, to people and to `--json`; gives the exit status back."""
     from u2a.commands.terminal import give
-    from u2a.printable import printable_lines
 
-    print(printable_lines(f"u2a: {message}"), file=sys.stderr)
+    _tell(f"u2a: {message}", error)
     give(error={"kind": kind, "message": message})
     return status
+
+
+def _tell(message: str, error: BaseException | None = None) -> None:
+    """To standard error; of several processes one says it."""
+    if processes.speaks(error):
+        print(printable_lines(message), file=sys.stderr)
 
 
 def _again() -> str:
@@ -183,6 +262,8 @@ def _again() -> str:
     return shlex.join(["u2a", *given, *(() if "--resume" in given else ("--resume",))])
 
 
+_SHARED = ("impact", "align")
+"""Commands that several processes do together."""
 _RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _CONFIG = inspect.Parameter(
@@ -218,11 +299,10 @@ _MODELS = inspect.Parameter(
     ],
 )
 _RUN = inspect.Parameter("run", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Run folder.")])
-_TEXT = inspect.Parameter(
-    "text",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=True,
-    annotation=Annotated[bool, typer.Option("--text/--no-text", help="Show the rows' text.")],
+_RUNS = inspect.Parameter(
+    "runs",
+    _POSITIONAL,
+    annotation=Annotated[list[str], typer.Argument(help="Run folders, shown side by side.")],
 )
 
 _register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
@@ -247,7 +327,9 @@ _register(
 _register(
     "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
 )
-_register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
+_register(
+    "report", "Show me: one HTML file of one or several runs.", schemas.REPORT, _RUNS, takes_config=False
+)
 _register(
     "review",
     "Go through a run's negatives by impact, in the browser, and mark what is none.",
@@ -263,7 +345,14 @@ _register("demo", "Everything on a small real model, with nothing of your own.",
 
 def main() -> None:
     """Entry point."""
-    app()
+    try:
+        commands = app_for(sys.argv[1:])
+    except UserError as error:
+        _tell(f"u2a: {error}")
+        if "--json" in sys.argv and processes.is_first():
+            _print_refusal(sys.argv[1], "input", str(error))
+        sys.exit(BAD_INPUT)
+    commands()
 
 
 if __name__ == "__main__":

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from u2a.config import (
     LARGEST_SEED,
+    CodeOptions,
     DataOptions,
     ImpactOptions,
     ModelOptions,
     OuterOptions,
-    Registry,
+    PoolOptions,
     ResumeOptions,
     RunOptions,
-    Schema,
     TestOptions,
     UnlearnOptions,
     WeightOptions,
     option,
 )
-from u2a.evaluate import METRICS
+from u2a.evaluate import JUDGES, METRICS
 from u2a.impact.curvature import CURVATURES
 from u2a.losses import COMPOSED, LOSSES
 from u2a.objectives import OBJECTIVES
+from u2a.schema import Registry, Schema
 
 REGISTRIES = (
-    Registry("loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}),
-    Registry("objective", OBJECTIVES, prefix="objective_"),
+    Registry(
+        "loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}, group="u2a.losses"
+    ),
+    Registry("objective", OBJECTIVES, prefix="objective_", group="u2a.objectives"),
     Registry("curvature", CURVATURES, prefix="curvature_"),
 )
 
@@ -64,6 +67,20 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What `report` shows, and where it puts it."""
+
+    text: bool = option(True, "Show the rows' text, answers, and whole paths.")
+    output: str = option(
+        "", "A new file for the page; empty = report.html in the run folder. Needed for several runs."
+    )
+    plots: str = option(
+        "", "Also draw the figures for a paper, into this new folder; needs the extra `plots`."
+    )
+    format: str = option("png", "Format of --plots.", ("png", "svg"))
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """How many subsets are unlearned for real, and what is compared with them."""
 
@@ -90,7 +107,11 @@ class EvaluateOptions:
     """What models are measured on, and how they answer."""
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
-    metrics: str = option("", f"Metrics by commas, of {', '.join(METRICS)}; empty = all that have data.")
+    metrics: str = option(
+        "",
+        f"Metrics by commas, of {', '.join(METRICS)}, or your own: module:Class, or the name of an installed "
+        "one; empty = all of u2a's that have data.",
+    )
     test: str = option("", "Held-out pairs: preference, and the prompts that are answered.")
     negatives: str = option("", "Bad answers that were unlearned: forgetting.")
     held_out_negatives: str = option("", "Bad answers like them that no model saw: membership inference.")
@@ -143,8 +164,11 @@ class CompareOptions:
     keep_models: bool = option(False, "Keep every final model in models/ of the run folder.")
 
 
-METRIC_PARTS = tuple(cls for cls in METRICS.values() if fields(cls))
-"""Metrics with options of their own."""
+MEASURES = (
+    Registry("metrics", METRICS, group="u2a.metrics", several=True),
+    Registry("judge", JUDGES, prefix="judge_", group="u2a.judges", optional=True),
+)
+"""What `evaluate` chooses among; a metric of the user's own is measured when it is named."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +238,11 @@ class ChatOptions:
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
-IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
+REPORT = Schema((ReportOptions,))
+IMPACT = Schema(
+    (DataOptions, PoolOptions, ModelOptions, ImpactOptions, CodeOptions, RunOptions, ResumeOptions),
+    REGISTRIES,
+)
 ALIGN = Schema(
     (
         DataOptions,
@@ -224,6 +252,7 @@ ALIGN = Schema(
         WeightOptions,
         UnlearnOptions,
         OuterOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
         MergeOptions,
@@ -238,6 +267,7 @@ VERIFY = Schema(
         ImpactOptions,
         UnlearnOptions,
         VerifyOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
     ),
@@ -256,7 +286,8 @@ COMPARE = Schema(
     REGISTRIES,
     aside=("methods",),
 )
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
+# a run folder's config.yaml names its models; the command line says which are meant
+EVALUATE = Schema((EvaluateOptions, CodeOptions, RunOptions, ResumeOptions), MEASURES, aside=("models",))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
 CHAT = Schema((ChatOptions,))

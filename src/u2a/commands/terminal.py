@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from u2a import processes
 from u2a.printable import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def say(text: str, *, essential: bool = False) -> None:
     Args:
         essential: said with `--quiet` too: the line that sums up, or without which nobody could go on.
     """
-    if essential or not _now.quiet:
+    if processes.is_main() and (essential or not _now.quiet):
         _now.console.print(Text(printable_lines(text)), soft_wrap=True)
 
 
@@ -102,7 +103,7 @@ class _Log(logging.Handler):
     """The library's log as lines for people; with `--quiet` errors alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _now.quiet and record.levelno < logging.ERROR:
+        if not processes.is_main() or (_now.quiet and record.levelno < logging.ERROR):
             return
         mark = "Warning: " if record.levelno >= logging.WARNING else ""
         errors.print(Text(printable_lines(mark + record.getMessage())), soft_wrap=True)
@@ -133,7 +134,7 @@ class Bars:
             TimeRemainingColumn(),
             console=errors,
             transient=True,
-            disable=_now.quiet or not errors.is_terminal,
+            disable=_now.quiet or not errors.is_terminal or not processes.is_main(),
         )
 
     def __enter__(self) -> Bars:
@@ -144,8 +145,8 @@ class Bars:
         self.progress.stop()
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Shows one piece of work until the block ends."""
+    def task(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Shows one piece of work until the block ends; None = nobody knows how much it is."""
         shown = self.progress.add_task(name, total=total)
         try:
             yield lambda done: self.progress.advance(shown, done)
