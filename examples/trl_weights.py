@@ -3,8 +3,8 @@
     u2a align --model MODEL --negatives pairs.jsonl --preferences validation.jsonl … --output runs/align
     python examples/trl_weights.py runs/align --model MODEL --pairs pairs.jsonl --method kto --output out
 
-TRL's trainers know no weight per example, so rows are drawn in proportion to their weights, which has the same
-mean. What was left out: evaluation (`u2a evaluate out`), several epochs with a new draw for each.
+TRL's trainers know no weight per example, so rows are drawn in proportion to their weights, which has the
+same mean. What was left out: evaluation (`u2a evaluate out`), several epochs with a new draw for each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 
@@ -59,6 +60,7 @@ def trainer_for(method: str, model: str, rows: Dataset, output: str, **options: 
         bad = len(rows) - sum(rows["label"])
         options["desirable_weight"] = max(1.0, bad / max(1, len(rows) - bad))
         options["undesirable_weight"] = max(1.0, (len(rows) - bad) / max(1, bad))
+    options.setdefault("bf16", torch.cuda.is_available())  # TRL's default, which a CPU refuses
     args = getattr(trl, f"{kind}Config")(output, report_to="none", seed=0, **options)
     adapter = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     return getattr(trl, f"{kind}Trainer")(model=model, args=args, train_dataset=rows, peft_config=adapter)
