@@ -60,7 +60,8 @@ def trainer_for(method: str, model: str, rows: Dataset, output: str, **options: 
         bad = len(rows) - sum(rows["label"])
         options["desirable_weight"] = max(1.0, bad / max(1, len(rows) - bad))
         options["undesirable_weight"] = max(1.0, (len(rows) - bad) / max(1, bad))
-    options.setdefault("bf16", torch.cuda.is_available())  # TRL's default, which a CPU refuses
+    for name in ("bf16", "dataloader_pin_memory"):  # defaults that a CPU refuses
+        options.setdefault(name, torch.cuda.is_available())
     args = getattr(trl, f"{kind}Config")(output, report_to="none", seed=0, **options)
     adapter = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     return getattr(trl, f"{kind}Trainer")(model=model, args=args, train_dataset=rows, peft_config=adapter)
