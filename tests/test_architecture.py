@@ -10,6 +10,7 @@ import u2a
 PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
+    "processes",
     "cost_model",
     "ngrams",
     "printable",
@@ -30,6 +31,7 @@ ORDER = [
     "model_loading",
     "demo_model",
     "tiny_model",
+    "sharding",
     "models",
     "memory",
     "logprobs",
@@ -46,6 +48,7 @@ ORDER = [
     "micro_batches",
     "gradient_guard",
     "training_state",
+    "training_rows",
     "trainer",
     "finetune",
     "inner_run",
@@ -60,6 +63,9 @@ ORDER = [
     "baselines",
     "compare",
     "report",
+    "served",
+    "review",
+    "chat",
     "commands",
     "cli",
 ]

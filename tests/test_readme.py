@@ -50,5 +50,19 @@ def test_every_command_is_in_it(text):
         assert f"`u2a {command.name}" in text
 
 
+def test_the_first_command_and_its_output_stand_within_40_lines(text):
+    before, first = text.split("```console\n", 1)
+    shown = first.split("```", 1)[0]
+    assert shown.startswith("$ make demo\n")
+    assert (before + shown).count("\n") <= 40
+
+
+def test_what_it_is_comes_first_then_the_picture_and_when_not_to_use_it(text):
+    marks = ("`u2a` turns", "](docs/pipeline.svg)", "$ make demo", "## When not to use it", "## On your own")
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert (README.parent / "docs" / "pipeline.svg").is_file()
+
+
 def test_no_placeholder_is_left(text):
     assert "@@" not in text

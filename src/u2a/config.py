@@ -101,6 +101,25 @@ class ImpactOptions:
 
 
 @dataclass(frozen=True)
+class PoolOptions:
+    """Negatives that do not fit into memory, or on one machine."""
+
+    pool: str = option(
+        "",
+        "Bad answers too many for memory, in place of --negatives: read, scored and kept shard by shard; "
+        "the best ones go to selected.jsonl.",
+    )
+    shard_rows: int = option(4096, "Rows of the pool in a shard, which is scored and kept at once.", least=1)
+    keep: int = option(10_000, "How many rows of the pool are kept as the best.", least=1)
+    engine: str = option(
+        "here", "Where shards are scored: here, or by ray, on the processes of a cluster.", ("here", "ray")
+    )
+    workers: int = option(
+        0, "Processes of --engine ray that score, each with the model; 0 = as many as there is room.", least=0
+    )
+
+
+@dataclass(frozen=True)
 class WeightOptions:
     """How impacts become weights."""
 
@@ -133,7 +152,9 @@ class UnlearnOptions:
     epochs: float = option(1.0, "Passes over the selected negatives in each outer step.", above=0)
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
     batch_size: int = option(
-        8, "Negatives in each micro-batch, that is in each optimiser step without accumulation.", least=1
+        8,
+        "Negatives in each micro-batch over all processes, that is in each optimiser step without accumulation.",
+        least=1,
     )
     gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.finetune import ShowSteps
@@ -205,7 +205,7 @@ class _OuterLoop:
             self._pause()
         impact = self.first.impact
         count = parse_selection(self.weighting.select, len(impact))
-        weights = select_greedily(impact, count, self.problem.prior)
+        weights = processes.from_main(select_greedily(impact, count, self.problem.prior))
         return OuterState(weights, impact_scale(impact, weights) if weights.any() else 1.0, rate)
 
     def _outer_steps(
@@ -257,7 +257,7 @@ class _OuterLoop:
         table = self._table(k)
         restart = self.outer.restart or k == 1
         at, begin = (ledger.start, original) if restart else (ledger.best, ledger.best_parameters)
-        state.weights = self._new_weights(state, at, table)
+        state.weights = processes.from_main(self._new_weights(state, at, table))
         state.history.append(state.weights)
         cost = float(state.weights @ table.utility_cost) if table is not None else None
         return InnerPosition(k, before, at.utility, cost), begin

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from u2a import processes
 from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
 from u2a.logprobs import (
@@ -27,6 +28,7 @@ from u2a.logprobs import (
 )
 from u2a.losses import UnlearningLoss, loss_class
 from u2a.losses.contract import check_loss
+from u2a.memory import working
 from u2a.objectives import DrawnReward, MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
 from u2a.types import GuardStop, UserError
@@ -186,10 +188,10 @@ class Problem:
             return self.logprobs(self.utility.texts, progress), None
         texts, model = self.utility.texts, self.policy.model
         s = torch.full((len(texts),), float("nan"), dtype=torch.float64)
-        divergence, tokens = torch.zeros(len(texts), dtype=torch.float64), 0
+        divergence, own = torch.zeros_like(s), torch.zeros(len(texts), dtype=torch.bool)
         sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
-        with evaluating(model), torch.no_grad():
-            for attempt in fitting_apart(model, texts, **sizes, kind="measuring U and KL"):
+        with evaluating(model), torch.no_grad(), working(model):
+            for attempt in fitting_apart(model, texts, **sizes, kind="measuring U and KL", deal=True):
                 with attempt as batch:
                     logits, targets, example = response_logits(model, batch)
                     with self.reference_model() as reference:
@@ -197,14 +199,17 @@ class Problem:
                     values = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double().cpu()
                     apart = kl_per_token(logits, reference_logits).double().cpu()
                     where, none = batch.index.cpu(), torch.zeros(len(batch.index), dtype=torch.float64)
+                    if attempt.idle:
+                        continue
                     s[where] = none.index_add(0, example.cpu(), values)
                     divergence[where] = none.index_add(0, example.cpu(), apart)
-                    tokens += len(targets)
+                    own[where] = True
                     if progress:
-                        progress(len(where))
+                        progress(attempt.done)
+        s, divergence = processes.put_together(s, own), processes.put_together(divergence, own)
         refuse_non_finite(s, texts, "log-prob")
         refuse_non_finite(divergence, texts, "KL from the original model")
-        return s, float(divergence.sum()) / tokens
+        return s, float(divergence.sum()) / sum(texts["n_tokens"])
 
     def reference_model(self) -> AbstractContextManager[Any]:
         """The original model within a block: adapters off, or the frozen copy of full fine-tuning."""

@@ -18,6 +18,7 @@ from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from u2a import processes
 from u2a.data.collate import collate, row_name, tokenize_rows
 from u2a.data.render import Renderer
 from u2a.data.retain_order import retain_rows
@@ -34,6 +35,8 @@ from u2a.losses import UnlearningLoss, loss_class, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
+from u2a.sharding import is_sharded
+from u2a.training_rows import EvenOrder, PositiveRows
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
 
@@ -192,13 +195,19 @@ class UnlearnTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_PositiveRows(negatives, np.flatnonzero(self.weights)),
+            train_dataset=PositiveRows(negatives, np.flatnonzero(self.weights)),
             data_collator=_Collator(self._pad_token_id),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True
+        if is_sharded(self.model):
+            if self._retain_name == "l2":
+                raise UserError(
+                    "the l2 retain term does not go with parameters that are sharded: take nll or kl"
+                )
+            self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
         self.add_callback(FiniteGradients(self))
@@ -249,6 +258,12 @@ class UnlearnTrainer(Trainer):
 
     # -- batches ------------------------------------------------------------------------------------------
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        together = self.args.train_batch_size * self.args.world_size
+        return EvenOrder(self.train_dataset, together, self.args.data_seed)
+
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
@@ -262,16 +277,18 @@ class UnlearnTrainer(Trainer):
         if batches and self._retain is not None and self._retain_name in ("nll", "kl"):
             rows = self._rows_of_step(len(self._retain), self.args.retain_batch_size or self._rows_per_step())
             tokens = torch.tensor(sum(self._retain[row]["n_tokens"] for row in rows))
-            for batch, share in self._shares(batches, rows):
+            for batch, share, counts in self._shares(batches, rows):
                 batch["retain"] = self._collated(self._retain, share)
                 batch["retain_tokens"] = tokens
+                batch["retain_counts"] = torch.tensor(counts)
         if batches and self._joint is not None:
             texts, count = self._joint.texts, len(self._joint.texts) // 2
             wanted = self.args.joint_batch_size or max(1, self._rows_per_step() // 2)
             pairs = self._rows_of_step(count, wanted)
-            for batch, share in self._shares(batches, pairs):
+            for batch, share, counts in self._shares(batches, pairs):
                 batch["pairs"] = self._collated(texts, [*share, *(pair + count for pair in share)])
                 batch["pairs_of_step"] = torch.tensor(len(pairs))
+                batch["pairs_count"] = torch.tensor(counts)
         return batches, None
 
     def _rows_of_step(self, total: int, count: int) -> list[int]:
@@ -280,12 +297,15 @@ class UnlearnTrainer(Trainer):
 
     def _shares(
         self, batches: list[dict[str, Any]], rows: list[int]
-    ) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """This process's part of `rows`, spread over its micro-batches; those that get none are left out."""
+    ) -> Iterator[tuple[dict[str, Any], list[int], float]]:
+        """This process's part of `rows`, spread over its micro-batches, and 1.0; those that get none are left
+        out. Of several processes all make as many passes, so that there they get a row that counts 0.0."""
         local = rows[self.args.process_index :: self.args.world_size]
         for batch, share in zip(batches, np.array_split(local, len(batches)), strict=True):
             if len(share):
-                yield batch, [int(row) for row in share]
+                yield batch, [int(row) for row in share], 1.0
+            elif self.args.world_size > 1:
+                yield batch, rows[:1], 0.0
 
     def _collated(self, texts: Dataset, rows: list[int]) -> dict[str, Tensor]:
         """Those texts as one batch whose `index` are their positions in `texts`."""
@@ -308,8 +328,10 @@ class UnlearnTrainer(Trainer):
             s = response_logprobs(model, batch)
             reference = self._reference_logprobs[batch.index.cpu()].to(s)
             losses = self.loss(s, reference, response_lengths(batch).to(s))
-            self._refuse_non_finite(losses.detach(), batch)
+            processes.stop_together(self._non_finite(losses.detach(), batch))
             weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
+            if self.args.world_size > 1:
+                weights = weights.masked_fill(batch.index < 0, 0.0)  # fillers
             # DDP averages over processes, so the sum is scaled back up by their number.
             loss = self.scale * (weights * losses).sum() * self.args.world_size
         loss = loss + self._retain_weight * self._retain_loss(model, inputs)
@@ -363,14 +385,16 @@ class UnlearnTrainer(Trainer):
         else:
             reference = self._reference_logits(batch)
             total = kl_sum(model, batch, reference)
-        return total / inputs["retain_tokens"] * self.args.world_size
+        scale = inputs["retain_counts"] * self.args.world_size if self.args.world_size > 1 else 1
+        return total / inputs["retain_tokens"] * scale
 
     def _joint_gain(self, model: nn.Module, inputs: dict[str, Any], joint: Preference) -> Tensor:
         """This micro-batch's part of the mean of J's terms over the step's pairs."""
         batch = _as_batch(inputs["pairs"])
         s = response_logprobs(model, batch)
         terms = joint.terms_of(s, batch.index.cpu())
-        return terms.sum() / inputs["pairs_of_step"] * self.args.world_size
+        scale = inputs["pairs_count"] * self.args.world_size if self.args.world_size > 1 else 1
+        return terms.sum() / inputs["pairs_of_step"] * scale
 
     def _reference_logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -379,14 +403,15 @@ class UnlearnTrainer(Trainer):
             with _adapter_off(self.model), evaluating(self.model):
                 return response_logits(self.model, batch)[0]
 
-    def _refuse_non_finite(self, losses: Tensor, batch: Batch) -> None:
+    def _non_finite(self, losses: Tensor, batch: Batch) -> GuardStop | None:
         bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            name = row_name(self._negatives, int(batch.index[int(bad[0])]))
-            raise GuardStop(
-                f"the unlearning loss of the negative {name} is {float(losses[int(bad[0])])} at step "
-                f"{self.state.global_step}: lower --learning-rate, or look at that row"
-            )
+        if not len(bad):
+            return None
+        name = row_name(self._negatives, int(batch.index[int(bad[0])]))
+        return GuardStop(
+            f"the unlearning loss of the negative {name} is {float(losses[int(bad[0])])} at step "
+            f"{self.state.global_step}: lower --learning-rate, or look at that row"
+        )
 
 
 def _checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
@@ -398,20 +423,6 @@ def _checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
     if not weights.any():
         raise UserError("train_dataset: every weight is 0, so there is nothing to unlearn")
     return weights
-
-
-class _PositiveRows(torch.utils.data.Dataset):
-    """The tokenised negatives of positive weight, each with its position in the whole set."""
-
-    def __init__(self, negatives: Dataset, positions: np.ndarray) -> None:
-        self.negatives, self.positions = negatives, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        position = int(self.positions[item])
-        return {**self.negatives[position], "index": position}
 
 
 @dataclass(frozen=True)

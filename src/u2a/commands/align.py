@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from u2a import processes
 from u2a.commands.ends import End, end_of
 from u2a.commands.impact import counts, describe, self_check_figures
 from u2a.commands.schemas import ALIGN
@@ -19,6 +20,7 @@ from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
+    join_processes,
     load_data,
     load_model,
     minutes,
@@ -33,6 +35,7 @@ from u2a.runs import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
     from u2a.evaluate.preference import PairMetrics
     from u2a.models import Policy
@@ -43,13 +46,15 @@ if TYPE_CHECKING:
 def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
-    if values["output"]:
-        RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values, ALIGN)
+    join_processes(values)
+    with processes.as_one():
+        if values["output"]:
+            RunFolder.check(folder, resume=values["resume"])
+        data = load_data(values, ALIGN)
 
-    from u2a.models import check_source
+        from u2a.models import check_source
 
-    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         with run.phase("loading"):
@@ -64,11 +69,14 @@ def run(values: Mapping[str, Any]) -> int:
         rows = measurement_rows(result.start, result.best)
         rows += held_out_rows(before.metrics, after.metrics) if before and after else []
         end = end_of(result, before.margins if before else None, after.margins if after else None)
-        _write_results(run, result, data, policy, rows, end)
-        if values["merge"]:
-            save_merged(policy, run.path)
+        state = policy.whole_state()
+        with processes.as_one():
+            if processes.is_main():
+                _write_results(run, result, data, policy, rows, end, state)
+                if values["merge"]:
+                    save_merged(policy, run.path)
     say(f"Run folder: {run.path}")
-    say(end.line)
+    say(end.line, essential=True)
     return end.status
 
 
@@ -136,7 +144,13 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
 
 
 def _write_results(
-    run: RunFolder, result: AlignResult, data: Data, policy: Policy, rows: list[Row], end: End
+    run: RunFolder,
+    result: AlignResult,
+    data: Data,
+    policy: Policy,
+    rows: list[Row],
+    end: End,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     from u2a.report.html import write_report
     from u2a.report.model_card import write_model_card
@@ -147,7 +161,7 @@ def _write_results(
     table.write(run.path / "impact.parquet", data.negatives)
     write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
     with whole_folder(run.path / ("adapter" if policy.has_adapter else "model")) as whole:
-        policy.save(whole)
+        policy.save(whole, state)
     write_metrics(run, result)
     print_summary(rows, run)
     write_summary(

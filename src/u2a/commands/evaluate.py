@@ -13,7 +13,7 @@ from u2a.commands.evaluation_models import Finished, Measured, marks_of
 from u2a.commands.evaluation_results import document, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
-from u2a.commands.terminal import Bars, print_table, say
+from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.evaluate.readings import ORIGINAL, Reading, estimates
 from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json
@@ -67,7 +67,9 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
         found = _measure_all(rows, values, run, bars)
         figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])
-        write_json(run.path / "evaluation.json", document(figures, rows.names, rows.left_out, values["seed"]))
+        results = document(figures, rows.names, rows.left_out, values["seed"])
+        write_json(run.path / "evaluation.json", results)
+        give(results=results)
         for title, header, lines in tables(figures):
             print_table(title, header, lines)
         _write_report(run, figures, rows)
@@ -87,7 +89,7 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
         if done and not (name == ORIGINAL and len(found) < len(rows.names)):
             continue
         with run.phase(f"evaluating {name}"):
-            subject = _subject(name, source, original, values, bars)
+            subject = load_subject(name, source, original, values, bars)
             if done:  # the others are compared with it
                 subject.remember_answers(found[name].answers)
             else:
@@ -152,8 +154,8 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
 def model_names(models: Sequence[str], original: str) -> dict[str, str]:
     """Names for the tables -> what to load, the original model first.
 
-    A run folder of `u2a align` stands for its adapter; with no `original` the model that the first of them
-    started from is taken.
+    A run folder of `u2a align` stands for its adapter or model; with no `original` the model that the first
+    of them started from is taken.
 
     Raises:
         UserError: the original model is not known.
@@ -163,10 +165,11 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
     for model in models:
         path = Path(model).expanduser()
         source = model
-        if (path / "adapter" / "adapter_config.json").is_file():
-            source = str(path / "adapter")
-            if not started_from and (path / "config.yaml").is_file():
-                started_from = _original_of(path / "config.yaml")
+        for made in ("adapter/adapter_config.json", "model/config.json"):
+            if (path / made).is_file() and not (path / "config.json").is_file():
+                source = str((path / made).parent)
+                if not started_from and (path / "config.yaml").is_file():
+                    started_from = _original_of(path / "config.yaml")
         name = path.name or model
         if name in (ORIGINAL, *found):
             name = model
@@ -195,9 +198,10 @@ def _labelled(prompts: Dataset, kind: str, source: str) -> Dataset:
     return prompts.select(kept)
 
 
-def _subject(
+def load_subject(
     name: str, source: str, original: Subject | None, values: Mapping[str, Any], bars: Bars
 ) -> Subject:
+    """A model as the options have it loaded and answer; an adapter is merged."""
     from u2a.data.render import Renderer
     from u2a.evaluate.subject import Sampling, Subject
     from u2a.models import load_policy

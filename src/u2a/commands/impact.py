@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from u2a import processes
 from u2a.commands.schemas import IMPACT
 from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
+    join_processes,
     load_data,
     load_model,
     minutes,
@@ -40,18 +42,27 @@ MOST_COMPARISONS = 1_000_000
 
 def run(values: Mapping[str, Any]) -> int:
     """Scores every negative once, at the original model."""
+    from u2a.commands.impact_pool import refuse_unused, run_pool
+
+    if values["pool"]:
+        return run_pool(values)
+    refuse_unused(values)
     folder = output_path(values)
-    if values["output"]:
-        RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values, IMPACT)
+    join_processes(values)
+    with processes.as_one():
+        if values["output"]:
+            RunFolder.check(folder, resume=values["resume"])
+        data = load_data(values, IMPACT)
 
-    from u2a.models import check_source
+        from u2a.models import check_source
 
-    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="impact", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         start, table = _score(values, data, run, bars)
-        _write_results(run, start, table, data)
+        with processes.as_one():
+            if processes.is_main():
+                _write_results(run, start, table, data)
     return 0
 
 

@@ -11,6 +11,7 @@ from u2a.config import (
     ImpactOptions,
     ModelOptions,
     OuterOptions,
+    PoolOptions,
     ResumeOptions,
     RunOptions,
     TestOptions,
@@ -66,6 +67,20 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What `report` shows, and where it puts it."""
+
+    text: bool = option(True, "Show the rows' text, answers, and whole paths.")
+    output: str = option(
+        "", "A new file for the page; empty = report.html in the run folder. Needed for several runs."
+    )
+    plots: str = option(
+        "", "Also draw the figures for a paper, into this new folder; needs the extra `plots`."
+    )
+    format: str = option("png", "Format of --plots.", ("png", "svg"))
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """How many subsets are unlearned for real, and what is compared with them."""
 
@@ -80,8 +95,9 @@ class VerifyOptions:
         "", "Estimators to compare, by commas, the judged one first; or all. Empty = what --curvature says."
     )
     embedding_model: str = option(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "Model of the embedding control; needs the extra `embeddings`. Empty = leave it out.",
+        "",
+        "Sentence-embedding model of the control `embedding`, a folder or a Hub id such as "
+        "sentence-transformers/all-MiniLM-L6-v2; needs the extra `embeddings`. Empty = leave it out.",
     )
     processes: int = option(1, "Processes that share the runs; each loads the model.", least=1)
 
@@ -190,13 +206,42 @@ class PlanOptions:
     gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass.")
     batch_tokens: float = option(4096.0, "Padded tokens of one batch on one device.", least=1)
     vocabulary: float = option(128_000.0, "Tokens of the vocabulary.", least=1)
-    json: bool = option(False, "Print JSON instead of tables.")
+
+
+@dataclass(frozen=True)
+class ReviewOptions:
+    """What `review` serves, and where the marks go."""
+
+    negatives: str = option("", "The run's negatives, where they are now; empty = where they were then.")
+    output: str = option("", "Folder for reviewed.jsonl and review.json; empty = the run folder.")
+    port: int = option(0, "Port on 127.0.0.1; 0 = one that is free.", least=0, most=65535)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How models answer, and where."""
+
+    original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
+    max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
+    temperature: float = option(0.0, "Of sampled answers; 0 = greedy.", least=0)
+    seed: int = option(0, "Seed of every turn, the same for all models.", least=0, most=LARGEST_SEED)
+    template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
+    max_length: int = option(2048, "Most tokens of the conversation; it is cut on the left.", least=2)
+    dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
+    device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
+    trust_remote_code: bool = option(
+        False, "Run code that comes with a model. Only if you trust it.", flag_only=True
+    )
+    serve: bool = option(False, "In the browser instead of the terminal; needs the extra `serve`.")
+    port: int = option(0, "Port on 127.0.0.1 for --serve; 0 = one that is free.", least=0, most=65535)
 
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
+REPORT = Schema((ReportOptions,))
 IMPACT = Schema(
-    (DataOptions, ModelOptions, ImpactOptions, CodeOptions, RunOptions, ResumeOptions), REGISTRIES
+    (DataOptions, PoolOptions, ModelOptions, ImpactOptions, CodeOptions, RunOptions, ResumeOptions),
+    REGISTRIES,
 )
 ALIGN = Schema(
     (
@@ -241,6 +286,9 @@ COMPARE = Schema(
     REGISTRIES,
     aside=("methods",),
 )
-EVALUATE = Schema((EvaluateOptions, CodeOptions, RunOptions, ResumeOptions), MEASURES)
+# a run folder's config.yaml names its models; the command line says which are meant
+EVALUATE = Schema((EvaluateOptions, CodeOptions, RunOptions, ResumeOptions), MEASURES, aside=("models",))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
+CHAT = Schema((ChatOptions,))
+REVIEW = Schema((ReviewOptions,))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a import processes
+from u2a.commands.requirements import require
 from u2a.commands.terminal import Bars, printable, say
 from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions
 from u2a.cost_model import SCORING_PASSES
@@ -39,8 +42,63 @@ class Data:
     warnings: list[str] = field(default_factory=list)
 
 
-def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
+def join_processes(values: Mapping[str, Any]) -> None:
+    """Joins the processes of a launcher, if one started several.
+
+    Raises:
+        UserError: an option that several processes cannot share.
+    """
+    if not processes.launched():
+        return
+    stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
+    if stdin:
+        raise UserError(f"--{stdin[0]} -: only one process can read standard input; name a file")
+    _check_sharing(values)
+    size, count = values.get("batch_size", 0), int(os.environ["WORLD_SIZE"])
+    if size % count:
+        raise UserError(
+            f"--batch-size {size} counts over all processes, and {count} of them cannot share it evenly: take "
+            f"a multiple of {count}"
+        )
+    processes.join(cpu=values["device"] == "cpu")
+
+
+_NEED_ALL_OF_PHI = ("ggn", "kfac", "ekfac", "hessian")
+"""Curvatures that no process can measure with its part of φ."""
+
+
+def _check_sharing(values: Mapping[str, Any]) -> None:
+    """Refuses what a model whose parameters are sharded over processes cannot do."""
+    from u2a.losses import resolve_loss
+    from u2a.sharding import is_asked_for
+
+    if not is_asked_for():
+        return
+    term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
+    refused = {
+        "--scoring jvp": values["scoring"] == "jvp",
+        f"--curvature {values['curvature']}": values["curvature"] in _NEED_ALL_OF_PHI,
+        "--retain-loss l2": term == "l2",
+        "--merge": values.get("merge"),
+        f"--quantize {values['quantize']}": values["quantize"] != "none",
+    }
+    for flag, given in refused.items():
+        if given:
+            raise UserError(
+                f"{flag} does not go with parameters that are sharded (FSDP); launch without FSDP"
+            )
+    if values["lora_rank"] == 0 and (values.get("kl_budget") or term == "kl"):
+        raise UserError(
+            "KL needs a second, frozen copy of a model that is trained in full, and a sharded one (FSDP) has "
+            "none: give --lora-rank above 0, or --kl-budget 0 and no kl term"
+        )
+
+
+def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = None) -> Data:
     """Loads and checks the rows that the options name, before any model is loaded.
+
+    Args:
+        head: first negatives of a pool, checked already, in place of those that `--negatives` names.
 
     Raises:
         UserError: a file is missing or unusable, or an option that is needed was not given.
@@ -48,9 +106,10 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
     from u2a.data.validate import check_data
 
-    _require(values)
+    require(values)
     _check_choices(values, schema)
-    negatives = load_negatives(values["negatives"])
+    negatives = load_negatives(values["negatives"]) if head is None else head
+    known = negatives if head is None else None
     reward = values["objective"] == "reward"
     wanted = {"nll": load_retain, "reward": load_prompts}.get(values["objective"], load_preferences)
     preferences = wanted(values["preferences"])
@@ -62,12 +121,12 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
     files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
     unlimited: dict[str, Any] = {"token_limit": None, "count_tokens": None}
     if values["objective"] == "nll":  # preferred texts instead of pairs
-        findings = check_data(negatives, None, test, retain, files=files, **unlimited)
+        findings = check_data(known, None, test, retain, files=files, **unlimited)
         named = {"negatives": values["negatives"], "retain": values["preferences"]}
-        more = check_data(negatives, retain=preferences, files=named, **unlimited)
+        more = check_data(known, retain=preferences, files=named, **unlimited)
         findings += [finding for finding in more if finding not in findings]
     else:
-        findings = check_data(negatives, preferences, test, retain, files=files, **unlimited)
+        findings = check_data(known, preferences, test, retain, files=files, **unlimited)
     data = Data(negatives, preferences, test, retain)
     for finding in findings:
         if finding.fatal:
@@ -100,22 +159,6 @@ def _enough_retain_rows(values: Mapping[str, Any], retain: Dataset | None) -> No
         raise UserError(
             f"{values['retain']}: the {term} retain term needs at least 2 rows, one to train on and one for U"
         )
-
-
-def _require(values: Mapping[str, Any]) -> None:
-    wanted = {
-        "model": "the original model: a folder, a Hub id, a GGUF file, or `demo`",
-        "negatives": "the bad answers",
-        "preferences": "validation pairs with `prompt`, `chosen` and `rejected`; with none, take "
-        "--objective nll and preferred texts, or --objective reward and prompts",
-        "output": "a new folder for the run",
-    }
-    for name, what in wanted.items():
-        if not values[name]:
-            raise UserError(f"--{name} is missing: {what}")
-    stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
-    if len(stdin) > 1:
-        raise UserError(f"only one of {', '.join('--' + s for s in stdin)} can be read from standard input")
 
 
 def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
@@ -165,22 +208,29 @@ def _check_objective(values: Mapping[str, Any]) -> None:
 
 
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
-    """The policy that the model options name."""
+    """The policy that the model options name; spread over the processes where their launcher asks for it."""
     from u2a.models import load_policy
+    from u2a.sharding import is_asked_for
 
     options: ModelOptions = schema.part(ModelOptions, values)
-    return load_policy(
-        options.model,
-        lora_rank=options.lora_rank,
-        lora_alpha=options.lora_alpha or None,
-        lora_dropout=options.lora_dropout,
-        lora_targets=options.lora_targets,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        seed=values["seed"],
-        device=options.device or None,
-        trust_remote_code=options.trust_remote_code,
-    )
+    spread = is_asked_for()
+    with processes.as_one():
+        policy = load_policy(
+            options.model,
+            on_cpu=spread,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_alpha or None,
+            lora_dropout=options.lora_dropout,
+            lora_targets=options.lora_targets,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            seed=values["seed"],
+            device=options.device or None,
+            trust_remote_code=options.trust_remote_code,
+        )
+    if spread:
+        policy.shard()
+    return policy
 
 
 def build_problem(
@@ -276,13 +326,13 @@ def _tokens(texts: Dataset) -> int:
 
 
 def seconds_per_token(problem: Problem) -> float:
-    """Times one forward pass over one small batch of negatives at the current φ."""
+    """Times one forward pass over one small batch of negatives at the current φ, shared by all processes."""
     texts = problem.negative_texts.select(range(min(8, len(problem.negative_texts))))
     tokens = sum(len(ids) for ids in texts["input_ids"])
     problem.logprobs(texts)
     begin = time.perf_counter()
     problem.logprobs(texts)
-    return (time.perf_counter() - begin) / tokens
+    return (time.perf_counter() - begin) / tokens / processes.count()
 
 
 def minutes(seconds: float) -> str:

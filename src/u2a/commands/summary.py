@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.session import minutes
-from u2a.commands.terminal import print_table, say
+from u2a.commands.terminal import give, print_table, say
 from u2a.evaluate.preference import PairMetrics
 from u2a.runs import RunFolder, write_json
 
@@ -83,18 +83,16 @@ def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
 
 
 def write_summary(run: RunFolder, command: str, outcome: str, rows: Sequence[Row], **more: Any) -> None:
-    """Writes `summary.json` and says the outcome."""
-    write_json(
-        run.path / "summary.json",
-        {
-            "command": command,
-            "outcome": outcome,
-            "table": [asdict(row) for row in rows],
-            "phases": [asdict(phase) for phase in run.phases.values()],
-            **more,
-        },
-    )
-    say(outcome)
+    """Writes `summary.json`, says the outcome, and gives it all to `--json`."""
+    summary = {
+        "outcome": outcome,
+        "table": [asdict(row) for row in rows],
+        "phases": [asdict(phase) for phase in run.phases.values()],
+        **more,
+    }
+    write_json(run.path / "summary.json", {"command": command, **summary})
+    give(**summary)
+    say(outcome, essential=True)
 
 
 def _number(value: float | None) -> str:

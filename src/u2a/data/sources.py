@@ -90,7 +90,10 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
     except OSError as fault:
         raise UserError(f"{name}: the folder cannot be read ({fault.strerror})") from fault
     refuse_links_out(folder)
-    wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in READERS]
+    kinds = set(READERS)
+    if {"dataset_info.json", "state.json"} <= {path.name for path in paths}:  # by `Dataset.save_to_disk`
+        kinds = {"arrow"}
+    wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in kinds]
     if not wanted:
         raise UserError(f"{name}: the folder holds no data files ({_KINDS})")
     return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)
