@@ -26,6 +26,7 @@ ORDER = [
     "runs",
     "kept_state",
     "data",
+    "weighted_rows",
     "model_source",
     "model_loading",
     "demo_model",
