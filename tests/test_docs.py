@@ -49,8 +49,10 @@ def test_a_command_is_one_that_would_run(words):
 def test_commands_are_found_and_wrong_ones_noticed(tmp_path):
     assert len(WHOLE) > 30
     page = tmp_path / "page.md"
-    page.write_text("```\nA=1 u2a align --model m \\\n  --nonsense  # why\nls\n```\n")
-    assert commands(page) == [["align", "--model", "m", "--nonsense"]]
+    page.write_text(
+        "```\nA=1 u2a align --model m \\\n  --nonsense  # why\nls\ntorchrun -m u2a.cli impact --resume\n```\n"
+    )
+    assert commands(page) == [["align", "--model", "m", "--nonsense"], ["impact", "--resume"]]
     with pytest.raises(Exception, match="No such option"):
         test_a_command_is_one_that_would_run(["align", "--nonsense"])
     with pytest.raises(UserError, match="must be at least"):
