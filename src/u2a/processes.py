@@ -59,6 +59,23 @@ def launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
+def refuse_launcher() -> None:
+    """Refuses what a launcher asks for and cannot have.
+
+    Raises:
+        UserError: DeepSpeed shards the parameters, or there is no accelerator for it.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise UserError(
+            "DeepSpeed's ZeRO stage 3 hides the parameters, which scoring moves: take FSDP2, which shards them "
+            "as well (examples/accelerate/fsdp2.yaml), or zero_stage: 2"
+        )
+    if _device_type() == "cpu":
+        raise UserError("DeepSpeed needs accelerators: launch with examples/accelerate/ddp.yaml on CPUs")
+
+
 def speaks(error: BaseException | None = None) -> bool:
     """Whether this process tells people of an error: the one that had it, or the first where all have it, as
     they have what the user can mend, guards and signals (None)."""

@@ -32,7 +32,10 @@ class PositiveRows(torch.utils.data.Dataset):
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         position = int(self.positions[0 if item == FILLER else item])
-        return {**self.negatives[position], "index": position - (len(self.negatives) if item == FILLER else 0)}
+        return {
+            **self.negatives[position],
+            "index": position - (len(self.negatives) if item == FILLER else 0),
+        }
 
 
 class EvenOrder:

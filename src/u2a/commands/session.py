@@ -70,6 +70,7 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
     from u2a.losses import resolve_loss
     from u2a.sharding import is_asked_for
 
+    processes.refuse_launcher()
     if not is_asked_for():
         return
     term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
@@ -82,7 +83,9 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
     }
     for flag, given in refused.items():
         if given:
-            raise UserError(f"{flag} does not go with parameters that are sharded (FSDP); launch without FSDP")
+            raise UserError(
+                f"{flag} does not go with parameters that are sharded (FSDP); launch without FSDP"
+            )
     if values["lora_rank"] == 0 and (values.get("kl_budget") or term == "kl"):
         raise UserError(
             "KL needs a second, frozen copy of a model that is trained in full, and a sharded one (FSDP) has "
