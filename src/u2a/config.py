@@ -138,7 +138,7 @@ class UnlearnOptions:
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
     batch_size: int = option(
         8,
-        "Negatives in each micro-batch over all processes, that is in each optimiser step without accumulation.",
+        "Negatives in each micro-batch, that is in each optimiser step without accumulation; of all processes.",
         least=1,
     )
     gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)

@@ -83,6 +83,6 @@ def unlearning_trainer(
 
 
 def _has_experts(model: Any) -> bool:
-    """Whether some parameters may be left out of a pass, which gradients of several processes must know of."""
+    """Whether a pass may leave some parameters out, which exchanging gradients must take into account."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     return any(getattr(unwrapped(model).config, name, None) for name in names)

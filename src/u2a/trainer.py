@@ -193,9 +193,7 @@ class UnlearnTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if is_sharded(self.model):
             if self._retain_name == "l2":
-                raise UserError(
-                    "the l2 retain term does not go with parameters that are sharded: take nll or kl"
-                )
+                raise UserError("the l2 retain term does not go with sharded parameters: take nll or kl")
             self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False

@@ -55,8 +55,7 @@ def join_processes(values: Mapping[str, Any]) -> None:
     size, count = values.get("batch_size", 0), int(os.environ["WORLD_SIZE"])
     if size % count:
         raise UserError(
-            f"--batch-size {size} counts over all processes, and {count} of them cannot share it evenly: take "
-            f"a multiple of {count}"
+            f"--batch-size {size} counts over all processes, which are {count}: take a multiple of {count}"
         )
     processes.join(cpu=values["device"] == "cpu")
 
@@ -83,9 +82,7 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
     }
     for flag, given in refused.items():
         if given:
-            raise UserError(
-                f"{flag} does not go with parameters that are sharded (FSDP); launch without FSDP"
-            )
+            raise UserError(f"{flag} does not go with sharded parameters (FSDP): launch without FSDP")
     if values["lora_rank"] == 0 and (values.get("kl_budget") or term == "kl"):
         raise UserError(
             "KL needs a second, frozen copy of a model that is trained in full, and a sharded one (FSDP) has "
