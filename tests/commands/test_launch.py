@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -16,8 +17,12 @@ from typer.testing import CliRunner
 import u2a
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
+from several import by_processes
 from u2a.cli import app
+from u2a.commands import impact
+from u2a.commands.schemas import IMPACT
 
+COMMON = ("--model", "--negatives", "--preferences", "--retain")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "accelerate"
 
 
@@ -49,28 +54,33 @@ def line(flags, **more):
     return [word for pair in given.items() for word in pair]
 
 
-def test_align_of_a_model_in_two_halves_is_that_of_one_process(tmp_path, flags):
-    """Through `accelerate launch` with the example configuration of FSDP2, on the CPU."""
-    alone = CliRunner().invoke(app, ["align", *line(flags, output=str(tmp_path / "alone"))])
-    assert alone.exit_code == 0, alone.output
+def launch(name, command):
+    """What `accelerate launch` with an example configuration says."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    settings = ["--config_file", str(EXAMPLES / "fsdp2.yaml"), "-m", "u2a.cli", "align"]
     done = subprocess.run(
-        [*launcher, *settings, *line(flags, output=str(tmp_path / "two"))],
+        [*launcher, "--config_file", str(EXAMPLES / f"{name}.yaml"), "-m", "u2a.cli", *command],
         env={**os.environ, "PYTHONPATH": str(Path(u2a.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Run folder:") == 1  # one of the two speaks
+    return done.stdout
+
+
+def test_align_of_a_model_in_two_halves_is_that_of_one_process(tmp_path, flags):
+    """Through `accelerate launch` with the example configuration of FSDP2, on the CPU."""
+    alone = CliRunner().invoke(app, ["align", *line(flags, output=str(tmp_path / "alone"))])
+    assert alone.exit_code == 0, alone.output
+    said = launch("fsdp2", ["align", *line(flags, output=str(tmp_path / "two"))])
+    assert said.count("Run folder:") == 1  # one of the two speaks
     found = {name: tmp_path / name for name in ("alone", "two")}
-    impact, weights = (
+    scores, weights = (
         {n: pq.read_table(path / f"{table}.parquet").to_pandas() for n, path in found.items()}
         for table in ("impact", "weights")
     )
-    np.testing.assert_allclose(impact["two"].impact, impact["alone"].impact, rtol=0.02)
-    assert impact["two"].response.tolist() == impact["alone"].response.tolist()
+    np.testing.assert_allclose(scores["two"].impact, scores["alone"].impact, rtol=0.02)
+    assert scores["two"].response.tolist() == scores["alone"].response.tolist()
     assert weights["two"].selected.tolist() == weights["alone"].selected.tolist()
     adapters = {n: load_file(path / "adapter" / "adapter_model.safetensors") for n, path in found.items()}
     assert adapters["two"].keys() == adapters["alone"].keys()
@@ -80,6 +90,21 @@ def test_align_of_a_model_in_two_halves_is_that_of_one_process(tmp_path, flags):
     assert apart < 0.02 * moved
     assert json.loads((found["two"] / "summary.json").read_text())["command"] == "align"
     assert sorted(p.name for p in found["two"].iterdir()) == sorted(p.name for p in found["alone"].iterdir())
+
+
+def test_impact_of_two_processes_is_one_table_of_the_whole(tmp_path, flags):
+    known = {name: value for name, value in flags.items() if name in (*COMMON, "--scoring")}
+
+    def scored(folder):
+        values = {name[2:].replace("-", "_"): value for name, value in known.items()}
+        return impact.run(IMPACT.resolve(None, {**values, "output": str(folder)}))
+
+    assert scored(tmp_path / "alone") == 0
+    assert by_processes(2, tmp_path / "several", scored, tmp_path / "two") == [0, 0]
+    tables = [pq.read_table(tmp_path / name / "impact.parquet").to_pandas() for name in ("two", "alone")]
+    np.testing.assert_allclose(tables[0].impact, tables[1].impact, rtol=1e-3)
+    assert tables[0].id.tolist() == tables[1].id.tolist()
+    assert (tmp_path / "two" / "run.log").read_text().count("prepared in") == 1
 
 
 @pytest.mark.parametrize(
@@ -125,4 +150,18 @@ def test_what_several_processes_cannot_do_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-COMMON = ("--model", "--negatives", "--preferences", "--retain")
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two accelerators")
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed_zero2"])
+def test_two_accelerators_score_and_unlearn_as_one_process_on_the_cpu(tmp_path, flags, name):
+    if name.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    alone = {**flags, "--device": "cpu", "--dtype": "float32"}
+    found = CliRunner().invoke(app, ["align", *line(alone, output=str(tmp_path / "alone"))])
+    assert found.exit_code == 0, found.output
+    launch(name, ["align", *line({**flags, "--dtype": "float32"}, output=str(tmp_path / "two"))])
+    impact = [pq.read_table(tmp_path / n / "impact.parquet").to_pandas().impact for n in ("two", "alone")]
+    np.testing.assert_allclose(*impact, rtol=0.05)
+    adapters = [load_file(tmp_path / n / "adapter" / "adapter_model.safetensors") for n in ("two", "alone")]
+    for key, value in adapters[1].items():
+        torch.testing.assert_close(adapters[0][key], value, rtol=0.05, atol=1e-3)

@@ -231,6 +231,9 @@ def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
             lora_targets=options.lora_targets,
             dtype=options.dtype,
             quantize=options.quantize,
+            attn_implementation=None
+            if options.attn_implementation == "auto"
+            else options.attn_implementation,
             seed=values["seed"],
             device=options.device or None,
             trust_remote_code=options.trust_remote_code,
