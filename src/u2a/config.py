@@ -67,6 +67,11 @@ class ModelOptions:
     lora_targets: str = option("all-linear", "Modules that get an adapter: all-linear, or names by commas.")
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     quantize: str = option("none", "4bit loads the frozen base in 4 bits (QLoRA).", ("none", "4bit"))
+    attn_implementation: str = option(
+        "auto",
+        "Attention kernel; flash_attention_2 needs the package flash-attn, an accelerator and 16 bits.",
+        ("auto", "eager", "sdpa", "flash_attention_2"),
+    )
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
     trust_remote_code: bool = option(
         False, "Run code that comes with the model. Only if you trust it.", flag_only=True
@@ -153,7 +158,7 @@ class UnlearnOptions:
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
     batch_size: int = option(
         8,
-        "Negatives in each micro-batch over all processes, that is in each optimiser step without accumulation.",
+        "Negatives in a micro-batch of all processes, that is in each optimiser step without accumulation.",
         least=1,
     )
     gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)
