@@ -47,6 +47,7 @@ ORDER = [
     "weighting",
     "micro_batches",
     "gradient_guard",
+    "training_card",
     "training_state",
     "training_rows",
     "trainer",
