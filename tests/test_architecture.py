@@ -28,6 +28,7 @@ ORDER = [
     "data",
     "weighted_rows",
     "model_source",
+    "base_files",
     "model_loading",
     "demo_model",
     "tiny_model",
