@@ -66,7 +66,7 @@ def test_help_loads_nothing_heavy():
     assert output.strip() == "[]"
 
 
-COMMANDS = ["check", "split", "impact", "align", "verify", "evaluate", "compare", "plan", "report", "demo"]
+COMMANDS = ["check", "split", "impact", "align", "verify", "evaluate", "compare", "plan", "report", "review", "chat", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -226,6 +226,12 @@ def test_align_end_to_end(given, tmp_path):
     weights = pq.read_table(run / "weights.parquet").to_pydict()
     assert list(weights) == ["row", "id", "weight", "selected", "weight_1"]
     assert sum(weights["selected"]) <= 4
+    table = {row["metric"]: row for row in json.loads((run / "summary.json").read_text())["table"]}
+    for metric in ("J on validation", "retain NLL", "held-out margin, summed"):
+        low, high = table[metric]["change_interval"]
+        change = table[metric]["aligned"] - table[metric]["original"]
+        assert low <= high
+        assert (low + high) / 2 == pytest.approx(change, abs=1e-6)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["loss"] == "npo"
     assert config["learning_rate"] == 1e-2

@@ -167,9 +167,9 @@ def _scored(
     problem, start = setting.problem, setting.start
     engine: Engine
     if values["engine"] == "ray":
-        from u2a.commands.ray_engine import RayEngine
+        from u2a.commands.ray_engine import Job, RayEngine
 
-        engine = RayEngine(dict(values), setting.aimed)
+        engine = RayEngine(Job.of(values, setting.aimed, problem.policy))
     else:
         engine = Here(ShardScorer.of(problem, setting.aimed, values["self_check"]))
     parts = Parts(run.path / "impact", mark_of(problem, setting.aimed, start.objective, start.utility))

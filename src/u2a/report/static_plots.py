@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,9 @@ def _save(plot: Plot, path: Path, ending: str) -> None:
     import matplotlib as mpl
 
     # an svg with words as words, and the same bytes for the same figure
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.key, "font.size": 9}):
+    look = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.key, "font.size": 9})
+    with look, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font lacks
         drawn = draw(plot)
         metadata = {"Date": None} if ending == "svg" else {}
         drawn.savefig(path, format=ending, dpi=DOTS_PER_INCH, metadata=metadata)
@@ -106,6 +109,8 @@ def draw(plot: Plot) -> Figure:
     for name, panel in axes.items():
         _look(panel, layout["yaxis" + name[1:]]["title"]["text"])
     _words(panels[-1].set_xlabel(layout["xaxis"]["title"]["text"]))
+    if "tickvals" in layout["xaxis"]:
+        panels[-1].set_xticks(layout["xaxis"]["tickvals"])
     for trace in plot.figure["data"]:
         _trace(axes[trace.get("yaxis", "y")], trace)
     for shape in layout.get("shapes", []):
@@ -195,7 +200,7 @@ def _points(panel: Axes, trace: Mapping[str, Any]) -> None:
         panel.scatter(
             x[at],
             y[at],
-            s=[(0.6 * sizes[i]) ** 2 for i in at],
+            s=[(0.7 * sizes[i]) ** 2 for i in at],
             c=[colours[i] for i in at],
             marker=_MARKERS[symbol],
             linewidths=1 if symbol == "x" else 0,
