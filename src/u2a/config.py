@@ -106,25 +106,6 @@ class ImpactOptions:
 
 
 @dataclass(frozen=True)
-class PoolOptions:
-    """Negatives that do not fit into memory, or on one machine."""
-
-    pool: str = option(
-        "",
-        "Bad answers too many for memory, in place of --negatives: read, scored and kept shard by shard; "
-        "the best ones go to selected.jsonl.",
-    )
-    shard_rows: int = option(4096, "Rows of the pool in a shard, which is scored and kept at once.", least=1)
-    keep: int = option(10_000, "How many rows of the pool are kept as the best.", least=1)
-    engine: str = option(
-        "here", "Where shards are scored: here, or by ray, on the processes of a cluster.", ("here", "ray")
-    )
-    workers: int = option(
-        0, "Processes of --engine ray that score, each with the model; 0 = as many as there is room.", least=0
-    )
-
-
-@dataclass(frozen=True)
 class WeightOptions:
     """How impacts become weights."""
 

@@ -382,7 +382,11 @@ def test_verify_runs_show_predicted_against_measured_after_the_cost(tmp_path: Pa
 
 
 def test_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
-    runs = [align_run(tmp_path / "a"), align_run(tmp_path / "b", kl_budget=0.2, only_here=1), compare_run(tmp_path)]
+    runs = [
+        align_run(tmp_path / "a"),
+        align_run(tmp_path / "b", kl_budget=0.2, only_here=1),
+        compare_run(tmp_path),
+    ]
     page = Page(write_report(*runs, output=tmp_path / "all.html"))
     titles = re.findall(r"<h2[^>]*>([^<]*)</h2>", page.source)
     assert titles == ["The runs beside each other", "align: run (1)", "align: run (2)", "compare: compared"]
