@@ -26,7 +26,7 @@ from u2a.commands.session import (
     seconds_per_token,
 )
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
-from u2a.commands.terminal import Advance, Bars, say
+from u2a.commands.terminal import Bars, say
 from u2a.config import PoolOptions
 from u2a.cost_model import SCORING_PASSES
 from u2a.runs import RunFolder
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from u2a.impact.aims import Aimed
     from u2a.impact.best_rows import BestRows
     from u2a.impact.shard_scores import Parts, ShardScorer
+    from u2a.logprobs import Progress as Advance
     from u2a.problem import Measurement, Problem
 
 HEAD = 512
