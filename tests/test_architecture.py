@@ -10,12 +10,15 @@ import u2a
 PACKAGE = Path(u2a.__file__).parent
 ORDER = [
     "types",
+    "processes",
     "cost_model",
     "ngrams",
     "printable",
     "links",
     "plain_yaml",
+    "plugins",
     "config",
+    "schema",
     "interruption",
     "storage",
     "files",
@@ -23,9 +26,13 @@ ORDER = [
     "runs",
     "kept_state",
     "data",
+    "weighted_rows",
     "model_source",
+    "base_files",
     "model_loading",
     "demo_model",
+    "tiny_model",
+    "sharding",
     "models",
     "memory",
     "logprobs",
@@ -41,7 +48,9 @@ ORDER = [
     "weighting",
     "micro_batches",
     "gradient_guard",
+    "training_card",
     "training_state",
+    "training_rows",
     "trainer",
     "finetune",
     "inner_run",
@@ -56,12 +65,15 @@ ORDER = [
     "baselines",
     "compare",
     "report",
+    "served",
+    "review",
+    "chat",
     "commands",
     "cli",
 ]
 STOOD_ON = (
     "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "pairwise", "rounded_weights", "subject",
+    "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""

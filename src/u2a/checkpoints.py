@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from u2a import processes
 from u2a.fingerprint import fingerprint
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, restore
@@ -54,7 +55,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Removes what an earlier run kept here: a later `--resume` must not take it for this run's."""
-        if self.folder is None or not self.folder.is_dir():
+        if self.folder is None or not self.folder.is_dir() or not processes.is_main():
             return
         for name in ("outer-*", "inner-*", "scores-*"):
             for path in self.folder.glob(name):
@@ -74,7 +75,9 @@ class Checkpoints:
             "points": [vars(point) for point in ledger.points],
             "texts": fingerprint(ledger.problem),
         }
-        write_state(self.folder / f"outer-{state.outer_step:03d}.safetensors", tensors, content)
+        with processes.as_one():
+            if processes.is_main():
+                write_state(self.folder / f"outer-{state.outer_step:03d}.safetensors", tensors, content)
 
     def load(self, state: OuterState, ledger: Ledger, task: Task) -> OuterState:
         """The last whole checkpoint's state, with the ledger and φ brought to it; `state` itself if none.
@@ -82,7 +85,8 @@ class Checkpoints:
         Raises:
             UserError: the rows or the model are not those of the checkpoint.
         """
-        tensors, saved = next(self._whole(), ({}, None))
+        found = next(self._whole(), None) if processes.is_main() else None
+        tensors, saved = processes.from_main(found) or ({}, None)
         if saved is None:
             return state
         if saved["texts"] != fingerprint(ledger.problem):

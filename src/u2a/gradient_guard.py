@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from u2a import processes
 from u2a.micro_batches import parts
+from u2a.sharding import own_part
 from u2a.types import GuardStop
 
 
@@ -28,7 +30,7 @@ class FiniteGradients(TrainerCallback):
         del args, control
         if self.trainer.accelerator.scaler is not None:
             return  # half precision: the scaler finds them, leaves the step out and lowers its scale
-        bad = self._not_finite()
+        bad = next((name for name in processes.gathered(self._not_finite()) if name), "")
         if bad:
             raise GuardStop(
                 f"the gradient of {bad} is not finite at step {state.global_step}: {self._whose()}; lower "
@@ -40,11 +42,13 @@ class FiniteGradients(TrainerCallback):
         gradients = {n: p.grad for n, p in self.trainer.model.named_parameters() if p.grad is not None}
         if not gradients:
             return ""
-        finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients.values()]).tolist()
+        finite = torch.stack([torch.isfinite(own_part(g)).all() for g in gradients.values()]).tolist()
         return next((name for name, good in zip(gradients, finite, strict=True) if not good), "")
 
     def _whose(self) -> str:
         """The step's rows, text by text: asked only once their sum is not finite."""
+        if processes.count() > 1:
+            return "some row of the step has such a one"
         trainer, names = self.trainer, []
         for inputs in trainer.step_batches:
             for part in parts(inputs, 1):

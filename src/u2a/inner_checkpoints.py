@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from u2a import processes
 from u2a.checkpoints import OuterState, refuse_another_model, take_best
 from u2a.fingerprint import fingerprint
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
@@ -66,11 +67,13 @@ class InnerCheckpoints:
             return
         name = f"inner-{position.outer_step:03d}-{position.halving:02d}-{trainer.state.global_step:08d}"
         path = self.folder / name
-        shutil.rmtree(path, ignore_errors=True)  # one without a seal, of a process that was killed
-        path.mkdir(parents=True)
+        with processes.as_one():
+            if processes.is_main():
+                shutil.rmtree(path, ignore_errors=True)  # one without a seal, of a process that was killed
+                path.mkdir(parents=True)
         trainer._save_optimizer_and_scheduler(str(path))
-        trainer._save_rng_state(str(path))
-        trainer.state.save_to_json(str(path / _TRAINER_STATE))
+        with processes.as_one():
+            trainer._save_rng_state(str(path))
         tensors = {**snapshot(ledger.problem), "weights now": torch.from_numpy(state.weights)}
         tensors |= {f"best {n}": p for n, p in ledger.best_parameters.items()}
         content = {
@@ -78,32 +81,36 @@ class InnerCheckpoints:
             "learning_rate": state.learning_rate,
             "points": [vars(point) for point in ledger.points],
             "texts": fingerprint(ledger.problem),
-            "files": _digests(path),
         }
-        write_state(path / PARAMETERS, tensors, content)
-        for old in self._sorted()[:-_KEPT]:
-            _remove(old)
+        with processes.as_one():
+            if processes.is_main():
+                trainer.state.save_to_json(str(path / _TRAINER_STATE))
+                write_state(path / PARAMETERS, tensors, {**content, "files": _digests(path)})
+                for old in self._sorted()[:-_KEPT]:
+                    _remove(old)
 
     def load(self, state: OuterState, ledger: Ledger, task: Task) -> InnerPosition | None:
         """The position to go on from, in the outer step after `state`'s, with `state` and the ledger brought
         to it; None if there is none."""
-        for path, tensors, saved in self._whole():
-            position = InnerPosition(**saved["position"])
-            if position.outer_step != state.outer_step + 1 or saved["texts"] != fingerprint(ledger.problem):
-                self.clear()  # of steps that will come again
-                return None
-            state.weights = tensors["weights now"].numpy().copy()
-            state.history.append(state.weights)
-            state.learning_rate = saved["learning_rate"]
-            ledger.points = [Point(**point) for point in saved["points"]]
-            refuse_another_model(ledger)
-            take_best(ledger, tensors, task)
-            return replace(position, folder=path)
-        return None
+        found = processes.from_main(next(self._whole(), None) if processes.is_main() else None)
+        if found is None:
+            return None
+        path, tensors, saved = found
+        position = InnerPosition(**saved["position"])
+        if position.outer_step != state.outer_step + 1 or saved["texts"] != fingerprint(ledger.problem):
+            self.clear()  # of steps that will come again
+            return None
+        state.weights = tensors["weights now"].numpy().copy()
+        state.history.append(state.weights)
+        state.learning_rate = saved["learning_rate"]
+        ledger.points = [Point(**point) for point in saved["points"]]
+        refuse_another_model(ledger)
+        take_best(ledger, tensors, task)
+        return replace(position, folder=path)
 
     def clear(self) -> None:
         """Removes them: the outer step is done."""
-        for path in self._sorted():
+        for path in self._sorted() if processes.is_main() else ():
             _remove(path)
 
     def _sorted(self) -> list[Path]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PrinterCallback, TrainerCallback
 
+from u2a import processes
 from u2a.config import UnlearnOptions
+from u2a.logprobs import unwrapped
 from u2a.problem import Problem
 from u2a.trainer import U2AConfig, UnlearnTrainer
+from u2a.types import UserError
 
 
 def unlearning_trainer(
@@ -28,7 +32,15 @@ def unlearning_trainer(
         weights: ω (N,), ≥ 0, one for each negative.
         learning_rate: AdamW's, constant; the outer loop may have halved the one of `options`.
         folder: scratch folder of the run, the caller's to remove. Nothing worth keeping goes there.
+
+    Raises:
+        UserError: several processes cannot share a micro-batch evenly.
     """
+    count = processes.count()
+    if options.batch_size % count:
+        raise UserError(
+            f"--batch-size {options.batch_size} counts over all processes: take a multiple of {count}"
+        )
     rows = problem.negative_texts
     for name, values in (("weight", weights), ("ref_logprob", problem.reference.numpy())):
         rows = rows.add_column(name, np.asarray(values, np.float64))
@@ -43,10 +55,12 @@ def unlearning_trainer(
         lr_scheduler_type="constant",
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.batch_size,
+        per_device_train_batch_size=options.batch_size // count,
         gradient_accumulation_steps=options.gradient_accumulation,
         gradient_checkpointing=options.gradient_checkpointing,
         seed=seed,
+        ddp_broadcast_buffers=False,  # nothing changes them, and passes need not wait for each other
+        ddp_find_unused_parameters=_has_experts(problem.policy.model),
         use_cpu=problem.policy.device.type == "cpu",
         report_to="none",
         save_strategy="no",
@@ -66,3 +80,9 @@ def unlearning_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _has_experts(model: Any) -> bool:
+    """Whether a pass may leave some parameters out, which exchanging gradients must take into account."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any(getattr(unwrapped(model).config, name, None) for name in names)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from u2a import processes
+
 _SAID = b"\nu2a: finishing the current step, then saving; Ctrl-C once more stops at once\n"
 
 
@@ -36,7 +38,7 @@ def listening(*, quiet: bool = False) -> Iterator[None]:
     def ask(number: int, _frame: FrameType | None) -> None:
         if _Asked.by and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not _Asked.by and not quiet:
+        if not _Asked.by and not quiet and processes.is_main():
             os.write(2, _SAID)
         _Asked.by = number
 
@@ -50,15 +52,15 @@ def listening(*, quiet: bool = False) -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether a signal has asked for a stop."""
+    """Whether a signal has asked this process for a stop."""
     return bool(_Asked.by)
 
 
 def check() -> None:
-    """Call it where everything done so far is kept.
+    """Call it where everything done so far is kept; of several processes, in all at the same place.
 
     Raises:
-        Interrupted: a signal has asked for a stop.
+        Interrupted: a signal has asked for a stop, one of them at least.
     """
-    if _Asked.by:
+    if processes.any_of(asked()):
         raise Interrupted

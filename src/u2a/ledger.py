@@ -10,6 +10,7 @@ from torch import Tensor
 
 from u2a.config import OuterOptions
 from u2a.problem import Measurement, Problem
+from u2a.sharding import set_whole, whole
 
 Parameters = dict[str, Tensor]
 
@@ -93,12 +94,12 @@ class Ledger:
 
 
 def snapshot(problem: Problem) -> Parameters:
-    """A copy of the trainable parameters φ, on the CPU."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in problem.policy.trainable().items()}
+    """A copy of the trainable parameters φ, on the CPU; of sharded ones every process has all of it."""
+    return {name: whole(p.detach()).to("cpu", copy=True) for name, p in problem.policy.trainable().items()}
 
 
 def restore(problem: Problem, parameters: Parameters) -> None:
     """Sets φ to a snapshot."""
     with torch.no_grad():
         for name, p in problem.policy.trainable().items():
-            p.copy_(parameters[name])
+            set_whole(p, parameters[name])

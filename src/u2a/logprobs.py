@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from u2a import processes
 from u2a.data import packing
 from u2a.data.collate import length_sorted_batches, row_name
-from u2a.memory import Attempt, fitting
+from u2a.memory import Attempt, fitting, working
 from u2a.types import IGNORE, Batch, GuardStop, PackedBatch
 
 if TYPE_CHECKING:
@@ -172,23 +173,23 @@ def text_batches(
 
 
 def fitting_batches(
-    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, kind: str
+    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, kind: str, deal: bool = False
 ) -> Iterator[Attempt[Batch | PackedBatch]]:
     """As `text_batches`, each to be worked on in a block that may run out of memory (`u2a.memory`).
 
     Once memory has run out, prompts are not shared any more: rows of several texts can be made no shorter
-    than one text needs.
+    than one text needs. `deal`: to the processes, as in `u2a.memory.fitting`.
     """
 
     def batches(part: Dataset, tokens: int) -> Iterator[Batch | PackedBatch]:
         share = tokens == max_tokens
         return text_batches(model, part, max_tokens=tokens, pad_token_id=pad_token_id, share=share)
 
-    return fitting(model, texts, max_tokens, batches, kind=kind)
+    return fitting(model, texts, max_tokens, batches, kind=kind, deal=deal)
 
 
 def fitting_apart(
-    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, kind: str
+    model: nn.Module, texts: Dataset, *, max_tokens: int, pad_token_id: int, kind: str, deal: bool = False
 ) -> Iterator[Attempt[Batch]]:
     """The same in length-sorted batches, examples apart."""
     device = next(model.parameters()).device
@@ -197,7 +198,7 @@ def fitting_apart(
         for batch in length_sorted_batches(part, max_tokens=tokens, pad_token_id=pad_token_id):
             yield batch.to(device)
 
-    return fitting(model, texts, max_tokens, batches, kind=kind)
+    return fitting(model, texts, max_tokens, batches, kind=kind, deal=deal)
 
 
 def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id: int) -> bool:
@@ -216,7 +217,8 @@ def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id:
         if not plan.sharing:
             return False
         few = sorted({i for group in plan.sharing[:2] for i in group.texts[:3]})
-        known[attention] = _packing_agrees(model, texts.select(few), pad_token_id)
+        # one answer for all: the processes deal the same batches
+        known[attention] = processes.from_main(_packing_agrees(model, texts.select(few), pad_token_id))
     return known[attention]
 
 
@@ -247,6 +249,8 @@ def dataset_logprobs(
 ) -> Tensor:
     """s_i of every row of a tokenised data set, without gradient: (N,), in the data set's order, on the CPU.
 
+    Several processes share the rows and all get all of s, each number as one process alone would get it.
+
     Args:
         texts: as `tokenize_rows` makes it.
         max_tokens: most padded tokens of one forward pass; fewer where memory runs out.
@@ -256,18 +260,25 @@ def dataset_logprobs(
         OutOfMemory: one row alone does not fit; the message names it.
     """
     out: Tensor | None = None
+    own = torch.zeros(len(texts), dtype=torch.bool)
     sizes = {"max_tokens": max_tokens, "pad_token_id": pad_token_id}
-    with evaluating(model), torch.no_grad():
-        for attempt in fitting_batches(model, texts, **sizes, kind="a forward pass"):
+    with evaluating(model), torch.no_grad(), working(model):
+        for attempt in fitting_batches(model, texts, **sizes, kind="a forward pass", deal=True):
             with attempt as batch:
                 values = response_logprobs(model, batch).cpu()
                 if out is None:
                     out = values.new_full((len(texts),), float("nan"))
+                if attempt.idle:
+                    continue
                 out[batch.index.cpu()] = values
+                own[batch.index.cpu()] = True
                 if progress:
-                    progress(len(values))
-    if out is None:
+                    progress(attempt.done)
+    kinds = [kind for kind in processes.gathered(None if out is None else out.dtype) if kind is not None]
+    if not kinds:
         raise ValueError("no rows to score")
+    out = torch.zeros(len(texts), dtype=kinds[0]) if out is None else out
+    out = processes.put_together(out, own)
     refuse_non_finite(out, texts, "log-prob")
     return out
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.checkpoints import OuterState
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
 from u2a.ledger import Ledger
 from u2a.problem import Measurement, Task
 from u2a.repetition import greedy_repetition
+from u2a.sharding import is_sharded
 
 if TYPE_CHECKING:
     from u2a.trainer import UnlearnTrainer
@@ -29,7 +30,8 @@ class Measuring(TrainerCallback):
     """Measures J, U and KL a few times in an inner run, and stops it once a point is past a budget.
 
     A checkpoint is kept at every measured point, every few minutes, and when a signal asks for a stop; none
-    after the last step, which the outer loop's own follows at once. `trainer` is set when it is made.
+    after the last step, which the outer loop's own follows at once, and none where the optimiser is
+    sharded. `trainer` is set when it is made.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Measuring(TrainerCallback):
             return
         if last or self.checkpoints.folder is None or self.trainer is None:
             return
-        if due or interruption.asked() or time.monotonic() - self._kept_at > EVERY:
+        if self.trainer.is_deepspeed_enabled or is_sharded(self.ledger.problem.policy.model):
+            return  # no process has the optimiser's whole state: the outer loop's checkpoints must do
+        if due or processes.any_of(interruption.asked() or time.monotonic() - self._kept_at > EVERY):
             self.checkpoints.save(self.trainer, self.position, self.state, self.ledger)
             self._kept_at = time.monotonic()
             interruption.check()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -17,7 +18,9 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
+from u2a import processes
 from u2a.data.collate import row_name, token_counts
+from u2a.sharding import is_sharded
 from u2a.types import Batch, OutOfMemory, PackedBatch
 
 if TYPE_CHECKING:
@@ -60,9 +63,16 @@ def lower(model: nn.Module, kind: str, size: int, unit: str = "tokens a batch") 
 class Attempt(Generic[AnyBatch]):
     """One batch to be worked on: `with attempt as batch`. Running out of memory within ends the block, and
     the batch's texts come again in smaller batches; so a block changes nothing outside before its work is
-    done."""
+    done.
+
+    `done` is how many texts all processes have done by it. An `idle` one is another process's batch: it is
+    worked on because the parameters are sharded, so that every process must take part in every pass, and
+    what is found is dropped.
+    """
 
     batch: AnyBatch
+    done: int = 0
+    idle: bool = False
     failed: bool = field(default=False, init=False)
 
     def __enter__(self) -> AnyBatch:
@@ -82,8 +92,13 @@ def fitting(
     batches: Callable[[Dataset, int], Iterator[AnyBatch]],
     *,
     kind: str,
+    deal: bool = False,
 ) -> Iterator[Attempt[AnyBatch]]:
     """`texts` in batches, every text once; where one runs out of memory, again in batches of half its tokens.
+
+    With `deal` the batches, those of a run of one process, are dealt out to the processes: this one gets its
+    own, and the caller puts together what all have found. A batch, and so the numbers that it gives, is the
+    same for any number of processes.
 
     Args:
         max_tokens: most padded tokens of a batch, as long as they fit.
@@ -94,6 +109,9 @@ def fitting(
     Raises:
         OutOfMemory: one text alone does not fit; names its row.
     """
+    if deal and processes.count() > 1:
+        yield from _dealt(model, texts, max_tokens, batches, kind)
+        return
     left = torch.arange(len(texts))
     while len(left):
         tokens = largest(model, kind, max_tokens)
@@ -102,7 +120,8 @@ def fitting(
         done = []
         for batch in _made(model, batches(part, tokens), kind, tokens):
             where = left[batch.index.cpu()]
-            attempt = Attempt(batch if whole else replace(batch, index=where.to(batch.index.device)))
+            named = batch if whole else replace(batch, index=where.to(batch.index.device))
+            attempt = Attempt(named, len(where))
             yield attempt
             if attempt.failed:
                 if len(where) == 1:
@@ -111,6 +130,65 @@ def fitting(
                 break
             done.append(where)
         left = left[~torch.isin(left, torch.cat(done))] if done else left
+
+
+def working(model: nn.Module) -> AbstractContextManager[None]:
+    """Around a pass that is dealt out: an error of one process is raised in all. Where parameters are sharded
+    the others wait within the model, and the launcher ends them."""
+    return nullcontext() if is_sharded(model) else processes.as_one()
+
+
+def _dealt(
+    model: nn.Module,
+    texts: Dataset,
+    max_tokens: int,
+    batches: Callable[[Dataset, int], Iterator[AnyBatch]],
+    kind: str,
+) -> Iterator[Attempt[AnyBatch]]:
+    """This process's batches of `texts`; where they do not fit, its texts in smaller ones."""
+    sharded, fits = is_sharded(model), largest(model, kind, max_tokens) == max_tokens
+    left: list[torch.Tensor] = []
+    for batch, idle in _turns(batches(texts, max_tokens)):
+        if idle and not sharded:
+            continue
+        if not fits:
+            left.append(batch.index.cpu())
+            continue
+        attempt = Attempt(batch, len(batch.index) * processes.count(), idle)
+        yield attempt
+        if attempt.failed:
+            if sharded:  # the other processes are in the middle of the same pass
+                raise OutOfMemory(
+                    f"out of memory in {kind} of a sharded model: lower --score-tokens. {WHAT_TO_DO}"
+                )
+            fits = False
+            lower(model, kind, max(1, min(max_tokens, batch.input_ids.numel()) // 2))
+            left.append(batch.index.cpu())
+    if left:
+        rest = torch.cat(left).sort().values
+        for attempt in fitting(model, texts.select(rest.tolist()), max_tokens, batches, kind=kind):
+            where = rest[attempt.batch.index.cpu()]
+            attempt.batch = replace(attempt.batch, index=where.to(attempt.batch.index.device))
+            attempt.done *= processes.count()
+            yield attempt
+
+
+def _turns(batches: Iterator[AnyBatch]) -> Iterator[tuple[AnyBatch, bool]]:
+    """Every so manieth batch, so that each is some process's; as many for all of them: one that goes without
+    in the last round gets another's, and True."""
+    mine: AnyBatch | None = None
+    spare: AnyBatch | None = None
+    for number, batch in enumerate(batches):
+        turn = number % processes.count()
+        if turn == 0:
+            spare, mine = batch, None
+        if turn == processes.index():
+            mine = batch
+        if turn == processes.count() - 1 and mine is not None:
+            yield mine, False
+            spare = None
+    if spare is not None:
+        yield (spare, True) if mine is None else (mine, False)
 
 
 def _made(model: nn.Module, batches: Iterator[AnyBatch], kind: str, tokens: int) -> Iterator[AnyBatch]:

@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from u2a import processes
+from u2a.base_files import restore_base_files
 from u2a.demo_model import demo_model
 from u2a.model_loading import load_source, quiet_transformers
 from u2a.model_source import ModelSource, check_source
+from u2a.sharding import at_rest, is_sharded, shard, whole
 from u2a.types import UserError
 
 __all__ = [
@@ -63,6 +66,7 @@ class Policy:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """φ: the trained parameters by name, in the model's own order. Empty within `reference()`."""
+        at_rest(self.model)
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -85,15 +89,36 @@ class Policy:
         """Where the parameters are."""
         return next(self.model.parameters()).device
 
-    def save(self, folder: Path | str) -> None:
-        """Writes the adapter (full fine-tuning: the whole model) and the tokenizer, as safetensors."""
+    def shard(self) -> None:
+        """Spreads the parameters over the processes, as the launcher's configuration says; collective."""
+        self.model = shard(self.model)
+
+    def whole_state(self) -> dict[str, Tensor] | None:
+        """What `save` needs of a model that is sharded, on the CPU, in the first process; collective. Else
+        None."""
+        if not is_sharded(self.model):
+            return None
+        kept = self.trainable() if self.has_adapter else self.model.state_dict()
+        gathered = ((name, whole(value.detach()).cpu()) for name, value in kept.items())
+        return {name: value for name, value in gathered if processes.is_main()}
+
+    def save(self, folder: Path | str, state: dict[str, Tensor] | None = None) -> None:
+        """Writes the adapter, or the whole model where there is none, and the tokenizer, as safetensors.
+
+        Args:
+            state: `whole_state()` of a sharded model.
+        """
         # The vocabulary is never grown, and PEFT's way of finding that out asks the Hub for the base.
-        options = {"save_embedding_layers": False} if self.has_adapter else {}
+        options: dict[str, Any] = {"save_embedding_layers": False} if self.has_adapter else {}
+        if state is not None:
+            options["state_dict"] = state
         if self._use_cache is not None:  # every Trainer switches it off in the config that is saved
             self.model.config.use_cache = self._use_cache
         with quiet_transformers():
             self.model.save_pretrained(folder, **options)
         self.tokenizer.save_pretrained(folder)
+        if not self.has_adapter:
+            restore_base_files(Path(folder), self.tokenizer.name_or_path)
 
     def redraw_adapter(self, seed: int) -> None:
         """LoRA's A drawn anew from `seed` and B = 0, in place: the original model again. Without an adapter
@@ -136,6 +161,7 @@ def load_policy(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    on_cpu: bool = False,
 ) -> Policy:
     """Loads a model and puts a new LoRA adapter with B = 0 on it, so that it starts as the original model.
 
@@ -150,9 +176,18 @@ def load_policy(
         seed: of the adapter's A; the global random state is left alone.
         device: default the accelerator of this process, else the CPU.
         trust_remote_code: run code that comes with the model.
+        attn_implementation: `eager`, `sdpa` or `flash_attention_2`; None = what transformers takes.
+        on_cpu: leave it on the CPU, in the format for `device`: `Policy.shard` spreads it from there.
 
     Raises:
         UserError: the source or an option is unusable.
+
+    Example:
+        >>> from u2a import load_policy
+        >>> from u2a.tiny_model import tiny_model
+        >>> policy = load_policy(tiny_model(), lora_rank=2)
+        >>> policy.has_adapter, all("lora_" in name for name in policy.trainable())
+        (True, True)
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: take one of auto, {', '.join(DTYPES)}")
@@ -162,6 +197,7 @@ def load_policy(
     # AdamW steps of a usual size would be rounded away in 16-bit parameters
     full = dtype == "auto" and lora_rank == 0
     kind = torch.float32 if full else _dtype(dtype, where)
+    where = torch.device("cpu") if on_cpu else where
     checked = check_source(source, trust_remote_code=trust_remote_code)
     if checked.kind == "demo":
         checked = ModelSource("demo", "folder", demo_model())
@@ -174,7 +210,8 @@ def load_policy(
         options["quantization_config"] = _quantization(quantize, checked, lora_rank, where, kind)
     model, tokenizer = load_source(checked, **options)
     ensure_pad_token(tokenizer, model)
-    model = model.to(where) if quantize == "none" else model
+    if quantize == "none" and not on_cpu:
+        model = model.to(where)
     if lora_rank == 0:
         model.requires_grad_(True)
         return Policy(model.eval(), tokenizer, False, checked.name)

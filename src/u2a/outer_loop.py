@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.finetune import ShowSteps
@@ -99,6 +99,21 @@ def align(
     Returns:
         the result; the policy's parameters are those of the best admissible measured point, which is the
         original model itself when nothing did better.
+
+    Example:
+        >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> result = align(problem)
+        >>> result.best.objective >= result.start.objective
+        True
+        >>> len(result.weights)
+        2
     """
     weights = weights or WeightOptions()
     checkpoints = Checkpoints(folder)
@@ -190,7 +205,7 @@ class _OuterLoop:
             self._pause()
         impact = self.first.impact
         count = parse_selection(self.weighting.select, len(impact))
-        weights = select_greedily(impact, count, self.problem.prior)
+        weights = processes.from_main(select_greedily(impact, count, self.problem.prior))
         return OuterState(weights, impact_scale(impact, weights) if weights.any() else 1.0, rate)
 
     def _outer_steps(
@@ -242,7 +257,7 @@ class _OuterLoop:
         table = self._table(k)
         restart = self.outer.restart or k == 1
         at, begin = (ledger.start, original) if restart else (ledger.best, ledger.best_parameters)
-        state.weights = self._new_weights(state, at, table)
+        state.weights = processes.from_main(self._new_weights(state, at, table))
         state.history.append(state.weights)
         cost = float(state.weights @ table.utility_cost) if table is not None else None
         return InnerPosition(k, before, at.utility, cost), begin

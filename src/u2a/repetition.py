@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from u2a import processes
 from u2a.generation import continuations
 from u2a.ngrams import repetition
 from u2a.objectives import Reward
@@ -30,7 +31,7 @@ def greedy_repetition(problem: Problem, task: Task = silent) -> float:
             top_k=None,
             top_p=None,
         )
-    return float(np.mean([repetition(answer) for answer in answers]))
+    return processes.from_main(float(np.mean([repetition(answer) for answer in answers])))
 
 
 def _prompts(problem: Problem) -> list[list[int]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.files import cut_half_line, is_leftover, sweep, write_json, write_text
 from u2a.files import whole_file as whole_file
 from u2a.files import whole_folder as whole_folder
@@ -61,13 +61,15 @@ _OPENING = ("versions.json", "run.log", COSTS, "config.yaml")
 @dataclass
 class RunFolder:
     """One run's folder. Make it with `create` and use it as a context manager: everything in it is written
-    whole or appended line by line. `lock` keeps other runs out."""
+    whole or appended line by line. `lock` keeps other runs out. Of several processes that do one run, the
+    first alone `writes`."""
 
     path: Path
     phases: dict[str, PhaseCost] = field(default_factory=dict)
     fresh: bool = False
     log_file: logging.Handler | None = None
     lock: RunLock | None = None
+    writes: bool = True
     _running: dict[str, Callable[[], PhaseCost]] = field(default_factory=dict)
 
     def __enter__(self) -> RunFolder:
@@ -133,6 +135,8 @@ class RunFolder:
     ) -> RunFolder:
         """Makes the folder with `config.yaml`, `versions.json` and the log file `run.log`.
 
+        Of several processes that do one run, the first makes it.
+
         Args:
             command: what makes the run; another one does not go on with it.
             shared: processes with the same configuration may work in it at once.
@@ -141,6 +145,15 @@ class RunFolder:
             UserError: as `check`; or another run is at work there; or the configuration differs from the one
                 that is being resumed.
         """
+        with processes.as_one():
+            if processes.is_main():
+                return cls._create(path, config, command, resume, shared)
+        return cls(path, writes=False)
+
+    @classmethod
+    def _create(
+        cls, path: Path, config: Mapping[str, Any], command: str, resume: bool, shared: bool
+    ) -> RunFolder:
         cls.check(path, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         lock = RunLock.take(path, shared=shared and resume)
@@ -174,6 +187,8 @@ class RunFolder:
 
     def record(self, event: str, **values: Any) -> None:
         """Appends one line to `metrics.jsonl`."""
+        if not self.writes:
+            return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -18,6 +18,7 @@ from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from u2a import processes
 from u2a.data.collate import collate, row_name, tokenize_rows
 from u2a.data.render import Renderer
 from u2a.data.retain_order import retain_rows
@@ -30,9 +31,15 @@ from u2a.logprobs import (
     response_logprobs,
     unwrapped,
 )
-from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
+from u2a.losses import UnlearningLoss, loss_class, resolve_loss
+from u2a.losses.contract import check_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
+from u2a.model_loading import load_source
+from u2a.model_source import check_source
+from u2a.sharding import is_sharded
+from u2a.training_card import write_card
+from u2a.training_rows import EvenOrder, PositiveRows
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
 
@@ -59,6 +66,12 @@ class U2AConfig(TrainingArguments):
             pair has two answers).
         max_length: tokens of prompt and response together.
         template: `auto` (the tokenizer's chat template) or `none` (raw text).
+
+    Example:
+        >>> from u2a import U2AConfig
+        >>> args = U2AConfig("out", loss_type="graddiff", retain_weight=0.5, report_to="none")
+        >>> args.loss_type, args.retain_loss  # a name of the literature: ga with the nll retain term
+        ('ga', 'nll')
     """
 
     # clipping would undo what weights do to the size of a step
@@ -91,7 +104,8 @@ class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.
 
     Args:
-        model: a causal language model, or a PEFT model (then the reference is the adapter switched off).
+        model: a causal language model, a PEFT model (then the reference is the adapter switched off), or the
+            name of one: a folder or a Hub id, loaded in float32.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
         train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
@@ -102,7 +116,8 @@ class UnlearnTrainer(Trainer):
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
-        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`.
+        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
+            language modelling unless it says otherwise.
         callbacks: as in `Trainer`.
 
     Raises:
@@ -110,24 +125,27 @@ class UnlearnTrainer(Trainer):
             retain data, μ without pairs, a reference-based loss without a reference.
 
     Example:
+        >>> import tempfile
         >>> from datasets import Dataset
-        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from transformers import AutoModelForCausalLM
         >>> from peft import LoraConfig
         >>> from u2a import U2AConfig, UnlearnTrainer
+        >>> from u2a.tiny_model import tiny_model
         >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
         >>> trainer = UnlearnTrainer(
-        ...     model=AutoModelForCausalLM.from_pretrained(folder),
-        ...     args=U2AConfig(output_dir, loss_type="npo", learning_rate=1e-4, num_train_epochs=1),
+        ...     model=AutoModelForCausalLM.from_pretrained(tiny_model()),
+        ...     args=U2AConfig(tempfile.mkdtemp(), loss_type="npo", num_train_epochs=1, report_to="none"),
         ...     train_dataset=bad,
-        ...     processing_class=AutoTokenizer.from_pretrained(folder),
-        ...     peft_config=LoraConfig(r=16, target_modules="all-linear"),
+        ...     peft_config=LoraConfig(r=2, target_modules="all-linear"),
         ... )
-        >>> _ = trainer.train()
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {...
+        1
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: PreTrainedModel | nn.Module | str,
         args: U2AConfig | None = None,
         loss: UnlearningLoss | None = None,
         train_dataset: Dataset | None = None,
@@ -147,23 +165,31 @@ class UnlearnTrainer(Trainer):
                 "train_dataset holds rows whose label is true, that is good answers: keep only those to "
                 "unlearn, `train_dataset.filter(lambda row: not row['label'])`"
             )
+        trained: Any = model
+        if isinstance(model, str):
+            trained, tokenizer = load_source(
+                check_source(model), dtype=torch.float32, trust_remote_code=False
+            )
+            processing_class = processing_class or tokenizer
         if processing_class is None:
             from transformers import AutoTokenizer
 
-            processing_class = AutoTokenizer.from_pretrained(unwrapped(model).config.name_or_path)
+            processing_class = AutoTokenizer.from_pretrained(unwrapped(trained).config.name_or_path)
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            peft_config.task_type = peft_config.task_type or "CAUSAL_LM"  # what AutoPeftModel looks for
+            trained = get_peft_model(trained, peft_config)
         args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
-        if args.retain_loss == "kl" and reference_model is None and not hasattr(model, "disable_adapter"):
+        if args.retain_loss == "kl" and reference_model is None and not hasattr(trained, "disable_adapter"):
             raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
         if args.dataloader_drop_last:
             raise UserError(
                 "dataloader_drop_last would leave negatives out of the objective; set it to False"
             )
         self._reference_model = reference_model
-        self.loss = loss or LOSSES[args.loss_type](**(args.loss_options or {}))
+        self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
+        check_loss(self.loss)
         self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
         if self._retain_name in ("nll", "kl") and not retain_dataset:
             raise UserError(f"the {self._retain_name} retain term needs retain data: give retain_dataset")
@@ -179,15 +205,19 @@ class UnlearnTrainer(Trainer):
         self.args: U2AConfig
         self.model: Any
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
-            train_dataset=_PositiveRows(negatives, np.flatnonzero(self.weights)),
+            train_dataset=PositiveRows(negatives, np.flatnonzero(self.weights)),
             data_collator=_Collator(self._pad_token_id),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True
+        if is_sharded(self.model):
+            if self._retain_name == "l2":
+                raise UserError("the l2 retain term does not go with sharded parameters: take nll or kl")
+            self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
         self.add_callback(FiniteGradients(self))
@@ -219,6 +249,25 @@ class UnlearnTrainer(Trainer):
         if not KeptTraining(self).read_parameters(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    # -- the model card -----------------------------------------------------------------------------------
+
+    def create_model_card(  # the base class's arguments: `push_to_hub` passes some of them on
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,  # noqa: ARG002
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,  # noqa: ARG002
+        dataset_tags: str | list[str] | None = None,  # noqa: ARG002
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,  # noqa: ARG002
+    ) -> None:
+        """Writes the card that `push_to_hub` uploads: no path of this machine, no text of rows."""
+        if self.is_world_process_zero():
+            header = {"language": language, "license": license, "datasets": dataset}
+            write_card(self, finetuned_from, header, [tags] if isinstance(tags, str) else tags or [])
+
     # -- the reference ------------------------------------------------------------------------------------
 
     def _reference(self, negatives: Dataset, given: Dataset) -> Tensor:
@@ -238,6 +287,12 @@ class UnlearnTrainer(Trainer):
 
     # -- batches ------------------------------------------------------------------------------------------
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset
+        return EvenOrder(rows, self.args.train_batch_size * self.args.world_size, self.args.data_seed)
+
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
@@ -251,16 +306,18 @@ class UnlearnTrainer(Trainer):
         if batches and self._retain is not None and self._retain_name in ("nll", "kl"):
             rows = self._rows_of_step(len(self._retain), self.args.retain_batch_size or self._rows_per_step())
             tokens = torch.tensor(sum(self._retain[row]["n_tokens"] for row in rows))
-            for batch, share in self._shares(batches, rows):
+            for batch, share, counts in self._shares(batches, rows):
                 batch["retain"] = self._collated(self._retain, share)
                 batch["retain_tokens"] = tokens
+                batch["retain_counts"] = torch.tensor(counts)
         if batches and self._joint is not None:
             texts, count = self._joint.texts, len(self._joint.texts) // 2
             wanted = self.args.joint_batch_size or max(1, self._rows_per_step() // 2)
             pairs = self._rows_of_step(count, wanted)
-            for batch, share in self._shares(batches, pairs):
+            for batch, share, counts in self._shares(batches, pairs):
                 batch["pairs"] = self._collated(texts, [*share, *(pair + count for pair in share)])
                 batch["pairs_of_step"] = torch.tensor(len(pairs))
+                batch["pairs_count"] = torch.tensor(counts)
         return batches, None
 
     def _rows_of_step(self, total: int, count: int) -> list[int]:
@@ -269,12 +326,15 @@ class UnlearnTrainer(Trainer):
 
     def _shares(
         self, batches: list[dict[str, Any]], rows: list[int]
-    ) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """This process's part of `rows`, spread over its micro-batches; those that get none are left out."""
+    ) -> Iterator[tuple[dict[str, Any], list[int], float]]:
+        """This process's part of `rows`, spread over its micro-batches, and 1.0; those that get none are left
+        out. Of several processes all make as many passes, so that there they get a row that counts 0.0."""
         local = rows[self.args.process_index :: self.args.world_size]
         for batch, share in zip(batches, np.array_split(local, len(batches)), strict=True):
             if len(share):
-                yield batch, [int(row) for row in share]
+                yield batch, [int(row) for row in share], 1.0
+            elif self.args.world_size > 1:
+                yield batch, rows[:1], 0.0
 
     def _collated(self, texts: Dataset, rows: list[int]) -> dict[str, Tensor]:
         """Those texts as one batch whose `index` are their positions in `texts`."""
@@ -297,8 +357,10 @@ class UnlearnTrainer(Trainer):
             s = response_logprobs(model, batch)
             reference = self._reference_logprobs[batch.index.cpu()].to(s)
             losses = self.loss(s, reference, response_lengths(batch).to(s))
-            self._refuse_non_finite(losses.detach(), batch)
+            processes.stop_together(self._non_finite(losses.detach(), batch))
             weights = torch.as_tensor(self.weights, dtype=s.dtype)[batch.index.cpu()].to(s)
+            if self.args.world_size > 1:
+                weights = weights.masked_fill(batch.index < 0, 0.0)  # fillers
             # DDP averages over processes, so the sum is scaled back up by their number.
             loss = self.scale * (weights * losses).sum() * self.args.world_size
         loss = loss + self._retain_weight * self._retain_loss(model, inputs)
@@ -352,14 +414,16 @@ class UnlearnTrainer(Trainer):
         else:
             reference = self._reference_logits(batch)
             total = kl_sum(model, batch, reference)
-        return total / inputs["retain_tokens"] * self.args.world_size
+        scale = inputs["retain_counts"] * self.args.world_size if self.args.world_size > 1 else 1
+        return total / inputs["retain_tokens"] * scale
 
     def _joint_gain(self, model: nn.Module, inputs: dict[str, Any], joint: Preference) -> Tensor:
         """This micro-batch's part of the mean of J's terms over the step's pairs."""
         batch = _as_batch(inputs["pairs"])
         s = response_logprobs(model, batch)
         terms = joint.terms_of(s, batch.index.cpu())
-        return terms.sum() / inputs["pairs_of_step"] * self.args.world_size
+        scale = inputs["pairs_count"] * self.args.world_size if self.args.world_size > 1 else 1
+        return terms.sum() / inputs["pairs_of_step"] * scale
 
     def _reference_logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -368,14 +432,15 @@ class UnlearnTrainer(Trainer):
             with _adapter_off(self.model), evaluating(self.model):
                 return response_logits(self.model, batch)[0]
 
-    def _refuse_non_finite(self, losses: Tensor, batch: Batch) -> None:
+    def _non_finite(self, losses: Tensor, batch: Batch) -> GuardStop | None:
         bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            name = row_name(self._negatives, int(batch.index[int(bad[0])]))
-            raise GuardStop(
-                f"the unlearning loss of the negative {name} is {float(losses[int(bad[0])])} at step "
-                f"{self.state.global_step}: lower --learning-rate, or look at that row"
-            )
+        if not len(bad):
+            return None
+        name = row_name(self._negatives, int(batch.index[int(bad[0])]))
+        return GuardStop(
+            f"the unlearning loss of the negative {name} is {float(losses[int(bad[0])])} at step "
+            f"{self.state.global_step}: lower --learning-rate, or look at that row"
+        )
 
 
 def _checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
@@ -387,20 +452,6 @@ def _checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
     if not weights.any():
         raise UserError("train_dataset: every weight is 0, so there is nothing to unlearn")
     return weights
-
-
-class _PositiveRows(torch.utils.data.Dataset):
-    """The tokenised negatives of positive weight, each with its position in the whole set."""
-
-    def __init__(self, negatives: Dataset, positions: np.ndarray) -> None:
-        self.negatives, self.positions = negatives, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        position = int(self.positions[item])
-        return {**self.negatives[position], "index": position}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from u2a import processes
 from u2a.commands.ends import End, end_of
 from u2a.commands.impact import counts, describe, self_check_figures
 from u2a.commands.schemas import ALIGN
@@ -19,6 +19,7 @@ from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
+    join_processes,
     load_data,
     load_model,
     minutes,
@@ -33,8 +34,8 @@ from u2a.runs import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
-    from u2a.evaluate.preference import PairMetrics
     from u2a.models import Policy
     from u2a.outer_loop import AlignResult
     from u2a.problem import Problem
@@ -43,13 +44,15 @@ if TYPE_CHECKING:
 def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
-    if values["output"]:
-        RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values, ALIGN)
+    join_processes(values)
+    with processes.as_one():
+        if values["output"]:
+            RunFolder.check(folder, resume=values["resume"])
+        data = load_data(values, ALIGN)
 
-    from u2a.models import check_source
+        from u2a.models import check_source
 
-    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         with run.phase("loading"):
@@ -61,14 +64,18 @@ def run(values: Mapping[str, Any]) -> int:
         result = _align(problem, values, run, bars)
         with run.phase("evaluation"):
             after = _held_out(problem, data, bars)
-        rows = measurement_rows(result.start, result.best)
-        rows += held_out_rows(before.metrics, after.metrics) if before and after else []
-        end = end_of(result, before.margins if before else None, after.margins if after else None)
-        _write_results(run, result, data, policy, rows, end)
-        if values["merge"]:
-            save_merged(policy, run.path)
+        rows = measurement_rows(result.start, result.best, problem)
+        rows += held_out_rows(before, after) if before and after else []
+        end = end_of(result, before["margin"] if before else None, after["margin"] if after else None)
+        state = policy.whole_state()
+        with processes.as_one():
+            if processes.is_main():
+                _write_results(run, result, data, policy, rows, end, state)
+                if values["merge"]:
+                    save_merged(policy, run.path)
+                _write_card(run)
     say(f"Run folder: {run.path}")
-    say(end.line)
+    say(end.line, essential=True)
     return end.status
 
 
@@ -93,27 +100,19 @@ def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Ba
     )
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """Metrics of the held-out pairs and their margins (P,) in nats."""
-
-    metrics: PairMetrics
-    margins: np.ndarray
-
-
-def _held_out(problem: Problem, data: Data, bars: Bars) -> _HeldOut | None:
+def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray] | None:
+    """What each held-out pair contributes to the figures on them; None without such pairs."""
     if data.test is None:
         return None
     import torch
 
-    from u2a.evaluate.preference import pair_margins, pair_metrics
+    from u2a.evaluate.preference import pair_values
     from u2a.problem import pair_texts
 
     texts, _ = pair_texts(data.test, problem.renderer)
     with bars.task("held-out pairs", len(texts)) as progress:
         s = problem.logprobs(texts, progress)
-    lengths = torch.tensor(texts["n_tokens"])
-    return _HeldOut(pair_metrics(s, lengths), pair_margins(s, lengths)[0].numpy())
+    return pair_values(s, torch.tensor(texts["n_tokens"]))
 
 
 def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
@@ -136,10 +135,15 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
 
 
 def _write_results(
-    run: RunFolder, result: AlignResult, data: Data, policy: Policy, rows: list[Row], end: End
+    run: RunFolder,
+    result: AlignResult,
+    data: Data,
+    policy: Policy,
+    rows: list[Row],
+    end: End,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     from u2a.report.html import write_report
-    from u2a.report.model_card import write_model_card
 
     table = result.impact
     if table is None:
@@ -147,7 +151,7 @@ def _write_results(
     table.write(run.path / "impact.parquet", data.negatives)
     write_weights(run.path / "weights.parquet", data.negatives, result.weights, result.history)
     with whole_folder(run.path / ("adapter" if policy.has_adapter else "model")) as whole:
-        policy.save(whole)
+        policy.save(whole, state)
     write_metrics(run, result)
     print_summary(rows, run)
     write_summary(
@@ -161,6 +165,11 @@ def _write_results(
         end=end.line,
     )
     write_report(run.path)
+
+
+def _write_card(run: RunFolder) -> None:
+    from u2a.report.model_card import write_model_card
+
     write_model_card(run.path)
 
 

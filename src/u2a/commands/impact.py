@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from u2a import processes
 from u2a.commands.proxies import (
     SampledRows,
     is_proxy,
@@ -21,6 +22,7 @@ from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
+    join_processes,
     load_data,
     minutes,
     output_path,
@@ -54,14 +56,16 @@ def run(values: Mapping[str, Any]) -> int:
         return run_pool(values)
     refuse_unused(values)
     folder = output_path(values)
-    if values["output"]:
-        RunFolder.check(folder, resume=values["resume"])
-    data = load_data(values, IMPACT)
+    join_processes(values)
+    with processes.as_one():
+        if values["output"]:
+            RunFolder.check(folder, resume=values["resume"])
+        data = load_data(values, IMPACT)
 
-    from u2a.models import check_source
+        from u2a.models import check_source
 
-    for model in filter(None, (values["model"], values["proxy_model"])):
-        check_source(model, trust_remote_code=values["trust_remote_code"])
+        for model in filter(None, (values["model"], values["proxy_model"])):
+            check_source(model, trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="impact", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         start, table = _score(values, data, run, bars)
@@ -71,7 +75,9 @@ def run(values: Mapping[str, Any]) -> int:
             sample.add(data.negatives, table.impact)
             with run.phase("checking the proxy"):
                 loss = proxy_loss(values, data, sample, bars) if values["proxy_check"] else None
-        _write_results(run, start, table, data, said_of_proxy(values, loss))
+        with processes.as_one():
+            if processes.is_main():
+                _write_results(run, start, table, data, said_of_proxy(values, loss))
     return 0
 
 
@@ -81,7 +87,7 @@ def _score(
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.table import score_impact
 
-    with run.phase("loading"):
+    with run.phase("loading"), processes.as_one():
         policy = load_scorer(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.commands.proxies import SampledRows, is_proxy, load_scorer, proxy_loss, said_of_proxy
 from u2a.commands.schemas import IMPACT, PoolOptions
 from u2a.commands.session import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from u2a.impact.aims import Aimed
     from u2a.impact.best_rows import BestRows
     from u2a.impact.shard_scores import Parts, ShardScorer
+    from u2a.logprobs import Progress as Advance
     from u2a.problem import Measurement, Problem
 
 HEAD = 512
@@ -93,6 +94,8 @@ def run_pool(values: Mapping[str, Any]) -> int:
     from u2a.data.pool import Pool
     from u2a.models import check_source
 
+    if processes.launched():
+        raise UserError("a launcher's processes do not share a pool: start one, with --engine ray")
     refuse_unused(values)
     folder = output_path(values)
     if values["output"]:

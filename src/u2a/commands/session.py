@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a import processes
 from u2a.commands.requirements import require
 from u2a.commands.terminal import Bars, printable, say
-from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions, Schema
+from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions
 from u2a.cost_model import SCORING_PASSES
+from u2a.schema import Schema
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +40,56 @@ class Data:
     test: Dataset | None
     retain: Dataset | None
     warnings: list[str] = field(default_factory=list)
+
+
+def join_processes(values: Mapping[str, Any]) -> None:
+    """Joins the processes of a launcher, if one started several.
+
+    Raises:
+        UserError: an option that several processes cannot share.
+    """
+    if not processes.launched():
+        return
+    stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
+    if stdin:
+        raise UserError(f"--{stdin[0]} -: only one process can read standard input; name a file")
+    _check_sharing(values)
+    size, count = values.get("batch_size", 0), int(os.environ["WORLD_SIZE"])
+    if size % count:
+        raise UserError(
+            f"--batch-size {size} counts over all processes, which are {count}: take a multiple of {count}"
+        )
+    processes.join(cpu=values["device"] == "cpu")
+
+
+_NEED_ALL_OF_PHI = ("ggn", "kfac", "ekfac", "hessian")
+"""Curvatures that no process can measure with its part of φ."""
+
+
+def _check_sharing(values: Mapping[str, Any]) -> None:
+    """Refuses what a model whose parameters are sharded over processes cannot do."""
+    from u2a.losses import resolve_loss
+    from u2a.sharding import is_asked_for
+
+    processes.refuse_launcher()
+    if not is_asked_for():
+        return
+    term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
+    refused = {
+        "--scoring jvp": values["scoring"] == "jvp",
+        f"--curvature {values['curvature']}": values["curvature"] in _NEED_ALL_OF_PHI,
+        "--retain-loss l2": term == "l2",
+        "--merge": values.get("merge"),
+        f"--quantize {values['quantize']}": values["quantize"] != "none",
+    }
+    for flag, given in refused.items():
+        if given:
+            raise UserError(f"{flag} does not go with sharded parameters (FSDP): launch without FSDP")
+    if values["lora_rank"] == 0 and (values.get("kl_budget") or term == "kl"):
+        raise UserError(
+            "KL needs a second, frozen copy of a model that is trained in full, and a sharded one (FSDP) has "
+            "none: give --lora-rank above 0, or --kl-budget 0 and no kl term"
+        )
 
 
 def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = None) -> Data:
@@ -109,11 +162,12 @@ def _enough_retain_rows(values: Mapping[str, Any], retain: Dataset | None) -> No
 def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
     """Builds what the options choose, for its errors: nothing may fail later that could fail now."""
     from u2a.impact.curvature import CURVATURES
-    from u2a.losses import LOSSES, resolve_loss
+    from u2a.losses import loss_class, resolve_loss
+    from u2a.losses.contract import check_loss
     from u2a.weighting import Weighting
 
     loss, retain_loss = resolve_loss(values["loss"], values.get("retain_loss") or None)
-    LOSSES[loss](**schema.chosen_options("loss", values))
+    check_loss(loss_class(loss)(**schema.chosen_options("loss", values)))
     if retain_loss in ("nll", "kl") and not values["retain"]:
         named = f"--retain-loss {retain_loss}" if values.get("retain_loss") else f"--loss {values['loss']}"
         raise UserError(f"{named} needs --retain: good texts to train on")
@@ -152,22 +206,32 @@ def _check_objective(values: Mapping[str, Any]) -> None:
 
 
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
-    """The policy that the model options name."""
+    """The policy that the model options name; spread over the processes where their launcher asks for it."""
     from u2a.models import load_policy
+    from u2a.sharding import is_asked_for
 
     options: ModelOptions = schema.part(ModelOptions, values)
-    return load_policy(
-        options.model,
-        lora_rank=options.lora_rank,
-        lora_alpha=options.lora_alpha or None,
-        lora_dropout=options.lora_dropout,
-        lora_targets=options.lora_targets,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        seed=values["seed"],
-        device=options.device or None,
-        trust_remote_code=options.trust_remote_code,
-    )
+    spread = is_asked_for()
+    with processes.as_one():
+        policy = load_policy(
+            options.model,
+            on_cpu=spread,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_alpha or None,
+            lora_dropout=options.lora_dropout,
+            lora_targets=options.lora_targets,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            attn_implementation=None
+            if options.attn_implementation == "auto"
+            else options.attn_implementation,
+            seed=values["seed"],
+            device=options.device or None,
+            trust_remote_code=options.trust_remote_code,
+        )
+    if spread:
+        policy.shard()
+    return policy
 
 
 def build_problem(
@@ -263,13 +327,13 @@ def _tokens(texts: Dataset) -> int:
 
 
 def seconds_per_token(problem: Problem) -> float:
-    """Times one forward pass over one small batch of negatives at the current φ."""
+    """Times one forward pass over one small batch of negatives at the current φ, shared by all processes."""
     texts = problem.negative_texts.select(range(min(8, len(problem.negative_texts))))
     tokens = sum(len(ids) for ids in texts["input_ids"])
     problem.logprobs(texts)
     begin = time.perf_counter()
     problem.logprobs(texts)
-    return (time.perf_counter() - begin) / tokens
+    return (time.perf_counter() - begin) / tokens / processes.count()
 
 
 def minutes(seconds: float) -> str:

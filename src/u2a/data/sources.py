@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 from datasets import Dataset
@@ -15,6 +17,12 @@ from u2a.data.reading import READERS, DataFile
 from u2a.data.scratch import new_folder, no_progress_bars
 from u2a.links import refuse_links_out
 from u2a.types import UserError
+
+Given: TypeAlias = str | Path | Dataset | Sequence[Mapping[str, Any]]
+"""What a source may be: a path or Hub id, or, from Python, the rows themselves."""
+
+GIVEN = "the rows given"
+"""The name of rows that are given, for messages."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _KINDS = ", ".join(f".{kind}" for kind in READERS)
@@ -29,13 +37,17 @@ class Source:
     hub: Dataset | None = None
 
 
-def find_source(source: str | Path, split: str) -> Source:
-    """Resolve what the user named; `split` is that of a Hub data set.
+def find_source(source: Given, split: str) -> Source:
+    """Resolve what the user named or gave; `split` is that of a Hub data set.
 
     Raises:
         UserError: nothing of that name, an unknown kind of file, a folder without data files or with a link
-            that leads out of it, a Hub data set that cannot be loaded.
+            that leads out of it, a Hub data set that cannot be loaded, rows whose columns mix types.
     """
+    if isinstance(source, Dataset):
+        return Source(GIVEN, hub=source)
+    if not isinstance(source, str | Path):
+        return Source(GIVEN, hub=_rows_given(source))
     name = str(source)
     if name == "-":
         return Source("standard input", (_spool_stdin(),))
@@ -51,6 +63,21 @@ def find_source(source: str | Path, split: str) -> Source:
     if _HUB_ID.fullmatch(name) and _kind(path) not in READERS:
         return Source(name, hub=_load_hub(name, split))
     raise UserError(f"{name}: no such file or folder; give a path, `-` or a Hub id `org/name`")
+
+
+def _rows_given(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    for position, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"{GIVEN}, row {position + 1}: it is {type(row).__name__}, not a mapping of columns"
+            )
+    try:
+        return Dataset.from_list([dict(row) for row in rows])
+    except (ValueError, TypeError, OverflowError):  # pyarrow's errors, whose words show the value
+        names = {name: None for row in rows for name in row}
+        mixed = [n for n in names if len({type(r[n]) for r in rows if r.get(n) is not None}) > 1]
+        which = f"the column {mixed[0]!r}" if mixed else "a column"
+        raise UserError(f"{GIVEN}: {which} must hold one type of value in every row") from None
 
 
 def _kind(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from u2a import interruption
+from u2a import interruption, processes
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 """Negatives in a block: some dozens of batches, so that neither a kill nor the cut costs much."""
+_SHARING = 8
+"""Processes that such a block keeps busy; more get larger ones."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Blocks:
     ) -> Tensors:
         """What `of` finds for all texts; every tensor's last dimension is theirs.
 
+        Of several processes the first alone reads and writes; all get the same.
+
         Args:
             name: of this pass over the texts.
             progress: for blocks that are there; `of` shows its own.
@@ -55,13 +59,17 @@ class Blocks:
         if self.folder is None:
             return of(texts)
         found: list[Tensors] = []
-        for begin in range(0, len(texts), BLOCK):
-            block = texts.select(range(begin, min(begin + BLOCK, len(texts))))
-            path = self.folder / f"{name}-{begin // BLOCK:06d}.safetensors"
-            part = self._read(path)
+        factor = -(-processes.count() // _SHARING)
+        size, kept = BLOCK * factor, self if factor == 1 else self.marked(f"{factor} blocks at once")
+        for begin in range(0, len(texts), size):
+            block = texts.select(range(begin, min(begin + size, len(texts))))
+            path = self.folder / f"{name}-{begin // size:06d}.safetensors"
+            part = processes.from_main(kept._read(path) if processes.is_main() else None)
             if part is None:
                 part = of(block)
-                write_state(path, part, self.mark)
+                with processes.as_one():
+                    if processes.is_main():
+                        write_state(path, part, kept.mark)
                 interruption.check()
             elif progress:
                 progress(len(block))

@@ -94,7 +94,7 @@ class _Run:
 
     def _moved(self, step: float) -> Tensor:
         def moved(texts: Dataset) -> dict[str, Tensor]:
-            with shifted(self.context.parameters, self.direction, step):
+            with shifted(self.context.parameters, self.direction, step, self.context.model):
                 return {"s": self.context.logprobs(texts, self.progress).double()}
 
         blocks = self.blocks.marked(repr(step))
@@ -163,7 +163,7 @@ def _pilot_step(context: ScoringContext, sample: Dataset, base: Tensor, directio
     lengths = torch.tensor(sample["n_tokens"], dtype=torch.float64)
     epsilon = target / norm(direction)
     for _ in range(12):
-        with shifted(context.parameters, direction, epsilon):
+        with shifted(context.parameters, direction, epsilon, context.model):
             change = (context.logprobs(sample).double() - base) / lengths
         size = float(change.square().mean().sqrt())
         if target / 3 <= size <= target * 3:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from u2a import processes
 from u2a.impact.context import Direction, ScoringContext
 from u2a.logprobs import Progress, evaluating, response_logprobs, unwrapped
+from u2a.memory import working
 from u2a.types import Batch
 
 if TYPE_CHECKING:
@@ -23,12 +25,13 @@ def forward_mode(
     """⟨∇s_i, v⟩ of N texts: (N,) float64, on the CPU."""
     from torch.func import functional_call, jvp
 
-    out = torch.zeros(len(texts), dtype=torch.float64)
+    out, own = torch.zeros(len(texts), dtype=torch.float64), torch.zeros(len(texts), dtype=torch.bool)
     primals = {name: p.detach() for name, p in context.parameters.items()}
     tangents = {name: direction[name].to(p) for name, p in primals.items()}
     module = _LogProbModule(context.model)
 
-    with evaluating(context.model), eager_attention(context.model), torch.no_grad():
+    model = context.model
+    with evaluating(model), eager_attention(model), torch.no_grad(), working(model):
         for attempt in context.attempts(texts, "a forward pass with derivatives"):
             with attempt as batch:
 
@@ -37,9 +40,10 @@ def forward_mode(
 
                 derivative = jvp(logprobs, (primals,), (tangents,))[1]
                 out[batch.index.cpu()] = derivative.double().cpu()
+                own[batch.index.cpu()] = True
                 if progress:
-                    progress(len(batch.index))
-    return out
+                    progress(attempt.done)
+    return processes.put_together(out, own)
 
 
 @contextmanager

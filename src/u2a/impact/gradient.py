@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from u2a import processes
 from u2a.data.collate import row_name
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.per_example import BACKWARD
 from u2a.logprobs import Progress, evaluating, response_logprobs
+from u2a.memory import working
+from u2a.sharding import own_part
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:
@@ -26,45 +29,54 @@ def weighted_logprob_gradient(
 ) -> Direction:
     """Σ_i c_i·∇_φ s_i over N tokenised texts at the current φ, one backward pass over them.
 
+    Several processes share the texts, and all get the sum over all of them.
+
     Args:
         coefficients: c (N,). A text whose coefficient is 0 costs nothing.
 
     Raises:
         GuardStop: the gradient is not finite.
     """
-    names, leaves = list(context.parameters), list(context.parameters.values())
-    total = [torch.zeros_like(p) for p in leaves]
+    names = list(context.parameters)
+    total = [torch.zeros_like(p) for p in context.parameters.values()]
     counted = coefficients.nonzero()[:, 0].tolist()
     chosen = texts if len(counted) == len(texts) else texts.select(counted)
     kept = coefficients[counted]
-    with evaluating(context.model), torch.enable_grad():
+    with evaluating(context.model), torch.enable_grad(), working(context.model):
         for attempt in context.keeping_activations.shared_attempts(chosen, BACKWARD) if counted else ():
             with attempt as batch:
                 s = response_logprobs(context.model, batch)
-                weighted = (s * kept[batch.index.cpu()].to(s)).sum()
-                gradients = torch.autograd.grad(weighted, leaves, allow_unused=True)
-                for sum_, gradient in zip(total, gradients, strict=True):
+                weighted = (s * kept[batch.index.cpu()].to(s)).sum() * (0.0 if attempt.idle else 1.0)
+                for sum_, gradient in zip(total, context.gradients(weighted), strict=True):
                     if gradient is not None:
                         sum_ += gradient
                 if progress:
-                    progress(len(s))
-    for name, sum_ in zip(names, total, strict=True):
-        if not torch.isfinite(sum_).all():
-            whose = _first_not_finite(context, chosen, kept)
-            raise GuardStop(f"the gradient of {name} is not finite{whose}; try --dtype float32")
-    return dict(zip(names, total, strict=True))
+                    progress(attempt.done)
+    count = processes.count()
+    total = [sum_ * count for sum_ in total] if context.is_sharded else processes.summed(total)
+    found = dict(zip(names, total, strict=True))
+    bad = first_not_finite(found)
+    if bad:
+        whose = _whose(context, chosen, kept)
+        raise GuardStop(f"the gradient of {bad} is not finite{whose}; try --dtype float32")
+    return found
 
 
-def _first_not_finite(context: ScoringContext, texts: Dataset, coefficients: Tensor) -> str:
+def first_not_finite(direction: Direction) -> str:
+    """The first name under which something is not finite, in any process; empty = none."""
+    here = (name for name, value in direction.items() if not torch.isfinite(own_part(value)).all())
+    return next((name for name in processes.gathered(next(here, "")) if name), "")
+
+
+def _whose(context: ScoringContext, texts: Dataset, coefficients: Tensor) -> str:
     """Which text has a gradient that is not finite, one by one: asked only once the sum is not."""
-    leaves = list(context.parameters.values())
     with evaluating(context.model), torch.enable_grad():
-        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD):
+        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD, deal=False):
             with attempt as batch:
                 position = int(batch.index[0])
                 s = response_logprobs(context.model, batch)[0] * float(coefficients[position])
-                gradients = torch.autograd.grad(s, leaves, allow_unused=True)
-                if not all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
+                gradients = dict(zip(context.parameters, context.gradients(s), strict=True))
+                if first_not_finite({name: g for name, g in gradients.items() if g is not None}):
                     return f": that of {row_name(texts, position)} is the first"
     return ", though that of each text alone is"
 

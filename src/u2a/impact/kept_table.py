@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from u2a import processes
 from u2a.impact.blocks import Blocks
 from u2a.impact.curvature import Solution
 from u2a.impact.scores import SelfCheck
@@ -22,9 +23,10 @@ def _file(blocks: Blocks) -> Path | None:
 
 
 def keep_table(table: ImpactTable, blocks: Blocks) -> None:
-    """Writes the table; its blocks are not needed any more. Solutions are kept without their directions."""
+    """Writes the table; its blocks are not needed any more. Solutions are kept without their directions.
+    Of several processes the first writes."""
     path = _file(blocks)
-    if path is None or blocks.folder is None:
+    if path is None or blocks.folder is None or not processes.is_main():
         return
     arrays = {f.name: getattr(table, f.name) for f in fields(table)}
     tensors = {name: torch.from_numpy(a) for name, a in arrays.items() if isinstance(a, np.ndarray)}
@@ -42,7 +44,11 @@ def keep_table(table: ImpactTable, blocks: Blocks) -> None:
 
 
 def kept_table(blocks: Blocks) -> ImpactTable | None:
-    """The table that was kept, None if there is none of this mark."""
+    """The table that was kept, None if there is none of this mark; the first process's, everywhere."""
+    return processes.from_main(_read(blocks) if processes.is_main() else None)
+
+
+def _read(blocks: Blocks) -> ImpactTable | None:
     path = _file(blocks)
     if path is None or not path.is_file():
         return None

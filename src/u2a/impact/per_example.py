@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from u2a import processes
 from u2a.impact.context import Direction, ScoringContext
 from u2a.logprobs import Progress, evaluating, response_logprobs, unwrapped
+from u2a.memory import working
+from u2a.sharding import own_part
 from u2a.types import Batch
 
 if TYPE_CHECKING:
@@ -48,6 +51,10 @@ class PerExample:
     along: Tensor
     square_norm: Tensor
 
+    def put_together(self, own: Tensor) -> PerExample:
+        """With the rows of all processes; `own` (N,) are this one's."""
+        return PerExample(*(processes.put_together(value, own) for value in vars(self).values()))
+
 
 def per_example_derivatives(
     context: ScoringContext,
@@ -62,10 +69,9 @@ def per_example_derivatives(
     """
     layers = linear_layers(context)
     if layers is not None:
-        try:
-            return _batched(context, layers, texts, directions, progress)
-        except NotLinear:
-            pass
+        found = _batched(context, layers, texts, directions, progress)
+        if found is not None:
+            return found
     return _one_by_one(context, texts, directions, progress)
 
 
@@ -87,7 +93,10 @@ class Layer:
 
 
 def linear_layers(context: ScoringContext) -> list[Layer] | None:
-    """The linear layers that own φ, or None when some parameter is not (only) a linear layer's."""
+    """The linear layers that own φ, or None when some parameter is not (only) a linear layer's, or when no
+    process has all of φ."""
+    if context.is_sharded:
+        return None
     names = {id(p): name for name, p in context.parameters.items()}
     layers: list[Layer] = []
     seen: set[str] = set()
@@ -122,35 +131,45 @@ def _batched(
     texts: Dataset,
     directions: Sequence[Direction],
     progress: Progress | None,
-) -> PerExample:
-    found = PerExample(*_empty(len(texts), len(directions)))
+) -> PerExample | None:
+    """In batches; None where in some process a layer is found not to be linear after all."""
+    found, own = PerExample(*_empty(len(texts), len(directions))), torch.zeros(len(texts), dtype=torch.bool)
     stacked = {
         name: torch.stack([v[name].to(p).flatten() for v in directions])
         if directions
         else p.new_zeros(0, p.numel())
         for name, p in context.parameters.items()
     }
-    with evaluating(context.model), torch.enable_grad():
-        for attempt in context.keeping_activations.attempts(texts, BACKWARD):
-            with attempt as batch:
-                size = len(batch.index)
-                sums = _Accumulator(
-                    stacked,
-                    torch.zeros(len(directions), size, dtype=torch.float64, device=context.device),
-                    torch.zeros(size, dtype=torch.float64, device=context.device),
-                )
+    linear = True
+    with evaluating(context.model), torch.enable_grad(), working(context.model):
+        try:
+            for attempt in context.keeping_activations.attempts(texts, BACKWARD):
+                with attempt as batch:
+                    where = batch.index.cpu()
+                    s, sums = _compared(context, layers, batch, stacked, len(directions))
+                    found.s[where] = s.detach().double().cpu()
+                    found.along[:, where] = sums.along.cpu()
+                    found.square_norm[where] = sums.square_norm.cpu()
+                    own[where] = True
+                    if progress:
+                        progress(attempt.done)
+        except NotLinear:
+            linear = False
+    return None if processes.any_of(not linear) else found.put_together(own)
 
-                def take(layer: Layer, x: Tensor, g: Tensor, sums: _Accumulator = sums) -> None:
-                    _compare(layer, x, g, sums)
 
-                s = backward_through(context, layers, batch, take)
-                where = batch.index.cpu()
-                found.s[where] = s.detach().double().cpu()
-                found.along[:, where] = sums.along.cpu()
-                found.square_norm[where] = sums.square_norm.cpu()
-                if progress:
-                    progress(size)
-    return found
+def _compared(
+    context: ScoringContext, layers: list[Layer], batch: Batch, stacked: dict[str, Tensor], directions: int
+) -> tuple[Tensor, _Accumulator]:
+    """One batch: s (B,), and its examples' gradients compared with the directions."""
+    size, device = len(batch.index), context.device
+    sums = _Accumulator(
+        stacked,
+        torch.zeros(directions, size, dtype=torch.float64, device=device),
+        torch.zeros(size, dtype=torch.float64, device=device),
+    )
+    s = backward_through(context, layers, batch, lambda layer, x, g: _compare(layer, x, g, sums))
+    return s, sums
 
 
 def backward_through(
@@ -229,25 +248,28 @@ def _embeddings_need_gradient(model: nn.Module) -> Iterator[list[Tensor]]:
 def _one_by_one(
     context: ScoringContext, texts: Dataset, directions: Sequence[Direction], progress: Progress | None
 ) -> PerExample:
-    found = PerExample(*_empty(len(texts), len(directions)))
-    names, leaves = list(context.parameters), list(context.parameters.values())
-    with evaluating(context.model), torch.enable_grad():
-        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD):
+    found, own = PerExample(*_empty(len(texts), len(directions))), torch.zeros(len(texts), dtype=torch.bool)
+    sharded = context.is_sharded  # then all processes work at the same text, each on its part of φ
+    with evaluating(context.model), torch.enable_grad(), working(context.model):
+        for attempt in replace(context, max_tokens=1).attempts(texts, BACKWARD, deal=not sharded):
             with attempt as batch:
                 position = int(batch.index[0])
                 s = response_logprobs(context.model, batch)[0]
-                gradients = torch.autograd.grad(s, leaves, allow_unused=True)
                 found.s[position] = s.detach().double().cpu()
-                for name, gradient in zip(names, gradients, strict=True):
+                for name, gradient in zip(context.parameters, context.gradients(s), strict=True):
                     if gradient is None:
                         continue
-                    wide = gradient.double()
+                    wide = own_part(gradient).double()
                     found.square_norm[position] += wide.square().sum().cpu()
                     for d, direction in enumerate(directions):
-                        found.along[d, position] += (wide * direction[name].to(wide)).sum().cpu()
+                        found.along[d, position] += (wide * own_part(direction[name]).to(wide)).sum().cpu()
+                own[position] = True
                 if progress:
-                    progress(1)
-    return found
+                    progress(attempt.done)
+    if sharded:
+        found.along, found.square_norm = processes.summed([found.along, found.square_norm])
+        return found
+    return found.put_together(own)
 
 
 def _empty(rows: int, directions: int) -> tuple[Tensor, Tensor, Tensor]:

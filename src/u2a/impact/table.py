@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from u2a import processes
+from u2a.data.as_text import as_text
 from u2a.fingerprint import fingerprint
 from u2a.impact.aims import Aims, aim
 from u2a.impact.blocks import WHOLE, Blocks
@@ -93,13 +95,6 @@ class ImpactTable:
                 writer.write_table(pa.table(columns, schema=SCHEMA))
 
 
-def as_text(prompt: list[dict[str, Any]]) -> str:
-    """A conversation as one string: the bare content of a single user turn, else `role: content` lines."""
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
-
-
 def score_impact(
     problem: Problem,
     *,
@@ -127,6 +122,20 @@ def score_impact(
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, score_impact
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> table = score_impact(problem)
+        >>> table.impact.shape, table.utility_cost.shape
+        ((2,), (2,))
+        >>> worth_unlearning = table.impact > 0
     """
     from u2a.impact.kept_table import keep_table, kept_table
 
@@ -150,7 +159,8 @@ def score_impact(
             blocks=blocks,
         )
     table = table_of(problem, aimed.aims, found, aimed.solutions)
-    keep_table(table, blocks)
+    with processes.as_one():
+        keep_table(table, blocks)
     return table
 
 

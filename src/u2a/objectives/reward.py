@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from u2a import processes
 from u2a.config import option
 from u2a.types import GuardStop, UserError
 
@@ -112,6 +113,22 @@ class Reward:
         renderer: with room for the response: its `max_length` is that of the prompt alone.
         scorer: rewards of answers as text, without special tokens.
         seed: of all draws.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, prepare
+        >>> from u2a.tiny_model import tiny_model
+        >>> rows = load_negatives([{"prompt": "Hello!", "completion": "Go away."}])
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=rows,
+        ...     preferences=rows,  # prompts are enough
+        ...     objective="reward",
+        ...     objective_options={"samples": 2, "max_new_tokens": 4},
+        ...     scorer=lambda prompts, answers: [float(len(answer)) for answer in answers],
+        ... )
+        >>> at = problem.measure()
+        >>> at.objective >= 0 and at.drawn.rewards.shape == (2,)
+        True
     """
 
     rows: Dataset
@@ -195,30 +212,31 @@ class Reward:
         """K responses to each prompt from the model as it is, as tokenised texts in the prompts' order.
 
         Args:
-            max_tokens: padded tokens of a batch. The batches, and so the draws, are the same for every φ.
+            max_tokens: padded tokens of a batch. The batches, and so the draws, are the same for every φ; of
+                several processes each draws some batches.
         """
         from u2a.generation import sampled
+        from u2a.sharding import is_sharded
 
         prompts = [prompt for prompt in self.prompts for _ in range(self.samples)]
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        found: list[list[int]] = [[] for _ in prompts]
-        begin = 0
+        found: dict[int, list[int]] = {}
+        begin = number = 0
         with task("drawing responses", len(prompts)) as progress:
             while begin < len(order):
                 width = len(prompts[order[begin]]) + self.max_new_tokens
                 batch = order[begin : begin + max(1, max_tokens // width)]
-                drawn = sampled(
-                    policy,
-                    [prompts[i] for i in batch],
-                    max_new_tokens=self.max_new_tokens,
-                    seed=int(np.random.SeedSequence((self.seed, begin)).generate_state(1)[0]),
-                )
-                for i, response in zip(batch, drawn, strict=True):
-                    found[i] = response
-                begin += len(batch)
+                seed = int(np.random.SeedSequence((self.seed, begin)).generate_state(1)[0])
+                if number % processes.count() == processes.index() or is_sharded(policy.model):
+                    some = [prompts[i] for i in batch]
+                    drawn = sampled(policy, some, max_new_tokens=self.max_new_tokens, seed=seed)
+                    found.update(zip(batch, drawn, strict=True))
+                begin, number = begin + len(batch), number + 1
                 if progress:
                     progress(len(batch))
-        return self._texts(prompts, found)
+        for others in reversed(processes.gathered(found)):
+            found |= others
+        return self._texts(prompts, [found[i] for i in range(len(prompts))])
 
     def draw(
         self,
@@ -241,7 +259,9 @@ class Reward:
 
         texts = self.sample(policy, max_tokens, task)
         with task("scoring responses", len(texts)):
-            rewards = self._scored(self._answers(texts, policy))
+            with processes.as_one():  # the scorer is asked once
+                scored = self._scored(self._answers(texts, policy)) if processes.is_main() else None
+            rewards = processes.from_main(scored)
         with task("log-probs of the responses", len(texts)):
             s = logprobs(texts)
             reference = reference_logprobs(texts) if self.beta > 0 else s

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.curvature.options import DAMPING_SHARE
+from u2a.impact.gradient import first_not_finite
 from u2a.impact.per_example import Layer, NotLinear, backward_through, linear_layers
 from u2a.logprobs import Progress, evaluating, response_lengths, response_logits, response_logprobs
 from u2a.memory import Result, whole_pass
@@ -120,9 +121,9 @@ def fisher_diagonal(kept: KeptTexts, *, sampled: bool, progress: Progress | None
             squares = None
     if squares is None:
         squares = kept.fitting(lambda part: _squares_one_by_one(part, sampled, progress))
-    for name, value in squares.items():
-        if not torch.isfinite(value).all():
-            raise GuardStop(f"the squared gradients of {name} are not finite; try --dtype float32")
+    bad = first_not_finite(squares)
+    if bad:
+        raise GuardStop(f"the squared gradients of {bad} are not finite; try --dtype float32")
     return {name: value / kept.tokens for name, value in squares.items()}
 
 
@@ -177,12 +178,11 @@ def _batched_squares(
 
 
 def _squares_one_by_one(kept: KeptTexts, sampled: bool, progress: Progress | None) -> Direction:
-    sums, leaves = _zeros(kept.context), list(kept.context.parameters.values())
+    sums = _zeros(kept.context)
     with evaluating(kept.context.model), torch.enable_grad():
         for batch in kept.batches(sampled=sampled, one_by_one=True):
             s = response_logprobs(kept.context.model, batch)[0]
-            gradients = torch.autograd.grad(s, leaves, allow_unused=True)
-            for name, gradient in zip(sums, gradients, strict=True):
+            for name, gradient in zip(sums, kept.context.gradients(s), strict=True):
                 if gradient is not None:
                     sums[name] += wide(gradient).square()
             if progress:

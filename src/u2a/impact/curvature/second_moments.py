@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from u2a.data.retain_order import retain_rows
-from u2a.impact.context import Direction
+from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
 from u2a.impact.curvature.kept_texts import wide
+from u2a.impact.gradient import first_not_finite
 from u2a.logprobs import evaluating
 from u2a.memory import whole_pass
 from u2a.types import GuardStop
@@ -56,8 +57,8 @@ def _moments(
     whole_pass = -(-total // batch_size)
     steps = min(whole_pass, most) if most else whole_pass
     order = np.random.default_rng(seed).permutation(total)
-    parameters = problem.policy.trainable()
-    moments = {name: torch.zeros_like(wide(p.detach())) for name, p in parameters.items()}
+    context = ScoringContext.of(problem)
+    moments = {name: torch.zeros_like(wide(p.detach())) for name, p in context.parameters.items()}
     with (
         task("curvature: gradients of minibatches", min(total, steps * batch_size)) as progress,
         evaluating(problem.policy.model),
@@ -66,27 +67,26 @@ def _moments(
         for step in range(steps):
             rows = order[step * batch_size : (step + 1) * batch_size].tolist()
             # the trainer's scale: the mean over a pass's steps is the objective, a short last step included
-            parts = list(_gradients(parameters, unlearning_parts(problem, rows, whole_pass / total)))
+            parts = list(_gradients(context, unlearning_parts(problem, rows, whole_pass / total)))
             if problem.retain_texts is not None:
                 kept = retain_rows(len(problem.retain_texts), batch_size, step, seed)
                 scaled = (retain_weight * part for part in retain_parts(problem, kept))
-                parts += _gradients(parameters, scaled)
+                parts += _gradients(context, scaled)
             for name, v in moments.items():
                 g = torch.stack([part[name] for part in parts]).sum(0)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
             if progress:
                 progress(len(rows))
-    for name, v in moments.items():
-        if not torch.isfinite(v).all():
-            raise GuardStop(f"the minibatch gradients of {name} are not finite; try --dtype float32")
+    bad = first_not_finite(moments)
+    if bad:
+        raise GuardStop(f"the minibatch gradients of {bad} are not finite; try --dtype float32")
     return {name: v / (1 - beta2**steps) for name, v in moments.items()}
 
 
-def _gradients(parameters: dict[str, nn.Parameter], parts: Iterable[Tensor]) -> Iterator[Direction]:
+def _gradients(context: ScoringContext, parts: Iterable[Tensor]) -> Iterator[Direction]:
     """∇ of each part, in float32 at least."""
     for part in parts:
-        gradients = torch.autograd.grad(part, list(parameters.values()), allow_unused=True)
         yield {
             name: torch.zeros_like(wide(p.detach())) if g is None else wide(g)
-            for (name, p), g in zip(parameters.items(), gradients, strict=True)
+            for (name, p), g in zip(context.parameters.items(), context.gradients(part), strict=True)
         }
