@@ -100,7 +100,7 @@ class Actor:
         from u2a.commands.proxies import load_scorer
         from u2a.data.render import Renderer
         from u2a.impact.shard_scores import ShardScorer
-        from u2a.losses import LOSSES, resolve_loss
+        from u2a.losses import loss_class, resolve_loss
 
         values = self.job.values
         policy = load_scorer(values)
@@ -116,7 +116,7 @@ class Actor:
         self.scorer = ShardScorer(
             policy=policy,
             renderer=Renderer(policy.tokenizer, template=values["template"], max_length=values["max_length"]),
-            loss=LOSSES[loss](**IMPACT.chosen_options("loss", values)),
+            loss=loss_class(loss)(**IMPACT.chosen_options("loss", values)),
             aimed=self.job.aimed,
             max_tokens=values["score_tokens"],
             self_check=values["self_check"],
