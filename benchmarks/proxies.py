@@ -3,11 +3,12 @@
     python benchmarks/proxies.py --work runs/proxies     # -> docs/scaling.md; half an hour, resumable
 
 Three cases, on the demo's rows. `family`: no second model of SmolLM2's family is at hand, so two Llamas of
-0.4 and 3.3 million parameters are trained here from nothing on the docs of this project and then on the demo's
-rude answers, and the small one scores for the large one (`--proxy-model`). `layers`: the large one along
-random shares of its six layers (`--proxy-layers`). `smollm2`: the same for SmolLM2-135M (30 layers, rank 16)
-with 16 negatives, 8 pairs and 8 retain texts. Beside every proxy stands the whole model with another seed of
-the adapter's A: no proxy can be expected to be better. This is about tiny models and a small one, not a user's.
+0.4 and 3.3 million parameters are trained here from nothing on the docs of this project and then on the
+demo's rude answers, and the small one scores for the large one (`--proxy-model`). `layers`: the large one
+along random shares of its six layers (`--proxy-layers`). `smollm2`: the same for SmolLM2-135M (30 layers,
+rank 16) with 16 negatives, 8 pairs and 8 retain texts. Beside every proxy stands the whole model with
+another seed of the adapter's A: no proxy can be expected to be better. This is about tiny models and a
+small one, not a user's.
 """
 
 from __future__ import annotations
