@@ -7,6 +7,8 @@ options with type, default and bounds.
 from __future__ import annotations
 
 import inspect
+import posixpath
+import re
 from typing import Any
 
 import typer
@@ -35,6 +37,20 @@ def on_files(files: Files, config: Any) -> Files:
     for name in commands():
         files.append(File.generated(config, f"{FOLDER}/{name}.md", content=page(name)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links that lead out of docs/, to an example say, become the path within the repository."""
+
+    def within(match: re.Match[str]) -> str:
+        words, target = match.groups()
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), target))
+        if not path.startswith("../"):
+            return match[0]
+        path = path.removeprefix("../")
+        return f"`{path}`" if words.strip("`") == path else f"{words} (`{path}`)"
+
+    return re.sub(r"\[([^\]]+)\]\((\.\./[^)\s#]+)\)", within, markdown)
 
 
 def commands() -> dict[str, Any]:
@@ -68,7 +84,10 @@ def grouped(schema: Schema) -> list[tuple[str, list[str]]]:
     for spec in schema.specs.values():
         by_owner.setdefault(spec.owner, []).append(spec.name)
     titles = {part.__name__: _first_line(part) for part in schema.parts}
-    titles |= {r.name: f"Of each `--{r.name.replace('_', '-')}`" for r in schema.registries}
+    for registry in schema.registries:
+        for name, cls in registry.classes.items():
+            which = name if registry.several else "…"
+            titles[registry.owner(cls)] = f"Of `--{registry.name.replace('_', '-')} {which}`"
     return [(titles[owner], names) for owner, names in by_owner.items()]
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LAUNCHED = r"(?:accelerate launch|torchrun) .*-m u2a\.cli"
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
@@ -26,7 +27,7 @@ def commands(page: Path) -> list[list[str]]:
     found = []
     for block in blocks(page, "", "console", "bash", "sh"):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            command = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*u2a (.*)", line)
+            command = re.match(rf"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:{LAUNCHED}|u2a) (.*)", line)
             if command:
                 found.append(shlex.split(command[1], comments=True))
     return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -36,6 +38,23 @@ def served(page: LocalPage) -> Iterator[LocalPage]:
         page.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def until(page: Any, condition: Callable[[], bool]) -> None:
+    """Waits for what a page will show. `wait_for_function` needs eval, which the pages' policy forbids."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        page.wait_for_timeout(50)
+
+
+def has_ended(address: str) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def send(

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 EXAMPLES = (
     "score_impact", "align", "verify_impact", "evaluate_models", "UnlearnTrainer", "U2AConfig", "prepare",
     "load_policy", "load_negatives", "load_preferences", "load_retain", "GradientAscent", "NPO", "SimNPO",
-    "Preference", "MeanLogProb", "Reward",
+    "Preference", "MeanLogProb", "Reward", "weighted_negatives", "drawn_by_weight",
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_its_python_runs(text, tmp_path, monkeypatch):
 def test_its_flags_exist(text):
     taken = (schemas.ALIGN, schemas.IMPACT, schemas.CHECK, schemas.SPLIT, schemas.DEMO)
     known = {spec.flag for schema in taken for spec in schema.specs.values()}
-    known |= {"--config", "--no-text", "--help"}
+    known |= {"--config", "--no-text", "--help", "--quiet", "--json"}
     outside = {"--constraint", "--editable"}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - outside:
         assert flag in known, f"the README names {flag}"

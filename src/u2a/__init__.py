@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.trajectory.metagradient import metagradient_impact as metagradient_impact
     from u2a.verify.verification import Verification as Verification
     from u2a.verify.verification import verify_impact as verify_impact
+    from u2a.weighted_rows import drawn_by_weight as drawn_by_weight
+    from u2a.weighted_rows import weighted_negatives as weighted_negatives
 
 __version__ = version("u2a")
 
@@ -66,6 +68,7 @@ _HOME = {
     "UnlearnTrainer": "u2a.trainer",
     "Verification": "u2a.verify.verification",
     "align": "u2a.outer_loop",
+    "drawn_by_weight": "u2a.weighted_rows",
     "evaluate_models": "u2a.evaluate.models",
     "first_order_impact": "u2a.trajectory.first_order",
     "load_negatives": "u2a.data.load",
@@ -77,6 +80,7 @@ _HOME = {
     "score_curvatures": "u2a.impact.several",
     "score_impact": "u2a.impact.table",
     "verify_impact": "u2a.verify.verification",
+    "weighted_negatives": "u2a.weighted_rows",
 }
 
 __all__ = sorted(_HOME)

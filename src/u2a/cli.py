@@ -21,16 +21,17 @@ from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from u2a import interruption, processes
 from u2a.commands import schemas
+from u2a.commands.flags import CONFIG, FILE, JSON, MODELS, QUIET, RUN, RUNS, flag
 from u2a.evaluate import METRICS
 from u2a.printable import printable_lines
-from u2a.schema import OptionSpec, Schema
+from u2a.schema import Schema
 from u2a.types import GuardStop, UserError
 
 DONE, FINDINGS, BAD_INPUT, STOPPED, FAULT = 0, 1, 2, 3, 70
@@ -96,17 +97,6 @@ def _every_command(
     pass  # options that stand before the command's name
 
 
-def _flag(spec: OptionSpec) -> inspect.Parameter:
-    """The option as a flag that is None unless given, so that a YAML file can tell."""
-    default = "off" if spec.default is False else spec.default
-    shown = f" [default: {default}]" if default != "" else ""
-    choices = f" One of: {', '.join(spec.choices)}." if spec.choices else ""
-    names = (f"{spec.flag}/--no-{spec.flag[2:]}",) if spec.type is bool else (spec.flag,)
-    option = typer.Option(*names, help=spec.help + choices + shown, show_default=False)
-    kind = Annotated[Optional[spec.type], option]  # type: ignore[name-defined]  # noqa: UP045 - typer reads it
-    return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-
-
 def _register(
     name: str,
     about: str,
@@ -155,8 +145,8 @@ def _body(
             print_json({"command": name, "status": status, "error": None, **written, **results})
         raise typer.Exit(status)
 
-    config_flag = [_CONFIG] if takes_config else []
-    return body, [*arguments, *config_flag, *map(_flag, schema.specs.values()), _QUIET, _JSON]
+    config_flag = [CONFIG] if takes_config else []
+    return body, [*arguments, *config_flag, *map(flag, schema.specs.values()), QUIET, JSON]
 
 
 def app_for(args: Sequence[str]) -> typer.Typer:
@@ -265,49 +255,10 @@ def _again() -> str:
 _SHARED = ("impact", "align")
 """Commands that several processes do together."""
 _RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
-_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_CONFIG = inspect.Parameter(
-    "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it
-        typer.Option(
-            "--config", help="YAML file with the same options; flags override it.", show_default=False
-        ),
-    ],
-)
-
-
-def _switch(name: str, help: str) -> inspect.Parameter:
-    """A flag of every command; no configuration file can set it."""
-    kind = Annotated[bool, typer.Option(f"--{name}", help=help)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-
-
-_QUIET = _switch("quiet", "Say only what sums up, and errors; no progress.")
-_JSON = _switch("json", "Print one JSON object; words for people go to standard error.")
-_FILE = inspect.Parameter(
-    "file", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Preference pairs to split.")]
-)
-_MODELS = inspect.Parameter(
-    "models",
-    _POSITIONAL,
-    annotation=Annotated[
-        list[str],
-        typer.Argument(help="Run folders of `u2a align`, model or adapter folders, or Hub ids."),
-    ],
-)
-_RUN = inspect.Parameter("run", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Run folder.")])
-_RUNS = inspect.Parameter(
-    "runs",
-    _POSITIONAL,
-    annotation=Annotated[list[str], typer.Argument(help="Run folders, shown side by side.")],
-)
 
 _register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
 _register(
-    "split", "Cut preference pairs into original, forget, retain, validation, test.", schemas.SPLIT, _FILE
+    "split", "Cut preference pairs into original, forget, retain, validation, test.", schemas.SPLIT, FILE
 )
 _register("impact", "Which negatives matter, and what would they cost?", schemas.IMPACT)
 _register("align", "The main job: score, select, weight and unlearn negatives.", schemas.ALIGN)
@@ -316,7 +267,7 @@ _register(
     "evaluate",
     "Did it work, what did it break? The original model beside the others.",
     schemas.EVALUATE,
-    _MODELS,
+    MODELS,
     epilog="\n\n".join(f"{name}: {inspect.cleandoc(cls.__doc__ or '')}" for name, cls in METRICS.items()),
 )
 _register(
@@ -328,17 +279,17 @@ _register(
     "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
 )
 _register(
-    "report", "Show me: one HTML file of one or several runs.", schemas.REPORT, _RUNS, takes_config=False
+    "report", "Show me: one HTML file of one or several runs.", schemas.REPORT, RUNS, takes_config=False
 )
 _register(
     "review",
     "Go through a run's negatives by impact, in the browser, and mark what is none.",
     schemas.REVIEW,
-    _RUN,
+    RUN,
     takes_config=False,
 )
 _register(
-    "chat", "Talk to the original model and others, side by side.", schemas.CHAT, _MODELS, takes_config=False
+    "chat", "Talk to the original model and others, side by side.", schemas.CHAT, MODELS, takes_config=False
 )
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 

@@ -84,6 +84,17 @@ def test_no_run_folder(tmp_path, where):
     assert "run folder" in result.stderr or "summary.json" in result.stderr or "config.yaml" in result.stderr
 
 
+def test_a_run_with_a_link_out_of_it_is_refused(tmp_path):
+    run, source = run_of(tmp_path)
+    (tmp_path / "mine.jsonl").write_text("mine")
+    (run / "reviewed.jsonl").symlink_to(tmp_path / "mine.jsonl")
+    for more in ([], ["--negatives", source]):
+        result = call("review", run, *more)
+        assert result.exit_code == 2
+        assert "leads out" in result.stderr
+    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+
+
 def test_a_run_without_scores(tmp_path):
     run, _ = run_of(tmp_path)
     summary = json.loads((run / "summary.json").read_text())

@@ -73,6 +73,7 @@ def run(values: Mapping[str, Any]) -> int:
                 _write_results(run, result, data, policy, rows, end, state)
                 if values["merge"]:
                     save_merged(policy, run.path)
+                _write_card(run)
     say(f"Run folder: {run.path}")
     say(end.line, essential=True)
     return end.status
@@ -143,7 +144,6 @@ def _write_results(
     state: dict[str, Tensor] | None = None,
 ) -> None:
     from u2a.report.html import write_report
-    from u2a.report.model_card import write_model_card
 
     table = result.impact
     if table is None:
@@ -165,6 +165,11 @@ def _write_results(
         end=end.line,
     )
     write_report(run.path)
+
+
+def _write_card(run: RunFolder) -> None:
+    from u2a.report.model_card import write_model_card
+
     write_model_card(run.path)
 
 

@@ -25,7 +25,7 @@ def run(values: Mapping[str, Any], run: str) -> int:
     from u2a.review.table import ReviewTable
 
     folder = Path(run).expanduser()
-    source = values["negatives"] or _negatives_of(folder)
+    source = _negatives_of(folder, values["negatives"])
     _refuse_lost(source, folder)
     negatives = load_negatives(source)
     table = ReviewTable.read(folder, negatives, source)
@@ -72,12 +72,12 @@ def _refuse_lost(source: str, folder: Path) -> None:
         )
 
 
-def _negatives_of(folder: Path) -> str:
-    """What the run's configuration names."""
+def _negatives_of(folder: Path, given: str) -> str:
+    """What the user names, else the run's configuration; either way it is a run that scores negatives."""
     from u2a.report.record import read_record
 
     record = read_record(folder)
-    source = record.config.get("negatives")
+    source = given or record.config.get("negatives")
     if not record.scores_negatives or not isinstance(source, str) or not source:
         raise UserError(f"{folder}: no run of `u2a align`, `impact` or `verify`, which score negatives")
     return source

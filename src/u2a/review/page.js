@@ -9,6 +9,7 @@ const CONTROLS = ["search", "sort", "descending", "sign", "marks"];
 let offset = 0;
 let latest = 0;
 let weighted = false;
+let saving = Promise.resolve();
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -40,12 +41,12 @@ function markCell(row, line) {
   for (const reason of REASONS) {
     const button = element("button", { type: "button", textContent: reason, tabIndex: -1 });
     button.dataset.reason = reason;
-    button.addEventListener("click", () => mark(row, line, row.reason === reason ? "" : reason, row.note));
+    button.addEventListener("click", () => mark(row, line, { reason: row.reason === reason ? "" : reason }));
     cell.firstChild.append(button);
   }
   const note = element("input", { type: "text", maxLength: 2000, placeholder: "note", tabIndex: -1, value: row.note });
   note.setAttribute("aria-label", `Note on ${row.place}`);
-  note.addEventListener("change", () => mark(row, line, row.reason, note.value));
+  note.addEventListener("change", () => mark(row, line, { note: note.value }));
   cell.firstChild.append(note);
   return cell;
 }
@@ -60,21 +61,31 @@ function showMark(row, line) {
   note.value = row.note;
 }
 
-async function mark(row, line, reason, note) {
+// Shown at once and saved one after the other: of two on the same row, the later one must be saved last.
+function mark(row, line, change) {
+  Object.assign(row, change);
+  if (!row.reason) row.note = "";
+  showMark(row, line);
+  const wanted = { row: row.row, reason: row.reason, note: row.note };
+  saving = saving.then(() => save(row, line, wanted));
+}
+
+async function save(row, line, wanted) {
   try {
-    const found = await ask("mark", { row: row.row, reason, note: reason ? note : "" });
-    row.reason = reason;
-    row.note = reason ? note : "";
+    const found = await ask("mark", wanted);
+    row.saved = { reason: wanted.reason, note: wanted.note };
     showCounts(found.counts);
     showProblem(null);
   } catch (error) {
+    Object.assign(row, row.saved);
+    showMark(row, line);
     showProblem(error);
   }
-  showMark(row, line);
 }
 
 function lineOf(row, index) {
   const line = element("tr", { tabIndex: index === 0 ? 0 : -1 });
+  row.saved = { reason: row.reason, note: row.note };
   const error = row.error === null ? "" : ` ± ${number(row.error)}`;
   line.append(textCell(row), numberCell(number(row.impact) + error), numberCell(number(row.cost)));
   if (weighted) line.append(numberCell(number(row.weight)));
@@ -102,7 +113,7 @@ function pressed(event, row, line) {
     return;
   }
   if (event.target.tagName === "BUTTON" && (event.key === "Enter" || event.key === " ")) return;
-  if (event.key in KEYS) mark(row, line, KEYS[event.key], row.note);
+  if (event.key in KEYS) mark(row, line, { reason: KEYS[event.key] });
   else if (event.key === "j" || event.key === "ArrowDown") line.nextElementSibling?.focus();
   else if (event.key === "k" || event.key === "ArrowUp") line.previousElementSibling?.focus();
   else if (event.key === "/") at("search").focus();
