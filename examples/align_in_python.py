@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from u2a import align, load_policy, prepare
+from u2a import align, load_negatives, load_policy, load_preferences, load_retain, prepare
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.evaluate.preference import pair_metrics
 from u2a.problem import pair_texts
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from u2a import load_policy, prepare, score_impact
-from u2a.data.load import load_negatives, load_preferences, load_retain
+from u2a import load_negatives, load_policy, load_preferences, load_retain, prepare, score_impact
 
 ROWS = files("u2a") / "demo_data"
 

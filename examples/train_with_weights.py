@@ -20,8 +20,7 @@ import yaml
 from peft import LoraConfig
 from transformers import set_seed
 
-from u2a import U2AConfig, UnlearnTrainer, load_policy
-from u2a.data.load import load_negatives
+from u2a import U2AConfig, UnlearnTrainer, load_negatives, load_policy
 
 
 def main() -> None:

@@ -176,6 +176,7 @@ def load_policy(
         seed: of the adapter's A; the global random state is left alone.
         device: default the accelerator of this process, else the CPU.
         trust_remote_code: run code that comes with the model.
+        attn_implementation: `eager`, `sdpa` or `flash_attention_2`; None = what transformers takes.
         on_cpu: leave it on the CPU, in the format for `device`: `Policy.shard` spreads it from there.
 
     Raises:

@@ -216,9 +216,7 @@ class UnlearnTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if is_sharded(self.model):
             if self._retain_name == "l2":
-                raise UserError(
-                    "the l2 retain term does not go with parameters that are sharded: take nll or kl"
-                )
+                raise UserError("the l2 retain term does not go with sharded parameters: take nll or kl")
             self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
@@ -292,8 +290,8 @@ class UnlearnTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.world_size == 1:
             return super()._get_train_sampler(train_dataset)
-        together = self.args.train_batch_size * self.args.world_size
-        return EvenOrder(self.train_dataset, together, self.args.data_seed)
+        rows: Any = self.train_dataset
+        return EvenOrder(rows, self.args.train_batch_size * self.args.world_size, self.args.data_seed)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
