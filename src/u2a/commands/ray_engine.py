@@ -103,6 +103,7 @@ class Actor:
         from u2a.losses import LOSSES, resolve_loss
 
         values = self.job.values
+        IMPACT.load_parts(values)  # a loss of the user's own, which the command was allowed to load
         policy = load_scorer(values)
         own = policy.trainable()
         with torch.no_grad():
