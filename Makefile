@@ -8,7 +8,7 @@ READY  := $(VENV)/.installed
 AUDIT  := .audit
 TOOLS  := $(AUDIT)/.installed
 
-.PHONY: help demo test test-slow lint types check sbom audit clean
+.PHONY: help demo test test-slow lint types check docs package sbom audit clean
 
 help:
 	@echo "make demo   set up, then run the main job on a real small model (about 10 minutes)"
@@ -17,6 +17,8 @@ help:
 	@echo "make lint   ruff: style and format"
 	@echo "make types  mypy"
 	@echo "make check  lint, types and test: what CI runs"
+	@echo "make docs   the documentation, strictly, into site/"
+	@echo "make package  wheel and sdist into dist/; the wheel is tried in an empty environment"
 	@echo "make sbom   sbom.json: what is installed in .venv (CycloneDX)"
 	@echo "make audit  known vulnerabilities of it; says so where no database can be reached"
 	@echo "make clean  remove .venv and what tools leave behind"
@@ -24,7 +26,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
 	@touch $@
 
 demo: $(READY)
@@ -50,6 +52,17 @@ types: $(READY)
 
 check: lint types test
 
+# Not --quiet: it would hide the warnings that --strict counts. The variable silences the theme's word about MkDocs 2.
+docs: $(READY)
+	@echo "==> site/"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: $(READY)
+	@echo "==> dist/"
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist
+	@$(PYTHON) .ci/try_package.py dist
+
 # The tools stand in an environment of their own, so that they are not in what they list.
 $(TOOLS): pyproject.toml
 	@echo "==> setting up $(AUDIT) (once)"
@@ -66,4 +79,4 @@ audit: $(READY) $(TOOLS)
 	@$(AUDIT)/bin/python .ci/audit.py $(VENV) || test $$? -eq 2
 
 clean:
-	rm -rf $(VENV) $(AUDIT) sbom.json .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) sbom.json dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -232,11 +232,19 @@ def commands(folder: Path) -> dict[str, list[str]]:
     tuned = ["--model", model, *data, "--preferences", pairs, "--lora-rank", "2", "--learning-rate", "1e-2"]
     compared = [word for word in tuned if word not in ("--learning-rate", "1e-2")]
     scored = [*tuned[:4], *tuned[6:10]]
+    (folder / "short_is_good.py").write_text(
+        "def score(prompts, answers):\n    return [-0.1 * len(answer) for answer in answers]\n"
+    )
+    sys.path.insert(0, str(folder))
     return {
         "impact": ["impact", *scored, "--lora-rank", "2", "--curvature", "identity"],
         "align": ["align", *tuned, "--max-steps", "4", "--batch-size", "2", "--outer-steps", "2",
                   "--measurements", "2", "--min-gain", "-10", "--lora-dropout", "0.1",
                   "--select", "100%", "--merge"],
+        "align, reward": ["align", *tuned, "--objective", "reward", "--max-steps", "2", "--batch-size", "2",
+                          "--objective-reward-function", "short_is_good:score", "--objective-samples", "2",
+                          "--objective-max-new-tokens", "4", "--outer-steps", "2", "--measurements", "1",
+                          "--min-gain", "-10"],
         "verify": ["verify", *tuned, "--max-steps", "2", "--subsets", "4", "--repeats", "0",
                    "--embedding-model", ""],
         "evaluate": ["evaluate", model, other, "--original", model, *data, "--max-new-tokens", "4"],

@@ -16,7 +16,9 @@ ORDER = [
     "printable",
     "links",
     "plain_yaml",
+    "plugins",
     "config",
+    "schema",
     "interruption",
     "storage",
     "files",
@@ -24,9 +26,12 @@ ORDER = [
     "runs",
     "kept_state",
     "data",
+    "weighted_rows",
     "model_source",
+    "base_files",
     "model_loading",
     "demo_model",
+    "tiny_model",
     "sharding",
     "models",
     "memory",
@@ -43,6 +48,7 @@ ORDER = [
     "weighting",
     "micro_batches",
     "gradient_guard",
+    "training_card",
     "training_state",
     "training_rows",
     "trainer",
@@ -59,12 +65,15 @@ ORDER = [
     "baselines",
     "compare",
     "report",
+    "served",
+    "review",
+    "chat",
     "commands",
     "cli",
 ]
 STOOD_ON = (
     "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "pairwise", "rounded_weights", "subject",
+    "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""

@@ -8,7 +8,8 @@ import pytest
 
 import u2a
 from u2a.commands import schemas
-from u2a.config import Registry, Schema, option
+from u2a.config import option
+from u2a.schema import Registry, Schema
 from u2a.types import UserError
 
 
@@ -97,7 +98,7 @@ def test_every_option_is_read_somewhere():
     package = Path(u2a.__file__).parent
     read = set()
     for path in package.rglob("*.py"):
-        if path.name in ("config.py", "schemas.py"):
+        if path.name in ("config.py", "schema.py", "schemas.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute):
@@ -136,6 +137,7 @@ def test_keys_aside_come_from_yaml_alone_as_they_are(tmp_path):
 DANGEROUS = {
     "trust_remote_code": ("true", ("ALIGN", "IMPACT", "VERIFY", "COMPARE", "EVALUATE")),
     "objective_reward_function": ("evil:run", ("ALIGN", "IMPACT", "VERIFY")),
+    "allow_code": ("true", ("ALIGN", "IMPACT", "VERIFY", "EVALUATE")),
     "harness_include": ("evil", ("EVALUATE",)),
     "send_to_judge": ("true", ("EVALUATE",)),
     "send_to_scorer": ("true", ("EVALUATE",)),

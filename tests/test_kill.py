@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-COMMANDS = ("impact", "align", "verify", "evaluate", "compare")
+COMMANDS = ("impact", "align", "align, reward", "verify", "evaluate", "compare")
 EACH = 11
 """Kills of each command; some of a resumed run, and of one that was resumed twice."""
 

@@ -15,7 +15,7 @@ from u2a.demo_model import NAME
 
 HERE = Path(__file__).parent
 SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")
-COMMANDS = ("check", "split", "impact", "align", "verify", "evaluate", "compare", "report")
+COMMANDS = ("check", "split", "impact", "align", "verify", "evaluate", "compare", "report", "chat")
 
 
 def commands(folder):
@@ -48,9 +48,11 @@ def commands(folder):
         "compare": f"--config {config} --output {folder / 'compare'} --steps 1 --seeds 1 "
         "--rates 1e-3 --looks 1",
         "report": "",
+        "chat": "--max-new-tokens 4",
     }
     given = dict.fromkeys(lines, shared)
     given |= {"check": data, "split": [split], "impact": own, "evaluate": [run, *unseen], "report": [run]}
+    given["chat"] = [run]
     hub = ["impact", *own, "--model", "u2a-nobody/nothing", "--output", str(folder / "hub")]
     return {**{name: [name, *given[name], *line.split()] for name, line in lines.items()}, "a Hub id": hub}
 

@@ -39,7 +39,7 @@ def test_its_python_runs(text, tmp_path, monkeypatch):
 def test_its_flags_exist(text):
     taken = (schemas.ALIGN, schemas.IMPACT, schemas.CHECK, schemas.SPLIT, schemas.DEMO)
     known = {spec.flag for schema in taken for spec in schema.specs.values()}
-    known |= {"--config", "--no-text", "--help"}
+    known |= {"--config", "--no-text", "--help", "--quiet", "--json"}
     outside = {"--constraint", "--editable"}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - outside:
         assert flag in known, f"the README names {flag}"
@@ -48,6 +48,20 @@ def test_its_flags_exist(text):
 def test_every_command_is_in_it(text):
     for command in app.registered_commands:
         assert f"`u2a {command.name}" in text
+
+
+def test_the_first_command_and_its_output_stand_within_40_lines(text):
+    before, first = text.split("```console\n", 1)
+    shown = first.split("```", 1)[0]
+    assert shown.startswith("$ make demo\n")
+    assert (before + shown).count("\n") <= 40
+
+
+def test_what_it_is_comes_first_then_the_picture_and_when_not_to_use_it(text):
+    marks = ("`u2a` turns", "](docs/pipeline.svg)", "$ make demo", "## When not to use it", "## On your own")
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert (README.parent / "docs" / "pipeline.svg").is_file()
 
 
 def test_no_placeholder_is_left(text):

@@ -7,6 +7,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` loads them
+    from u2a.data.load import load_negatives as load_negatives
+    from u2a.data.load import load_preferences as load_preferences
+    from u2a.data.load import load_retain as load_retain
+    from u2a.evaluate.models import Evaluation as Evaluation
+    from u2a.evaluate.models import evaluate_models as evaluate_models
     from u2a.impact.curvature import EKFAC as EKFAC
     from u2a.impact.curvature import KFAC as KFAC
     from u2a.impact.curvature import Adam as Adam
@@ -22,6 +27,9 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.losses import SimNPO as SimNPO
     from u2a.models import Policy as Policy
     from u2a.models import load_policy as load_policy
+    from u2a.objectives import MeanLogProb as MeanLogProb
+    from u2a.objectives import Preference as Preference
+    from u2a.objectives import Reward as Reward
     from u2a.outer_loop import AlignResult as AlignResult
     from u2a.outer_loop import align as align
     from u2a.problem import Problem as Problem
@@ -30,6 +38,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.trainer import UnlearnTrainer as UnlearnTrainer
     from u2a.trajectory.first_order import first_order_impact as first_order_impact
     from u2a.trajectory.metagradient import metagradient_impact as metagradient_impact
+    from u2a.verify.verification import Verification as Verification
+    from u2a.verify.verification import verify_impact as verify_impact
+    from u2a.weighted_rows import drawn_by_weight as drawn_by_weight
+    from u2a.weighted_rows import weighted_negatives as weighted_negatives
 
 __version__ = version("u2a")
 
@@ -38,25 +50,37 @@ _HOME = {
     "AlignResult": "u2a.outer_loop",
     "Diagonal": "u2a.impact.curvature",
     "EKFAC": "u2a.impact.curvature",
+    "Evaluation": "u2a.evaluate.models",
     "GaussNewton": "u2a.impact.curvature",
     "GradientAscent": "u2a.losses",
     "Hessian": "u2a.impact.curvature",
     "Identity": "u2a.impact.curvature",
     "ImpactTable": "u2a.impact.table",
     "KFAC": "u2a.impact.curvature",
+    "MeanLogProb": "u2a.objectives",
     "NPO": "u2a.losses",
     "Policy": "u2a.models",
+    "Preference": "u2a.objectives",
     "Problem": "u2a.problem",
+    "Reward": "u2a.objectives",
     "SimNPO": "u2a.losses",
     "U2AConfig": "u2a.trainer",
     "UnlearnTrainer": "u2a.trainer",
+    "Verification": "u2a.verify.verification",
     "align": "u2a.outer_loop",
+    "drawn_by_weight": "u2a.weighted_rows",
+    "evaluate_models": "u2a.evaluate.models",
     "first_order_impact": "u2a.trajectory.first_order",
+    "load_negatives": "u2a.data.load",
     "load_policy": "u2a.models",
+    "load_preferences": "u2a.data.load",
+    "load_retain": "u2a.data.load",
     "metagradient_impact": "u2a.trajectory.metagradient",
     "prepare": "u2a.problem",
     "score_curvatures": "u2a.impact.several",
     "score_impact": "u2a.impact.table",
+    "verify_impact": "u2a.verify.verification",
+    "weighted_negatives": "u2a.weighted_rows",
 }
 
 __all__ = sorted(_HOME)

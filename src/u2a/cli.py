@@ -2,6 +2,9 @@
 
 Exit status: 0 done; 1 done, with findings; 2 bad usage or bad input, nothing run; 3 stopped by a guard or
 interrupted or by the machine (disk, memory), resumable; 70 a fault of ours.
+
+Every command takes `--quiet` and `--json` (docs/review.md). With `--json` standard output holds one object,
+also where the command failed; the same words for people stand on standard error as without it.
 """
 
 from __future__ import annotations
@@ -13,40 +16,85 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any, Optional
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from u2a import interruption, processes
 from u2a.commands import schemas
-from u2a.config import OptionSpec, Schema
+from u2a.commands.flags import CONFIG, FILE, JSON, MODELS, QUIET, RUN, RUNS, flag
 from u2a.evaluate import METRICS
+from u2a.printable import printable_lines
+from u2a.schema import Schema
 from u2a.types import GuardStop, UserError
 
 DONE, FINDINGS, BAD_INPUT, STOPPED, FAULT = 0, 1, 2, 3, 70
 
-app = typer.Typer(
-    name="u2a",
-    help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so weighted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+
+class _Commands(TyperGroup):
+    """The commands; what is wrong with a command line's own words is said in JSON too, if they ask for it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Notes the words before they are taken apart."""
+        ctx.meta["u2a.words"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Reads the command's own words, and runs it."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            words, message = ctx.meta["u2a.words"], getattr(error, "format_message", None)
+            if "--json" in words and message is not None:  # click's, or typer's own copy of it
+                _print_refusal(words[0], "usage", message())
+            raise
 
 
-def _flag(spec: OptionSpec) -> inspect.Parameter:
-    """The option as a flag that is None unless given, so that a YAML file can tell."""
-    default = "off" if spec.default is False else spec.default
-    shown = f" [default: {default}]" if default != "" else ""
-    choices = f" One of: {', '.join(spec.choices)}." if spec.choices else ""
-    names = (f"{spec.flag}/--no-{spec.flag[2:]}",) if spec.type is bool else (spec.flag,)
-    option = typer.Option(*names, help=spec.help + choices + shown, show_default=False)
-    kind = Annotated[Optional[spec.type], option]  # type: ignore[name-defined]  # noqa: UP045 - typer reads it
-    return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+def _print_refusal(command: str, kind: str, message: str) -> None:
+    """For `--json`: why nothing was run."""
+    from u2a.commands.terminal import print_json
+
+    print_json({"command": command, "status": BAD_INPUT, "error": {"kind": kind, "message": message}})
+
+
+def _empty() -> typer.Typer:
+    return typer.Typer(
+        name="u2a",
+        cls=_Commands,
+        help="Unlearning to Align: measure which bad answers are worth unlearning, and unlearn them so "
+        "weighted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = _empty()
+_COMMANDS: dict[str, tuple[Schema, Callable[[typer.Typer, Schema], None]]] = {}
+"""Name -> its options, and what adds it with other ones."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"u2a {version('u2a')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _every_command(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass  # options that stand before the command's name
 
 
 def _register(
@@ -59,10 +107,26 @@ def _register(
 ) -> None:
     """Adds a command: flags are the schema's options, the work is `run` in `u2a.commands.<name>`."""
 
-    def body(**given: Any) -> None:
-        config = given.pop("config", None)
-        positional = {p.name: given.pop(p.name) for p in arguments}
+    def add(to: typer.Typer, schema: Schema) -> None:
+        body, parameters = _body(name, schema, arguments, takes_config)
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        body.__annotations__ = {p.name: p.annotation for p in parameters}
+        to.command(name, help=about, epilog=epilog)(body)
 
+    _COMMANDS[name] = schema, add
+    add(app, schema)
+
+
+def _body(
+    name: str, schema: Schema, arguments: Sequence[inspect.Parameter], takes_config: bool
+) -> tuple[Callable[..., None], list[inspect.Parameter]]:
+    """What a command does, and what it takes."""
+
+    def body(**given: Any) -> None:
+        from u2a.commands.terminal import manners, print_json
+
+        config, quiet, as_json = (given.pop(name, None) for name in ("config", "quiet", "json"))
+        positional = {p.name: given.pop(p.name) for p in arguments}
         output = ""
 
         def work() -> int:
@@ -74,12 +138,56 @@ def _register(
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
 
         fault_of = partial(_machine_fault, name=name, output=lambda: output)
-        raise typer.Exit(_guarded(work, fault_of, resumable=name in _RESUMABLE))
+        with manners(quiet=quiet, json=as_json) as results:
+            status = _guarded(work, fault_of, resumable=name in _RESUMABLE)
+        if as_json and processes.is_first():
+            written = {} if status == BAD_INPUT else _written(output)
+            print_json({"command": name, "status": status, "error": None, **written, **results})
+        raise typer.Exit(status)
 
-    parameters = [*arguments, *([_CONFIG] if takes_config else []), *map(_flag, schema.specs.values())]
-    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    body.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=about, epilog=epilog)(body)
+    config_flag = [CONFIG] if takes_config else []
+    return body, [*arguments, *config_flag, *map(flag, schema.specs.values()), QUIET, JSON]
+
+
+def app_for(args: Sequence[str]) -> typer.Typer:
+    """The commands; that of `args` with flags for the options of the user's own parts that `args` name.
+
+    Raises:
+        UserError: such a part, or the YAML file that names it, is unusable.
+    """
+    schema, _ = _COMMANDS.get(args[0] if args else "", (None, None))
+    named = [f"--{registry.name}" for registry in schema.registries if registry.group] if schema else []
+    given = _values_of(args, [*named, "--config"])
+    if schema is None or not given:
+        return app
+    flags = {name: value for name, value in given.items() if name != "config"}
+    flags["allow_code"] = "--allow-code" in args
+    extended = schema.with_parts(given.get("config"), flags)
+    if extended is schema:
+        return app
+    again = _empty()
+    for name, (usual, add) in _COMMANDS.items():
+        add(again, extended if name == args[0] else usual)
+    return again
+
+
+def _values_of(args: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """What those flags are given in a command line, by the options' names."""
+    found = {}
+    for place, argument in enumerate(args):
+        flag, equals, value = argument.partition("=")
+        if flag in flags and (equals or place + 1 < len(args)):
+            found[flag[2:].replace("-", "_")] = value if equals else args[place + 1]
+    return found
+
+
+def _written(output: str) -> dict[str, Any]:
+    """The folder that --output names, and what is in it."""
+    folder = Path(output).expanduser()
+    if not output or not folder.is_dir():
+        return {}
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return {"output": str(folder), "files": names}
 
 
 def _machine_fault(error: Exception, name: str, output: Callable[[], str]) -> tuple[str, int] | None:
@@ -105,32 +213,35 @@ def _guarded(
         with shown_log(), interruption.listening() if resumable else nullcontext():
             return work()
     except UserError as error:
-        _tell(f"u2a: {error}", error)
-        return BAD_INPUT
+        return _failed("input", str(error), BAD_INPUT, error)
     except GuardStop as stop:
-        _tell(f"u2a: stopped by a guard: {stop}", stop)
-        return STOPPED
+        return _failed("guard", f"stopped by a guard: {stop}", STOPPED, stop)
     except interruption.Interrupted:
-        _tell(f"u2a: interrupted; all that is done is kept. Go on with: {_again()}")
-        return STOPPED
+        how = f"all that is done is kept. Go on with: {_again()}"
+        return _failed("interrupted", f"interrupted; {how}", STOPPED)
     except KeyboardInterrupt:
         how = f"go on with: {_again()}" if resumable else f"{', '.join(_RESUMABLE)} go on with --resume"
-        _tell(f"u2a: interrupted; {how}")
-        return STOPPED
+        return _failed("interrupted", f"interrupted; {how}", STOPPED)
     except Exception as error:
         known = fault_of(error)
         if known is not None:
-            _tell(f"u2a: {known[0]}", error)
-            return known[1]
+            return _failed("machine", *known, error)
         _tell(traceback.format_exc().rstrip("\n"), error)
-        _tell("u2a: this is a fault of u2a's own, or of the machine: please report it", error)
-        return FAULT
+        why = "this is a fault of u2a's own, or of the machine: please report it"
+        return _failed("fault", why, FAULT, error)
+
+
+def _failed(kind: str, message: str, status: int, error: BaseException | None = None) -> int:
+    """Says why a command failed, to people and to `--json`; gives the exit status back."""
+    from u2a.commands.terminal import give
+
+    _tell(f"u2a: {message}", error)
+    give(error={"kind": kind, "message": message})
+    return status
 
 
 def _tell(message: str, error: BaseException | None = None) -> None:
     """To standard error; of several processes one says it."""
-    from u2a.printable import printable_lines
-
     if processes.speaks(error):
         print(printable_lines(message), file=sys.stderr)
 
@@ -144,40 +255,10 @@ def _again() -> str:
 _SHARED = ("impact", "align")
 """Commands that several processes do together."""
 _RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
-_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_CONFIG = inspect.Parameter(
-    "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it
-        typer.Option(
-            "--config", help="YAML file with the same options; flags override it.", show_default=False
-        ),
-    ],
-)
-_FILE = inspect.Parameter(
-    "file", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Preference pairs to split.")]
-)
-_MODELS = inspect.Parameter(
-    "models",
-    _POSITIONAL,
-    annotation=Annotated[
-        list[str],
-        typer.Argument(help="Run folders of `u2a align`, model or adapter folders, or Hub ids."),
-    ],
-)
-_RUN = inspect.Parameter("run", _POSITIONAL, annotation=Annotated[str, typer.Argument(help="Run folder.")])
-_TEXT = inspect.Parameter(
-    "text",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=True,
-    annotation=Annotated[bool, typer.Option("--text/--no-text", help="Show the rows' text.")],
-)
 
 _register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
 _register(
-    "split", "Cut preference pairs into original, forget, retain, validation, test.", schemas.SPLIT, _FILE
+    "split", "Cut preference pairs into original, forget, retain, validation, test.", schemas.SPLIT, FILE
 )
 _register("impact", "Which negatives matter, and what would they cost?", schemas.IMPACT)
 _register("align", "The main job: score, select, weight and unlearn negatives.", schemas.ALIGN)
@@ -186,7 +267,7 @@ _register(
     "evaluate",
     "Did it work, what did it break? The original model beside the others.",
     schemas.EVALUATE,
-    _MODELS,
+    MODELS,
     epilog="\n\n".join(f"{name}: {inspect.cleandoc(cls.__doc__ or '')}" for name, cls in METRICS.items()),
 )
 _register(
@@ -197,13 +278,32 @@ _register(
 _register(
     "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
 )
-_register("report", "Write a run's report.html again.", Schema(()), _RUN, _TEXT, takes_config=False)
+_register(
+    "report", "Show me: one HTML file of one or several runs.", schemas.REPORT, RUNS, takes_config=False
+)
+_register(
+    "review",
+    "Go through a run's negatives by impact, in the browser, and mark what is none.",
+    schemas.REVIEW,
+    RUN,
+    takes_config=False,
+)
+_register(
+    "chat", "Talk to the original model and others, side by side.", schemas.CHAT, MODELS, takes_config=False
+)
 _register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
 
 
 def main() -> None:
     """Entry point."""
-    app()
+    try:
+        commands = app_for(sys.argv[1:])
+    except UserError as error:
+        _tell(f"u2a: {error}")
+        if "--json" in sys.argv and processes.is_first():
+            _print_refusal(sys.argv[1], "input", str(error))
+        sys.exit(BAD_INPUT)
+    commands()
 
 
 if __name__ == "__main__":

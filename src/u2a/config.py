@@ -1,23 +1,14 @@
-"""Options: dataclasses free of torch, and the one way from YAML and flags to them.
+"""Options: dataclasses free of torch. `u2a.schema` is the way from YAML and flags to them.
 
-A part's fields are its options. Every option has one flat name, the same in YAML (`kl_budget`) and as a flag
-(`--kl-budget`). Options of losses, objectives and curvatures come from the fields of their own classes
-(those that carry a help text), so that adding one of those adds its options everywhere.
+A part's fields are its options. Options of losses, objectives and curvatures are the fields of their own
+classes (those that carry a help text), so that adding one of those adds its options everywhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from u2a.plain_yaml import plain_values
-from u2a.types import UserError, shown
 
 LARGEST_SEED = 2**31 - 1
 """So that the seeds derived from it stay below numpy's limit of 2³²."""
@@ -91,10 +82,15 @@ class ModelOptions:
 class ImpactOptions:
     """How impact is measured."""
 
-    loss: str = option("npo", "Unlearning loss: ga, npo, simnpo, graddiff (ga + nll), ga+kl.")
+    loss: str = option(
+        "npo",
+        "Unlearning loss: ga, npo, simnpo, graddiff (ga + nll), ga+kl, or one of your own: module:Class, or "
+        "the name of an installed one.",
+    )
     objective: str = option(
         "preference",
-        "What alignment means: preference, nll of preferred texts, or reward of the model's own answers.",
+        "What alignment means: preference, nll of preferred texts, reward of the model's own answers, or an "
+        "objective of your own, as for the loss.",
     )
     curvature: str = option("diagonal", "Curvature H of the inner problem.")
     scoring: str = option(
@@ -180,6 +176,15 @@ class OuterOptions:
 
 
 @dataclass(frozen=True)
+class CodeOptions:
+    """Whose code runs."""
+
+    allow_code: bool = option(
+        False, "Let the YAML file name code of its own, as module:Class. It runs.", flag_only=True
+    )
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """The run itself."""
 
@@ -192,209 +197,3 @@ class ResumeOptions:
     """Going on after an interruption."""
 
     resume: bool = option(False, "Go on with an interrupted run in --output.")
-
-
-@dataclass(frozen=True)
-class OptionSpec:
-    """One option as YAML, flags and docs see it."""
-
-    name: str
-    type: type
-    default: Any
-    help: str
-    choices: tuple[str, ...]
-    owner: str
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    flag_only: bool = False
-
-    @property
-    def flag(self) -> str:
-        """`kl_budget` -> `--kl-budget`."""
-        return "--" + self.name.replace("_", "-")
-
-
-@dataclass(frozen=True)
-class Registry:
-    """A choice among classes whose fields are options: `name` is the option that chooses."""
-
-    name: str
-    classes: Mapping[str, type]
-    prefix: str = ""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-
-
-class Schema:
-    """The options of one command.
-
-    Args:
-        parts: option dataclasses.
-        registries: choices whose classes bring options of their own.
-        aside: keys that only a YAML file can hold, such as lists, passed on as they are; None = not given.
-    """
-
-    def __init__(
-        self, parts: Sequence[type], registries: Sequence[Registry] = (), aside: Sequence[str] = ()
-    ) -> None:
-        self.parts, self.registries, self.aside = tuple(parts), tuple(registries), tuple(aside)
-        self.specs: dict[str, OptionSpec] = {}
-        for part in parts:
-            self._add(part, part.__name__, "")
-        for registry in registries:
-            for cls in registry.classes.values():
-                self._add(cls, registry.name, registry.prefix)
-
-    def _add(self, cls: type, owner: str, prefix: str) -> None:
-        hints = typing.get_type_hints(cls) if not prefix and owner in {p.__name__ for p in self.parts} else {}
-        for f in dataclasses.fields(cls):
-            if "help" not in f.metadata:
-                continue
-            name = prefix + f.name
-            kind = _plain_type(hints.get(f.name, f.type))
-            more = {
-                key: f.metadata[key]
-                for key in ("choices", "least", "above", "most", "flag_only")
-                if key in f.metadata
-            }
-            spec = OptionSpec(
-                name, kind, f.default, f.metadata["help"], owner=owner, **{"choices": (), **more}
-            )
-            known = self.specs.setdefault(name, spec)
-            if known.owner != owner or known.type is not kind:
-                raise ValueError(f"two options are called {name}: in {known.owner} and in {owner}")
-
-    def resolve(self, config_file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults, overridden by the YAML file, overridden by flags that were given (not None).
-
-        Options of a class that was not chosen are left out of the result.
-
-        Raises:
-            UserError: unreadable YAML, unknown key, wrong type or choice, or an option that the chosen
-                loss, objective or curvature does not have.
-        """
-        given = _read_yaml(config_file, [*self.specs, *self.aside]) if config_file else {}
-        for name, spec in self.specs.items():
-            alone = spec.flag_only and name in given and not flags.get(name)
-            if alone and given[name] != spec.default:
-                raise UserError(f"{name} in {config_file} counts only together with the flag {spec.flag}")
-        given.update({key: value for key, value in flags.items() if value is not None})
-        source = f"{config_file} or a flag" if config_file else "a flag"
-        values = {
-            name: self._checked(spec, given[name], source) if name in given else spec.default
-            for name, spec in self.specs.items()
-        }
-        for registry in self.registries:
-            self._keep_chosen(registry, values, given)
-        return {**values, **{key: given.get(key) for key in self.aside}}
-
-    def _keep_chosen(self, registry: Registry, values: dict[str, Any], given: Mapping[str, Any]) -> None:
-        chosen = registry.aliases.get(values[registry.name], values[registry.name])
-        if chosen not in registry.classes:
-            names = ", ".join([*registry.classes, *registry.aliases])
-            raise UserError(f"--{registry.name} {chosen[:80]}: unknown; take one of {names}")
-        own = {registry.prefix + name for name in _option_names(registry.classes[chosen])}
-        for cls in registry.classes.values():
-            for name in (registry.prefix + n for n in _option_names(cls)):
-                if name in own or name not in values:
-                    continue
-                if name in given:
-                    raise UserError(
-                        f"{self.specs[name].flag} means nothing for --{registry.name} {chosen}; leave it out"
-                    )
-                del values[name]
-
-    def _checked(self, spec: OptionSpec, value: Any, source: str) -> Any:
-        value = _as_number_or_text(spec, value)
-        number: Any = value
-        if type(value) is not spec.type:
-            raise UserError(
-                f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {shown(value)} ({type(value).__name__}) "
-                f"in {source}"
-            )
-        if spec.type is str and not _is_text(number):
-            raise UserError(
-                f"{spec.flag} {shown(value)}: holds a character that no text or file name can hold"
-            )
-        if spec.choices and value not in spec.choices:
-            raise UserError(f"{spec.flag} {number[:80]}: take one of {', '.join(spec.choices)}")
-        # written so that NaN fails too
-        if spec.least is not None and not number >= spec.least:
-            raise UserError(f"{spec.flag} {shown(value)}: must be at least {spec.least:g}")
-        if spec.above is not None and not number > spec.above:
-            raise UserError(f"{spec.flag} {shown(value)}: must be above {spec.above:g}")
-        if spec.most is not None and not number <= spec.most:
-            raise UserError(f"{spec.flag} {shown(value)}: must be at most {spec.most:g}")
-        if spec.type is float and not math.isfinite(number):
-            raise UserError(f"{spec.flag} {value}: must be finite")
-        return value
-
-    def part(self, cls: type, values: Mapping[str, Any]) -> Any:
-        """The option dataclass `cls` filled from resolved values."""
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
-
-    def chosen_options(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Constructor arguments of the class chosen in the registry `name`."""
-        registry = next(r for r in self.registries if r.name == name)
-        chosen = registry.aliases.get(values[name], values[name])
-        return {n: values[registry.prefix + n] for n in _option_names(registry.classes[chosen])}
-
-
-_TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _as_number_or_text(spec: OptionSpec, value: Any) -> Any:
-    """A whole number where a fraction is wanted, 1e-4, which YAML reads as text, and a bare count, as what
-    the option takes; everything else as it is, for the check of types to refuse."""
-    try:
-        if spec.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            return float(value)
-        if spec.name in ("select", "subset_share") and type(value) is int:
-            return str(value)
-    except (ValueError, OverflowError):  # not a number, or one too large
-        pass
-    return value
-
-
-def _is_text(value: str) -> bool:
-    """Without NUL and half surrogate pairs, at which files and folders of that name fail."""
-    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _option_names(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls) if "help" in f.metadata]
-
-
-def _plain_type(annotation: Any) -> type:
-    """The type behind an annotation, which `from __future__ import annotations` may have left as text."""
-    if isinstance(annotation, str):
-        return {"float": float, "int": int, "bool": bool, "str": str}[annotation]
-    if isinstance(annotation, types.UnionType):
-        raise TypeError(f"options have one plain type, not {annotation}")
-    return annotation
-
-
-def _read_yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
-    file = Path(path)
-    try:
-        content = plain_values(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config {path}: not readable YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold keys and values, one option a line, e.g. `loss: npo`")
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        near = _nearest(unknown[0], known) if isinstance(unknown[0], str) and len(unknown[0]) < 80 else ""
-        raise UserError(f"{path}: unknown key {shown(unknown[0])}{near}; `--help` lists the options")
-    return content
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

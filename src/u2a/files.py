@@ -33,10 +33,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield temporary
-        _force(temporary)
+        force(temporary)
         temporary.chmod(mode)
         temporary.replace(path)
-        _force(path.parent)
+        force(path.parent)
     except Exception as error:
         raise _named(error, path) from error
     finally:
@@ -54,11 +54,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for each in (*temporary.rglob("*"), temporary):
-            _force(each)
+            force(each)
         if path.exists():
             path.rename(before)
         temporary.rename(path)
-        _force(path.parent)
+        force(path.parent)
     except Exception as error:
         raise _named(error, path) from error
     finally:
@@ -74,7 +74,7 @@ def _named(error: Exception, path: Path) -> Exception:
     return error if number is None else OSError(number, os.strerror(number), str(path))
 
 
-def _force(path: Path) -> None:
+def force(path: Path) -> None:
     """Makes sure that a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

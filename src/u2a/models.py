@@ -23,6 +23,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.pytorch_utils import Conv1D
 
 from u2a import processes
+from u2a.base_files import restore_base_files
 from u2a.demo_model import demo_model
 from u2a.model_loading import load_source, quiet_transformers
 from u2a.model_source import ModelSource, check_source
@@ -102,7 +103,7 @@ class Policy:
         return {name: value for name, value in gathered if processes.is_main()}
 
     def save(self, folder: Path | str, state: dict[str, Tensor] | None = None) -> None:
-        """Writes the adapter (full fine-tuning: the whole model) and the tokenizer, as safetensors.
+        """Writes the adapter, or the whole model where there is none, and the tokenizer, as safetensors.
 
         Args:
             state: `whole_state()` of a sharded model.
@@ -116,6 +117,8 @@ class Policy:
         with quiet_transformers():
             self.model.save_pretrained(folder, **options)
         self.tokenizer.save_pretrained(folder)
+        if not self.has_adapter:
+            restore_base_files(Path(folder), self.tokenizer.name_or_path)
 
     def redraw_adapter(self, seed: int) -> None:
         """LoRA's A drawn anew from `seed` and B = 0, in place: the original model again. Without an adapter
@@ -178,6 +181,13 @@ def load_policy(
 
     Raises:
         UserError: the source or an option is unusable.
+
+    Example:
+        >>> from u2a import load_policy
+        >>> from u2a.tiny_model import tiny_model
+        >>> policy = load_policy(tiny_model(), lora_rank=2)
+        >>> policy.has_adapter, all("lora_" in name for name in policy.trainable())
+        (True, True)
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: take one of auto, {', '.join(DTYPES)}")

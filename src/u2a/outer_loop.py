@@ -99,6 +99,21 @@ def align(
     Returns:
         the result; the policy's parameters are those of the best admissible measured point, which is the
         original model itself when nothing did better.
+
+    Example:
+        >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> result = align(problem)
+        >>> result.best.objective >= result.start.objective
+        True
+        >>> len(result.weights)
+        2
     """
     weights = weights or WeightOptions()
     checkpoints = Checkpoints(folder)

@@ -26,7 +26,8 @@ from u2a.logprobs import (
     response_logits,
     silent,
 )
-from u2a.losses import LOSSES, UnlearningLoss
+from u2a.losses import UnlearningLoss, loss_class
+from u2a.losses.contract import check_loss
 from u2a.memory import working
 from u2a.objectives import DrawnReward, MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
@@ -251,7 +252,7 @@ def prepare(
     retain_weight: float = 1.0,
     loss: str | UnlearningLoss = "npo",
     loss_options: dict[str, Any] | None = None,
-    objective: str = "preference",
+    objective: str | type = "preference",
     objective_options: dict[str, Any] | None = None,
     template: str = "auto",
     max_length: int = 512,
@@ -272,7 +273,8 @@ def prepare(
             original model answers.
         retain_loss: the retain term, `none`, `nll`, `kl` or `l2`. For `nll` and `kl` every other retain row
             is kept for that term and the rest for U. retain_weight: its λ, for curvatures.
-        loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`.
+        loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`, or a class of your own
+            (docs/plugins.md).
         max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
         joint_share: share of the prompts of `preferences` whose pairs go to `Problem.joint` and not to J.
@@ -280,9 +282,24 @@ def prepare(
 
     Raises:
         UserError: an option is unknown, or there is too little to share out.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> at = problem.measure()
+        >>> round(at.objective, 4)  # −log 2: the policy is still the original model
+        -0.6931
     """
     if joint_share > 0 and objective != "preference":
         raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")
+    built = loss_class(loss)(**(loss_options or {})) if isinstance(loss, str) else loss
+    check_loss(built)
     renderer = Renderer(policy.tokenizer, template=template, max_length=max_length)
     negative_texts = tokenize_rows(negatives, renderer)
     pad_token_id = policy.tokenizer.pad_token_id or 0
@@ -319,7 +336,6 @@ def prepare(
         every_other = range(0, len(retain), 2), range(1, len(retain), 2)
         utility_texts, retain_texts = (utility_texts.select(part) for part in every_other)
     kept = keep_frozen_copy and not policy.has_adapter
-    built = LOSSES[loss](**(loss_options or {})) if isinstance(loss, str) else loss
     return Problem(
         policy=policy,
         loss=built,

@@ -59,6 +59,11 @@ def launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
+def is_first() -> bool:
+    """Whether this is the main process, also before they have been joined."""
+    return is_main() if count() > 1 or not launched() else os.environ["RANK"] == "0"
+
+
 def refuse_launcher() -> None:
     """Refuses what a launcher asks for and cannot have.
 
@@ -80,7 +85,7 @@ def speaks(error: BaseException | None = None) -> bool:
     """Whether this process tells people of an error: the one that had it, or the first where all have it, as
     they have what the user can mend, guards and signals (None)."""
     if count() == 1:  # not joined yet, so every process has it
-        return not launched() or os.environ["RANK"] == "0"
+        return is_first()
     elsewhere = getattr(error, "elsewhere", None)
     if elsewhere is not None:
         return not elsewhere

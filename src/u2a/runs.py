@@ -31,7 +31,7 @@ from u2a.types import UserError
 
 log = logging.getLogger("u2a")
 
-FOLDERS = ("adapter", "model", "checkpoints", "cells", "scores", "models")
+FOLDERS = ("adapter", "model", "checkpoints", "cells", "scores", "models", "impact")
 """Sub-folders of run folders."""
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from u2a.plugins import import_path
 from u2a.types import Message, UserError
 
 if TYPE_CHECKING:
@@ -142,16 +140,7 @@ def function_scorer(path: str, flag: str) -> Scorer:
     Raises:
         UserError: there is no such function; also whenever it raises something itself.
     """
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise UserError(f"{flag} {path}: write it as module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last: nothing in the folder may stand in for an installed module
-    try:
-        function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{flag} {path}: {error}") from None
+    function = import_path(path, flag)
     if not callable(function):
         raise UserError(f"{flag} {path}: it is no function but {type(function).__name__}")
 

@@ -31,10 +31,14 @@ from u2a.logprobs import (
     response_logprobs,
     unwrapped,
 )
-from u2a.losses import LOSSES, UnlearningLoss, resolve_loss
+from u2a.losses import UnlearningLoss, loss_class, resolve_loss
+from u2a.losses.contract import check_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
+from u2a.model_loading import load_source
+from u2a.model_source import check_source
 from u2a.sharding import is_sharded
+from u2a.training_card import write_card
 from u2a.training_rows import EvenOrder, PositiveRows
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
@@ -62,6 +66,12 @@ class U2AConfig(TrainingArguments):
             pair has two answers).
         max_length: tokens of prompt and response together.
         template: `auto` (the tokenizer's chat template) or `none` (raw text).
+
+    Example:
+        >>> from u2a import U2AConfig
+        >>> args = U2AConfig("out", loss_type="graddiff", retain_weight=0.5, report_to="none")
+        >>> args.loss_type, args.retain_loss  # a name of the literature: ga with the nll retain term
+        ('ga', 'nll')
     """
 
     # clipping would undo what weights do to the size of a step
@@ -94,7 +104,8 @@ class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.
 
     Args:
-        model: a causal language model, or a PEFT model (then the reference is the adapter switched off).
+        model: a causal language model, a PEFT model (then the reference is the adapter switched off), or the
+            name of one: a folder or a Hub id, loaded in float32.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
         train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
@@ -105,7 +116,8 @@ class UnlearnTrainer(Trainer):
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
-        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`.
+        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
+            language modelling unless it says otherwise.
         callbacks: as in `Trainer`.
 
     Raises:
@@ -113,24 +125,27 @@ class UnlearnTrainer(Trainer):
             retain data, μ without pairs, a reference-based loss without a reference.
 
     Example:
+        >>> import tempfile
         >>> from datasets import Dataset
-        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from transformers import AutoModelForCausalLM
         >>> from peft import LoraConfig
         >>> from u2a import U2AConfig, UnlearnTrainer
+        >>> from u2a.tiny_model import tiny_model
         >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
         >>> trainer = UnlearnTrainer(
-        ...     model=AutoModelForCausalLM.from_pretrained(folder),
-        ...     args=U2AConfig(output_dir, loss_type="npo", learning_rate=1e-4, num_train_epochs=1),
+        ...     model=AutoModelForCausalLM.from_pretrained(tiny_model()),
+        ...     args=U2AConfig(tempfile.mkdtemp(), loss_type="npo", num_train_epochs=1, report_to="none"),
         ...     train_dataset=bad,
-        ...     processing_class=AutoTokenizer.from_pretrained(folder),
-        ...     peft_config=LoraConfig(r=16, target_modules="all-linear"),
+        ...     peft_config=LoraConfig(r=2, target_modules="all-linear"),
         ... )
-        >>> _ = trainer.train()
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {...
+        1
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: PreTrainedModel | nn.Module | str,
         args: U2AConfig | None = None,
         loss: UnlearningLoss | None = None,
         train_dataset: Dataset | None = None,
@@ -150,23 +165,31 @@ class UnlearnTrainer(Trainer):
                 "train_dataset holds rows whose label is true, that is good answers: keep only those to "
                 "unlearn, `train_dataset.filter(lambda row: not row['label'])`"
             )
+        trained: Any = model
+        if isinstance(model, str):
+            trained, tokenizer = load_source(
+                check_source(model), dtype=torch.float32, trust_remote_code=False
+            )
+            processing_class = processing_class or tokenizer
         if processing_class is None:
             from transformers import AutoTokenizer
 
-            processing_class = AutoTokenizer.from_pretrained(unwrapped(model).config.name_or_path)
+            processing_class = AutoTokenizer.from_pretrained(unwrapped(trained).config.name_or_path)
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            peft_config.task_type = peft_config.task_type or "CAUSAL_LM"  # what AutoPeftModel looks for
+            trained = get_peft_model(trained, peft_config)
         args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
-        if args.retain_loss == "kl" and reference_model is None and not hasattr(model, "disable_adapter"):
+        if args.retain_loss == "kl" and reference_model is None and not hasattr(trained, "disable_adapter"):
             raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
         if args.dataloader_drop_last:
             raise UserError(
                 "dataloader_drop_last would leave negatives out of the objective; set it to False"
             )
         self._reference_model = reference_model
-        self.loss = loss or LOSSES[args.loss_type](**(args.loss_options or {}))
+        self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
+        check_loss(self.loss)
         self._retain_name, self._retain_weight = args.retain_loss, args.retain_weight
         if self._retain_name in ("nll", "kl") and not retain_dataset:
             raise UserError(f"the {self._retain_name} retain term needs retain data: give retain_dataset")
@@ -182,7 +205,7 @@ class UnlearnTrainer(Trainer):
         self.args: U2AConfig
         self.model: Any
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
             train_dataset=PositiveRows(negatives, np.flatnonzero(self.weights)),
             data_collator=_Collator(self._pad_token_id),
@@ -225,6 +248,25 @@ class UnlearnTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not KeptTraining(self).read_parameters(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    # -- the model card -----------------------------------------------------------------------------------
+
+    def create_model_card(  # the base class's arguments: `push_to_hub` passes some of them on
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,  # noqa: ARG002
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,  # noqa: ARG002
+        dataset_tags: str | list[str] | None = None,  # noqa: ARG002
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,  # noqa: ARG002
+    ) -> None:
+        """Writes the card that `push_to_hub` uploads: no path of this machine, no text of rows."""
+        if self.is_world_process_zero():
+            header = {"language": language, "license": license, "datasets": dataset}
+            write_card(self, finetuned_from, header, [tags] if isinstance(tags, str) else tags or [])
 
     # -- the reference ------------------------------------------------------------------------------------
 

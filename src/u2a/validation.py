@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2a.data.collate import tokenize_rows
 from u2a.data.validate import prompt_key
-from u2a.objectives import OBJECTIVES, MeanLogProb, Objective, Reward
+from u2a.objectives import MeanLogProb, Objective, Reward, objective_class
 from u2a.objectives.preference import Preference
 from u2a.types import UserError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def objective_of_rows(
-    name: str,
+    name: str | type,
     options: dict[str, Any],
     rows: Dataset,
     renderer: Renderer,
@@ -38,6 +38,8 @@ def objective_of_rows(
     """The objective, and the tokenised preferred texts it holds: None where rows have none.
 
     Args:
+        name: in `OBJECTIVES`, or a class of the user's own, made with the pairs' `texts` (the chosen ones
+            first) and `reference`.
         measured: log-probs of tokenised texts under the original model.
         scorer, seed, device: of the objective `reward`.
 
@@ -49,10 +51,15 @@ def objective_of_rows(
         return MeanLogProb(texts), texts
     if name == "reward":
         return Reward.of_rows(rows, renderer, scorer, device=device, seed=seed, **options), None
-    if name != "preference":
-        raise UserError(f"--objective {name}: take one of {', '.join(OBJECTIVES)}")
+    kind = objective_class(name) if isinstance(name, str) else name
     texts, chosen = pair_texts(rows, renderer)
-    return Preference(texts, measured(texts), **options), chosen
+    objective = kind(texts=texts, reference=measured(texts), **options)
+    shape = objective.terms(objective.reference.double()).shape
+    if len(shape) != 1 or not shape[0]:
+        raise UserError(
+            f"--objective {kind.__name__}: terms must give some values in a row, got {tuple(shape)}"
+        )
+    return objective, chosen
 
 
 def pair_texts(pairs: Dataset, renderer: Renderer) -> tuple[Dataset, Dataset]:

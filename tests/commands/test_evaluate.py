@@ -299,8 +299,10 @@ def test_a_cut_off_run_goes_on_with_the_models_that_are_missing(whole, given, mo
         (run / name).unlink()
     from u2a.commands import evaluate as command
 
-    loaded, load = [], command._subject
-    monkeypatch.setattr(command, "_subject", lambda name, *more: (loaded.append(name), load(name, *more))[1])
+    loaded, load = [], command.load_subject
+    monkeypatch.setattr(
+        command, "load_subject", lambda name, *more: (loaded.append(name), load(name, *more))[1]
+    )
     again = {**options, "--output": str(run)}
     result = call(again, str(options["--original"]), str(folder / "second"), "--resume")
     assert result.exit_code == 0, result.output + result.stderr

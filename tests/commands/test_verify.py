@@ -4,9 +4,12 @@ import errno
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -146,6 +149,32 @@ def test_two_processes_measure_the_same(given, whole, tmp_path):
         (run / "cells" / name).unlink()
     result = call({**given, "--output": str(run), "--processes": "2"}, "--resume")
     assert result.exit_code in (0, 1), result.output + result.stderr
+    for found, expected in zip(measured(run), measured(whole[0]), strict=True):
+        assert found.pop("members") == expected.pop("members")
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_command_killed_while_its_workers_work_goes_on(given, whole, tmp_path):
+    """SIGKILL of the command alone: its workers end by themselves, and --resume makes what is missing."""
+    run = tmp_path / "run"
+    options = {**given, "--output": str(run), "--processes": "2"}
+    words = [word for pair in options.items() for word in pair]
+    command = [sys.executable, "-m", "u2a.cli", "verify", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(run.glob("cells/*.json")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert len(workers) == 2
+    gone, _ = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) == 2
+    before = {path.name: path.read_bytes() for path in run.glob("cells/*.json")}
+    assert before
+    resumed = call(options, "--resume")
+    assert resumed.exit_code in (0, 1), resumed.output + resumed.stderr
+    assert {name: (run / "cells" / name).read_bytes() for name in before} == before
     for found, expected in zip(measured(run), measured(whole[0]), strict=True):
         assert found.pop("members") == expected.pop("members")
         assert found == pytest.approx(expected, abs=1e-4)

@@ -1,5 +1,6 @@
 """The three scoring routes against each other, and every sign against a real gradient step."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import score_impact
 from u2a.logprobs import response_logprobs
 from u2a.losses import NPO, GradientAscent, SimNPO
+from u2a.types import GuardStop
 
 KINDS = [(family, rank) for family in FAMILIES for rank in (4, 0)]
 LOSSES = [GradientAscent(), NPO(0.1), SimNPO(0.1)]
@@ -206,15 +208,15 @@ def test_the_standard_error_is_that_of_the_mean_over_pairs():
 
 
 def test_a_large_adapter_gets_fewer_groups_or_no_standard_error(monkeypatch):
-    from u2a.impact import table
+    from u2a.impact import aims
 
     problem = tiny_problem("llama")
     context = _context(problem)
     each = 3 * sum(p.numel() * p.element_size() for p in context.parameters.values())
-    monkeypatch.setattr(table, "_SE_BYTES", 5 * each)
-    assert table._affordable_groups(context, 16) == 5
-    assert table._affordable_groups(context, 4) == 4
-    monkeypatch.setattr(table, "_SE_BYTES", 3 * each)
+    monkeypatch.setattr(aims, "_SE_BYTES", 5 * each)
+    assert aims._affordable_groups(context, 16) == 5
+    assert aims._affordable_groups(context, 4) == 4
+    monkeypatch.setattr(aims, "_SE_BYTES", 3 * each)
     found = score_impact(problem, scoring="exact")
     assert found.impact_se is None
     np.testing.assert_allclose(found.impact, score_impact(problem, scoring="jvp").impact, rtol=1e-4)
@@ -341,3 +343,15 @@ def test_weighted_gradient_is_the_weighted_sum_of_single_ones():
             total[name] += c * value
     for name, value in whole.items():
         torch.testing.assert_close(value, total[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["exact", "fd", "jvp"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_direction_that_is_not_finite_stops_the_run(method, value):
+    """NaN > 0 is false: it used to pass for a zero direction, and every negative scored 0."""
+    problem = tiny_problem("llama")
+    good, bad = _direction(problem), _direction(problem, seed=1)
+    name = list(bad)[2]
+    bad[name].view(-1)[0] = value
+    with pytest.raises(GuardStop, match=rf"direction 2 of 2 .* not finite \({re.escape(name)}\)"):
+        directional_derivatives(_context(problem), problem.negative_texts, [good, bad], method=method)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,78 +19,31 @@ import pytest
 import yaml
 from plotly.offline import get_plotlyjs
 
-from u2a.report import html as page_module
-from u2a.report.html import extremes, write_report
-from u2a.report.plots import SCATTER_POINTS, cumulative_gain, gain_and_cost, impact_histogram, progress
-from u2a.report.scores import Measured, Scores
+from run_folders import (
+    HOSTILE,
+    align_run,
+    compare_run,
+    evaluate_run,
+    large_run,
+    verify_run,
+    write_impact,
+    write_summary,
+    write_weights,
+)
+from u2a.report import page as page_module
+from u2a.report.html import write_report
 from u2a.report.wording import excerpt, memory, number, visible
 from u2a.types import UserError
-
-HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;{{ 7*7 }}<!-- "
-    "\x00\x1b]0;owned\x07\u2028\u202e<a href=javascript:alert(3)>x</a>"
-)
 
 
 @pytest.fixture(name="run")
 def run_folder(tmp_path: Path) -> Path:
-    """An `align` run of four negatives; two of them selected."""
-    run = tmp_path / "run"
-    run.mkdir()
-    config = {
-        "model": "org/model",
-        "negatives": "/home/me/negatives.jsonl",
-        "restart": False,
-        "hub_token": "hf_x",
-    }
-    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    (run / "versions.json").write_text(json.dumps({"u2a": "0.1.0", "git_commit": None}), encoding="utf-8")
-    write_summary(run, "align", "2 of 4 negatives are worth unlearning.", aligned=-0.5)
-    write_impact(run)
-    weights = {"row": [0, 1, 2, 3], "id": list("abcd"), "weight": [1.25, 0.75, 0.0, 0.0]}
-    pq.write_table(pa.table(weights | {"selected": [True, True, False, False]}), run / "weights.parquet")
-    point = {
-        "event": "measurement",
-        "outer_step": 0,
-        "step": 0,
-        "objective": -0.7,
-        "utility": -2.0,
-        "kl": 0.0,
-    }
-    points = [point, point | {"outer_step": 1, "step": 5, "kl": None, "admissible": False}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points), encoding="utf-8")
-    return run
+    return align_run(tmp_path)
 
 
-def write_impact(
-    run: Path, *, ids: list[str] | None = None, text: str = "RESPONSE", prompt: str = "PROMPT"
-) -> None:
-    columns = {
-        "row": [0, 1, 2, 3],
-        "id": ids or list("abcd"),
-        "prompt": [f"{prompt} {i}" for i in range(4)],
-        "response": [f"{text} {i}" for i in range(4)],
-        "impact": [0.5, 0.25, -0.125, None],
-        "utility_cost": [0.1, -0.2, 0.3, 0.4],
-        "loss": [1.0] * 4,
-        "n_tokens": [7, 8, 9, 10],
-        "impact_se": [0.01, None, None, None],
-    }
-    pq.write_table(pa.table(columns), run / "impact.parquet")
-
-
-def write_summary(run: Path, command: str, outcome: str, aligned: float | None, metric: str = "J") -> None:
-    table = [
-        {"metric": metric, "unit": "nats", "better": "higher", "original": -0.75, "aligned": aligned},
-        {"metric": "retain NLL", "unit": "nats/token", "better": "lower", "original": 2.0, "aligned": None},
-        {"metric": "broken", "unit": "", "better": "", "original": float("nan"), "aligned": None},
-    ]
-    phases = [{"name": "scoring", "seconds": 1.5, "peak_bytes": 3 * 2**20}]
-    counts = {"negatives": 4, "validation": 5} | ({"selected": 2} if command == "align" else {})
-    check = {"examples": 4, "relative_error": 0.002, "epsilon": 0.1, "passed": True}
-    summary = {"command": command, "outcome": outcome, "table": table, "phases": phases, "counts": counts}
-    text = json.dumps(summary | {"self_check": check, "warnings": ["only 5 validation rows"]})
-    (run / "summary.json").write_text(text, encoding="utf-8")
+def inflated(block: str) -> Any:
+    """What a data block of the page holds."""
+    return json.loads(gzip.decompress(base64.b64decode(block)))
 
 
 class Page(HTMLParser):
@@ -100,8 +55,12 @@ class Page(HTMLParser):
         self.attributes: list[tuple[str, str, str]] = []
         self.text = ""
         self.source = path.read_text(encoding="utf-8")
-        self.scripts = re.findall(r"<script[^>]*>(.*?)</script", self.source, re.S | re.I)
-        self.own = self.source.replace(get_plotlyjs(), "")  # what is ours of the page
+        found = re.findall(r"<script([^>]*)>(.*?)</script", self.source, re.S | re.I)
+        self.blocks = {re.search(r'id="([^"]*)"', head)[1]: body for head, body in found if "id=" in head}
+        self.scripts = [body for head, body in found if "id=" not in head]
+        self.own = self.source  # what is ours of the page: no base64
+        for body in self.blocks.values():
+            self.own = self.own.replace(body, "")
         self.feed(self.own)
         self.close()
 
@@ -118,39 +77,37 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> dict:
-        return json.loads(self.scripts[0])
+        return {key.removeprefix("r1-"): plot for key, plot in inflated(self.blocks["plot-data"]).items()}
+
+    @property
+    def negatives(self) -> dict:
+        return inflated(self.blocks["r1-negatives-data"])
 
 
-def scores(impact: list[float], **columns: list) -> Scores:
-    n = len(impact)
-    given = {name: np.array(values) for name, values in columns.items()}
-    return Scores(
-        row=np.arange(n),
-        ids=[str(i) for i in range(n)],
-        impact=np.array(impact, float),
-        cost=given.get("cost", np.ones(n)),
-        se=np.full(n, np.nan),
-        n_tokens=np.ones(n),
-        weight=given.get("weight"),
-        selected=given.get("selected"),
-    )
-
-
-def test_page_holds_every_section_in_order(run: Path) -> None:
+def test_page_answers_the_readers_questions_in_order(run: Path) -> None:
     page = Page(write_report(run))
-    titles = re.findall(r"<h2[^>]*>([^<]*)</h2>", page.source)
-    assert titles == [
-        "Summary",
+    titles = re.findall(r"<h([23])[^>]*>([^<]*)</h", page.source)
+    assert [title for level, title in titles if level == "2"] == [
+        "Did alignment improve, and what did it cost?",
+        "Which negatives mattered?",
+        "How did the weights move?",
+        "What happened step by step?",
+        "What did each phase cost?",
+        "How to reproduce it",
+    ]
+    assert [title for level, title in titles if level == "3"] == [
         "Impact of the negatives",
         "Predicted gain against number of negatives",
         "Gain against utility cost",
+        "All negatives",
+        "Most worthwhile to unlearn",
+        "Least worthwhile to unlearn",
+        "Weights over outer steps",
         "J, U and KL while unlearning",
-        "The negatives",
-        "What it cost",
-        "How to reproduce it",
     ]
     assert page.source.index("2 of 4 negatives are worth unlearning.") < page.source.index("<h2")
     assert "u2a align --config config.yaml" in page.text
+    assert "the seed is 7" in page.text
     assert "only 5 validation rows" in page.text
     assert "3 MiB" in page.text
 
@@ -176,11 +133,13 @@ def test_every_table_has_a_caption_and_scoped_headings(run: Path) -> None:
 
 def test_figures_are_valid_plotly_and_scripts_match_the_policy(run: Path) -> None:
     page = Page(write_report(run))
-    assert list(page.figures) == ["impact", "cumulative", "cost", "progress"]
+    assert list(page.figures) == ["impact", "cumulative", "cost", "weights", "progress"]
     for figure in page.figures.values():
         assert go.Figure(uncoloured(figure)).data
     assert page.policy.startswith("default-src 'none'; ")
-    for script in page.scripts[1:]:
+    plotly = gzip.decompress(base64.b64decode(page.blocks["plotly"])).decode()
+    assert plotly == get_plotlyjs()
+    for script in [*page.scripts, plotly]:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in page.policy
     assert "unsafe-inline" not in page.policy.split("style-src")[0]
@@ -207,21 +166,24 @@ def test_hostile_text_stays_text(run: Path, with_text: bool) -> None:
     hostile = Page(write_report(run, with_text=with_text))
 
     assert set(hostile.tags) <= set(harmless.tags)
-    assert hostile.tags.count("script") == harmless.tags.count("script") == 3
+    assert hostile.tags.count("script") == harmless.tags.count("script") == 7
     assert {(tag, name) for tag, name, _ in hostile.attributes} <= {(t, n) for t, n, _ in harmless.attributes}
-    assert hostile.scripts[1:] == harmless.scripts[1:]
-    assert not re.search("[<>&\u2028\u2029]", hostile.scripts[0])
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e\ud800]", hostile.own)
+    assert hostile.scripts == harmless.scripts
+    for block in hostile.blocks.values():
+        assert re.fullmatch(r"[A-Za-z0-9+/]+=*", block)
+    packed = json.dumps([hostile.figures, hostile.negatives], ensure_ascii=False)
+    for words in (hostile.own, packed):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e\ud800]", words)
     assert "␀␛]0;owned␇" in hostile.text
     assert "{{ 7*7 }}" in hostile.text
 
 
 def test_hover_text_is_escaped_for_plotly(run: Path) -> None:
-    write_impact(run, ids=["<b>bold</b>", "b", "c", "d"], text="<i>%{x}")
+    write_impact(run, ids=["<b>bold</b>", "b", "c", "d"], text="<i>%{x} $y$")
     hover = Page(write_report(run)).figures["cost"]["data"]
-    texts = [text for trace in hover for text in trace["text"]]
-    assert "row 0, id &lt;b&gt;bold&lt;/b&gt;, weight 1.25: &lt;i&gt;%{x} 0" in texts
-    assert not any("<" in text for text in texts)
+    texts = [text for trace in hover for text in trace.get("text", [])]
+    assert "row 0, id &lt;b&gt;bold&lt;/b&gt;, weight 1.25: &lt;i&gt;%{x} &#36;y&#36; 0" in texts
+    assert not any(set(text) & set("<$") for text in texts)
 
 
 def test_without_text_no_row_text_no_path(run: Path) -> None:
@@ -229,7 +191,9 @@ def test_without_text_no_row_text_no_path(run: Path) -> None:
     assert "PROMPT 0" in with_text
     assert "RESPONSE 2" in with_text
     assert "/home/me/negatives.jsonl" in with_text
-    without = Page(write_report(run, with_text=False)).own
+    page = Page(write_report(run, with_text=False))
+    assert set(page.negatives) >= {"row", "impact", "weight"}
+    without = page.own + json.dumps([page.figures, page.negatives])
     assert "PROMPT" not in without
     assert "RESPONSE" not in without
     assert "/home" not in without
@@ -240,22 +204,45 @@ def test_without_text_no_row_text_no_path(run: Path) -> None:
 
 @pytest.mark.parametrize("limit", [page_module.PAGE_BYTES, 100])
 def test_page_loads_nothing_from_elsewhere(run: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only link is the one to its own main part."""
     monkeypatch.setattr(page_module, "PAGE_BYTES", limit)
     source = Page(write_report(run)).own
-    assert not re.search(r"\b(src|href|srcset|action|data)\s*=", source)
+    assert not re.search(r"<[^>]*\b(src|srcset|action|data)\s*=", source)
+    assert re.findall(r"<[^>]*\bhref\s*=[^>]*>", source) == ['<a class="skip" href="#main">']
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|import\(|https?://", source)
 
 
-def test_page_that_would_be_too_large_shows_numbers_instead(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+def test_page_that_would_be_too_large_gives_up_texts_first_and_figures_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert write_report(run).stat().st_size <= page_module.PAGE_BYTES
-    monkeypatch.setattr(page_module, "PAGE_BYTES", 100_000)
+    run = large_run(tmp_path, 600)
+    whole = write_report(run).stat().st_size
+    assert whole <= page_module.PAGE_BYTES
+    monkeypatch.setattr(page_module, "PAGE_BYTES", whole - 30_000)
     page = Page(write_report(run))
-    assert len(page.source) < 100_000
-    assert "script" not in page.tags
-    assert "script-src 'none'" in page.policy
-    assert page.source.count("<details open>") == 4
+    assert len(page.source) <= whole - 30_000
+    cut = int(re.search(r"Texts are cut to (\d+) characters", page.text)[1])
+    assert cut in page_module.LENGTHS
+    longest = max(page.negatives["response"], key=len)
+    assert len(longest.partition("…")[0]) == cut
+    assert "plotly" in page.blocks
+
+    monkeypatch.setattr(page_module, "PAGE_BYTES", 350_000)
+    page = Page(write_report(run))
+    assert len(page.source) < 350_000
+    assert "plotly" not in page.blocks
+    assert page.source.count("<details open>") == 5
+    assert "negatives-data" in page.source
+
+
+def test_ten_thousand_negatives_fit(tmp_path: Path) -> None:
+    """With whole texts of some 420 characters, none of which compresses away."""
+    begin = time.perf_counter()
+    page = Page(write_report(large_run(tmp_path)))
+    assert len(page.source) < 5_000_000
+    assert len(page.negatives["row"]) == 10_000
+    assert not any("more characters" in text for text in page.negatives["response"])
+    assert time.perf_counter() - begin < 30
 
 
 def test_impact_run_has_no_aligned_column_and_no_weights(run: Path) -> None:
@@ -265,6 +252,8 @@ def test_impact_run_has_no_aligned_column_and_no_weights(run: Path) -> None:
     page = Page(write_report(run))
     for heading in ("aligned", "change", "weight"):
         assert f'<th scope="col">{heading}</th>' not in page.source
+    assert 'data-sort="weight"' not in page.source
+    assert "weight" not in page.negatives
     assert list(page.figures) == ["impact", "cumulative", "cost"]
     assert "shapes" not in page.figures["cumulative"]["layout"]
     assert "u2a impact --config config.yaml" in page.text
@@ -336,82 +325,6 @@ def test_last_line_cut_off_by_an_interruption_is_left_out(run: Path) -> None:
     assert dots["x"] == [0, 5]
 
 
-def test_extremes_never_overlap_and_leave_out_what_is_not_finite() -> None:
-    assert extremes(scores([0.5, float("nan"), -1.0, 0.25])) == ([0, 3], [2])
-    best, worst = extremes(scores(list(range(100))))
-    assert best == list(range(99, 79, -1))
-    assert worst == list(range(20))
-
-
-def test_histogram_keeps_zero_on_the_left() -> None:
-    """Of -1, 0, 0 and 1 only the last raises alignment: three in bars left of zero, one right of it."""
-    bars = impact_histogram(scores([-1.0, 0.0, 0.0, 1.0])).figure["data"][0]
-    left = sum(y for x, y in zip(bars["x"], bars["y"], strict=True) if x < 0)
-    right = sum(y for x, y in zip(bars["x"], bars["y"], strict=True) if x > 0)
-    assert (left, right) == (3, 1)
-    assert set(zip(np.sign(bars["x"]), bars["marker"]["color"], strict=True)) == {
-        (-1, "--bad"),
-        (1, "--good"),
-    }
-
-
-@pytest.mark.parametrize(
-    "impact", [[0.0], [0.0, 0.0], [1e-300], [-2.0], [5.0, 5.0], list(np.linspace(-1, 9, 500))]
-)
-def test_histogram_counts_every_negative_once(impact: list[float]) -> None:
-    plot = impact_histogram(scores(impact))
-    assert sum(plot.figure["data"][0]["y"]) == len(impact)
-    assert sum(row[-1] for row in plot.rows) == len(impact)
-
-
-def test_cumulative_gain_sums_from_the_largest() -> None:
-    """Sorted 4, 1, -2: sums 4, 5, 3; the largest is reached with two."""
-    plot = cumulative_gain(scores([1.0, -2.0, 4.0]), cut=1)
-    assert plot.figure["data"][0]["x"] == [0, 1, 2, 3]
-    assert plot.figure["data"][0]["y"] == [0, 4, 5, 3]
-    assert "best 2 of 3" in plot.caption
-    assert plot.figure["layout"]["shapes"][0]["x0"] == 1
-    assert "shapes" not in cumulative_gain(scores([1.0]), cut=None).figure["layout"]
-
-
-def test_scatter_marks_the_selected_and_counts_quarters() -> None:
-    plot = gain_and_cost(
-        scores([2.0, 1.0, -1.0], cost=[1.0, -1.0, 1.0], selected=[True, False, False], weight=[1, 0, 0]), {}
-    )
-    assert [(trace["name"], trace["y"]) for trace in plot.figure["data"]] == [
-        ("not selected", [1, -1]),
-        ("selected", [2]),
-    ]
-    assert [row[-2:] for row in plot.rows] == [[1, 1], [1, 0], [1, 0], [0, 0]]
-
-
-def test_scatter_of_many_negatives_is_thinned() -> None:
-    plot = gain_and_cost(scores(list(np.linspace(-1, 1, 5000))), {})
-    assert len(plot.figure["data"][0]["x"]) == SCATTER_POINTS
-    assert "1,000 of 5,000 are drawn" in plot.caption
-
-
-@pytest.mark.parametrize("restart, begin", [(False, -0.4), (True, -0.7)])
-def test_progress_draws_each_inner_run_from_its_beginning(restart: bool, begin: float) -> None:
-    """Outer step 1 is tried twice (its learning rate was halved); outer step 2 follows at step 10 + 5."""
-
-    def point(outer: int, step: int, j: float, best: bool) -> Measured:
-        return Measured(outer, step, j, -2.0, 0.0, admissible=True, best=best)
-
-    points = [
-        point(0, 0, -0.7, True),
-        point(1, 5, -0.9, False),
-        point(1, 5, -0.4, True),
-        point(1, 10, -0.5, False),
-    ]
-    plot = progress([*points, point(2, 5, -0.3, True)], restart=restart)
-    line, dots = plot.figure["data"][:2]
-    assert line["x"] == [0, None, 0, 5, None, 0, 5, 10, None, 10, 15]
-    assert line["y"] == [-0.7, None, -0.7, -0.9, None, -0.7, -0.4, -0.5, None, begin, -0.3]
-    assert dots["x"] == [0, 5, 5, 10, 15]
-    assert [shape["x0"] for shape in plot.figure["layout"]["shapes"]] == [10]
-
-
 def test_numbers_for_people() -> None:
     assert [number(x) for x in (None, float("nan"), float("inf"), 0.0, 3, 0.123456, 12345.6)] == [
         "–", "–", "–", "0", "3", "0.1235", "12,346",
@@ -426,3 +339,73 @@ def test_misleading_characters_become_visible() -> None:
     assert visible("a\tb\nc é 👩\u200d👧") == "a\tb\nc é 👩\u200d👧"
     assert visible("\x00\x1b\r\x7f\u202e\ud800") == "␀␛␍\\u007f\\u202e\\ud800"
     assert excerpt("  a \n b  " + "c" * 50, 6) == "a b c…"
+
+
+def test_weights_that_could_not_move_are_said(run: Path) -> None:
+    write_weights(run, [[1.0, 1.0, 0.0, 0.0]])
+    page = Page(write_report(run))
+    assert "They did not: there was one outer step." in page.text
+    assert "weights" not in page.figures
+
+
+def test_an_evaluation_shows_intervals_and_only_sure_verdicts(tmp_path: Path) -> None:
+    source = Page(write_report(evaluate_run(tmp_path))).source
+    rows = [
+        " ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in re.findall(r"<tr>.*?</tr>", source, re.S)
+    ]
+    assert "accuracy ↑ share 0.5 0.45 to 0.55 0.7 0.65 to 0.75 +0.2 better +0.15 to +0.25" in rows
+    assert "refused ↑ share 0.3 0.25 to 0.35 0.31 0.26 to 0.36 +0.01 within noise -0.04 to +0.06" in rows
+    assert "kl ↓ share 0 -0.05 to 0.05 0.3 0.25 to 0.35 +0.3 worse +0.25 to +0.35" in rows
+
+
+def test_answers_stand_side_by_side_unless_without_text(tmp_path: Path) -> None:
+    run = evaluate_run(tmp_path, answer=HOSTILE)
+    page = Page(write_report(run))
+    assert page.text.index("test, prompt 0") < page.text.index("original 0") < page.text.index("mine 0")
+    assert "<script>alert" not in page.source
+    assert "What do the models answer?" not in Page(write_report(run, with_text=False)).text
+
+
+def test_an_evaluation_is_reproduced_with_its_models(tmp_path: Path) -> None:
+    run = evaluate_run(tmp_path)
+    config = {"models": ["/home/me/runs/align", "org/it's"], "seed": 0}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = """u2a evaluate /home/me/runs/align 'org/it'"'"'s' --config config.yaml"""
+    assert command in Page(write_report(run)).text
+    assert "u2a evaluate align " in Page(write_report(run, with_text=False)).text
+
+
+def test_verify_runs_show_predicted_against_measured_after_the_cost(tmp_path: Path) -> None:
+    text = Page(write_report(verify_run(tmp_path))).text
+    assert text.index("What did each phase cost?") < text.index("May the scores be trusted?")
+    assert text.index("May the scores be trusted?") < text.index("Predicted against measured")
+
+
+def test_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
+    runs = [
+        align_run(tmp_path / "a"),
+        align_run(tmp_path / "b", kl_budget=0.2, only_here=1),
+        compare_run(tmp_path),
+    ]
+    page = Page(write_report(*runs, output=tmp_path / "all.html"))
+    titles = re.findall(r"<h2[^>]*>([^<]*)</h2>", page.source)
+    assert titles == ["The runs beside each other", "align: run (1)", "align: run (2)", "compare: compared"]
+    rows = [" ".join(re.sub(r"<[^>]*>", " ", r).split()) for r in re.findall(r"<tr>.*?</tr>", page.source)]
+    assert "J ↑ nats -0.75 → -0.5 (+0.25) better -0.75 → -0.5 (+0.25) better -0.75" in rows
+    assert "kl_budget 0.1 0.2 0.1" in rows
+    assert not [row for row in rows if row.startswith(("max_nll_rise", "only_here"))]  # these do not differ
+    assert set(page.blocks) == {"plot-data", "plotly", "r1-negatives-data", "r2-negatives-data"}
+    figures = inflated(page.blocks["plot-data"])
+    assert {"r1-impact", "r2-impact", "r3-methods"} < set(figures)
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert not (runs[0] / "report.html").exists()
+
+
+def test_several_runs_need_a_new_file(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--output is missing"):
+        write_report(run, run)
+    (tmp_path / "mine.html").write_text("precious", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine\.html is there already"):
+        write_report(run, output=tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text(encoding="utf-8") == "precious"

@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import ModelCard, metadata_load
 
-from u2a.report.model_card import DEMO_BASE, write_model_card
+from u2a.report.card_header import DEMO_BASE
+from u2a.report.model_card import write_model_card
 from u2a.report.wording import is_hub_id, public_value, settings, without_paths, without_secrets
 from u2a.types import UserError
 
 TABLE = [
-    {"metric": "J", "unit": "nats", "better": "higher", "original": -0.75, "aligned": -0.5},
+    {"metric": "J on validation", "unit": "nats", "better": "higher", "original": -0.75, "aligned": -0.5},
     {"metric": "retain NLL", "unit": "nats/token", "better": "lower", "original": 2.0, "aligned": None},
 ]
 
@@ -56,8 +58,22 @@ def test_card_of_an_adapter(tmp_path: Path) -> None:
         "base_model": "org/model",
         "base_model_relation": "adapter",
         "tags": ["u2a", "unlearning", "alignment"],
+        "model-index": [
+            {
+                "name": "model-u2a",
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {"name": "validation preference pairs", "type": "local"},
+                        "metrics": [
+                            {"type": "j_on_validation", "name": "J on validation (nats)", "value": -0.5}
+                        ],
+                    }
+                ],
+            }
+        ],
     }
-    assert "| J | nats | higher | -0.75 | -0.5 | +0.25 (better) |" in card
+    assert "| J on validation | nats | higher | -0.75 | -0.5 | +0.25 (better) |" in card
     assert "| retain NLL | nats/token | lower | 2 | – | – |" in card
     assert "| scoring | 1.5 | 3 MiB |" in card
     assert 'PeftModel.from_pretrained(model, "adapter")' in card
@@ -135,7 +151,7 @@ def test_card_of_an_impact_run_claims_no_model(tmp_path: Path) -> None:
     assert "library_name" not in front_matter(card)
     assert "measurements, not a model" in card
     assert "| metric | unit | better | original |\n" in card
-    assert "| J | nats | higher | -0.75 |\n" in card
+    assert "| J on validation | nats | higher | -0.75 |\n" in card
     assert "from_pretrained" not in card
 
 
@@ -152,7 +168,7 @@ def test_hostile_words_cannot_become_markup(tmp_path: Path) -> None:
     assert "\n# title" not in prose
     assert not set(card) & {"\x1b", "\x00"}
     assert "␛" in prose
-    assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
+    assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags", "model-index"}
     block, rest = code.split("\n```\n", 1)
     assert rest.startswith("\n## Versions")
     assert "```\n" not in block
@@ -210,3 +226,103 @@ def test_hub_ids(tmp_path: Path) -> None:
     assert not any(
         is_hub_id(source) for source in ("model", "a/b/c", "/a/b", "../b", "a/..", "a/b.jsonl", "a b/c")
     )
+
+
+# -- what the Hub reads --------------------------------------------------------------------------------------
+
+
+def _row(metric: str, unit: str, better: str, original: float, aligned: float) -> dict[str, Any]:
+    return {"metric": metric, "unit": unit, "better": better, "original": original, "aligned": aligned}
+
+
+HELD_OUT = [
+    *TABLE,
+    _row("log-prob of the negatives", "nats/token", "", -2.0, -3.0),
+    _row("held-out accuracy, summed", "share", "higher", 0.5, 0.75),
+    _row("held-out margin, summed", "nats", "higher", 1.0, 2.0),
+]
+
+
+def test_the_header_is_what_huggingface_hub_reads(tmp_path: Path) -> None:
+    config = {"negatives": "org/bad", "preferences": "org/pairs", "test": "/home/me/held_out.jsonl"}
+    path = write_model_card(make_run(tmp_path / "run", config, table=HELD_OUT))
+    assert metadata_load(path)["datasets"] == ["org/bad", "org/pairs"]
+    card = ModelCard.load(path, ignore_metadata_errors=False)
+    assert card.data.base_model == "org/model"
+    assert card.data.model_name == "model-u2a"
+    found = {(r.dataset_type, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found == {
+        ("org/pairs", "j_on_validation"): -0.5,
+        ("org/bad", "log_prob_of_the_negatives"): -3.0,
+        ("local", "accuracy"): 0.75,
+        ("local", "held_out_margin_summed"): 2.0,
+    }
+    assert {r.dataset_name for r in card.data.eval_results if r.dataset_type == "local"} == {
+        "held-out preference pairs"
+    }
+    again = ModelCard(str(card))  # it survives being written by huggingface_hub
+    assert again.data.to_dict() == card.data.to_dict()
+
+
+def test_data_and_cost_stand_in_the_card(tmp_path: Path) -> None:
+    card = write_model_card(make_run(tmp_path / "run", {"preferences": "-"})).read_text(encoding="utf-8")
+    assert "| unlearned: bad answers | bad.jsonl | 4 |" in card
+    assert "| validation: J is measured on it | standard input | 5 |" in card
+    assert "In all 1.5 s, at most 3 MiB." in card
+
+
+@pytest.mark.parametrize(
+    "header, licence, words",
+    [
+        ("license: apache-2.0", {"license": "apache-2.0"}, "apache-2.0, as the original model"),
+        (
+            "license: other\nlicense_name: llama3\nlicense_link: https://example.org/LICENSE",
+            {"license": "other", "license_name": "llama3", "license_link": "https://example.org/LICENSE"},
+            "llama3, as the original model: https://example.org/LICENSE",
+        ),
+        ("license: other\nlicense_link: javascript:x", {"license": "other"}, "other, as the original model"),
+        ("license: [mit]", {}, "add `license` to the\nheader"),
+        ("license: '<script>'", {}, "add `license` to the\nheader"),
+        ("license: mit\n  broken: [", {}, "add `license` to the\nheader"),
+        ("", {}, "add `license` to the\nheader"),
+    ],
+)
+def test_licence_of_the_base_comes_from_its_own_card(tmp_path, header, licence, words) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(f"---\n{header}\n---\n# A model\n")
+    card = write_model_card(make_run(tmp_path / "run", {"model": str(base)})).read_text(encoding="utf-8")
+    assert {k: v for k, v in front_matter(card).items() if k.startswith("license")} == licence
+    assert words in card
+
+
+def test_licences_without_a_card(tmp_path: Path) -> None:
+    def licence(model: str) -> Any:
+        card = write_model_card(make_run(tmp_path / "run", {"model": model})).read_text(encoding="utf-8")
+        return front_matter(card).get("license")
+
+    assert licence("demo") == "apache-2.0"
+    assert licence("org/model") is None
+    secret = tmp_path / "secret"
+    secret.write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "README.md").symlink_to(secret)
+    assert licence(str(tmp_path / "linked")) is None
+
+
+def test_folders_that_would_be_pushed_have_cards_of_their_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("adapter", "merged"):
+        (run / name).mkdir()
+    (run / "adapter" / "README.md").write_text("PEFT's own, with /home/me/model in it")
+    write_model_card(run)
+    adapter = (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    merged = (run / "merged" / "README.md").read_text(encoding="utf-8")
+    assert front_matter(adapter)["base_model_relation"] == "adapter"
+    assert 'PeftModel.from_pretrained(model, "the/folder/or/id/of/this/repository")' in adapter
+    assert front_matter(merged)["library_name"] == "transformers"
+    assert front_matter(merged)["base_model_relation"] == "finetune"
+    assert "PeftModel" not in merged
+    assert "A LoRA adapter merged into org/model" in merged
+    assert "/home" not in adapter + merged
+    assert not (run / "model").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from u2a.evaluate.preference import PairMetrics
     from u2a.models import Policy
     from u2a.outer_loop import AlignResult
     from u2a.problem import Problem
@@ -66,17 +64,18 @@ def run(values: Mapping[str, Any]) -> int:
         result = _align(problem, values, run, bars)
         with run.phase("evaluation"):
             after = _held_out(problem, data, bars)
-        rows = measurement_rows(result.start, result.best)
-        rows += held_out_rows(before.metrics, after.metrics) if before and after else []
-        end = end_of(result, before.margins if before else None, after.margins if after else None)
+        rows = measurement_rows(result.start, result.best, problem)
+        rows += held_out_rows(before, after) if before and after else []
+        end = end_of(result, before["margin"] if before else None, after["margin"] if after else None)
         state = policy.whole_state()
         with processes.as_one():
             if processes.is_main():
                 _write_results(run, result, data, policy, rows, end, state)
                 if values["merge"]:
                     save_merged(policy, run.path)
+                _write_card(run)
     say(f"Run folder: {run.path}")
-    say(end.line)
+    say(end.line, essential=True)
     return end.status
 
 
@@ -101,27 +100,19 @@ def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Ba
     )
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """Metrics of the held-out pairs and their margins (P,) in nats."""
-
-    metrics: PairMetrics
-    margins: np.ndarray
-
-
-def _held_out(problem: Problem, data: Data, bars: Bars) -> _HeldOut | None:
+def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray] | None:
+    """What each held-out pair contributes to the figures on them; None without such pairs."""
     if data.test is None:
         return None
     import torch
 
-    from u2a.evaluate.preference import pair_margins, pair_metrics
+    from u2a.evaluate.preference import pair_values
     from u2a.problem import pair_texts
 
     texts, _ = pair_texts(data.test, problem.renderer)
     with bars.task("held-out pairs", len(texts)) as progress:
         s = problem.logprobs(texts, progress)
-    lengths = torch.tensor(texts["n_tokens"])
-    return _HeldOut(pair_metrics(s, lengths), pair_margins(s, lengths)[0].numpy())
+    return pair_values(s, torch.tensor(texts["n_tokens"]))
 
 
 def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
@@ -153,7 +144,6 @@ def _write_results(
     state: dict[str, Tensor] | None = None,
 ) -> None:
     from u2a.report.html import write_report
-    from u2a.report.model_card import write_model_card
 
     table = result.impact
     if table is None:
@@ -175,6 +165,11 @@ def _write_results(
         end=end.line,
     )
     write_report(run.path)
+
+
+def _write_card(run: RunFolder) -> None:
+    from u2a.report.model_card import write_model_card
+
     write_model_card(run.path)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from u2a.commands.terminal import printable, say
+from u2a.commands.terminal import give, printable, say
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ def run(values: Mapping[str, Any]) -> int:
     for role, rows in data.items():
         say(f"{role}: {len(rows)} rows")
     unusable = sum(finding.fatal for finding in findings)
-    say(f"{len(findings)} findings, {unusable} of them make rows unusable.")
+    give(
+        findings=[asdict(finding) for finding in findings],
+        rows={role: len(rows) for role, rows in data.items()},
+        unusable=unusable,
+    )
+    say(f"{len(findings)} findings, {unusable} of them make rows unusable.", essential=True)
     return 1 if unusable else 0
 
 

@@ -22,7 +22,7 @@ from u2a.commands.session import (
     seconds_per_token,
 )
 from u2a.commands.summary import write_summary
-from u2a.commands.terminal import Bars, print_table, say
+from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.runs import RunFolder, write_json
 from u2a.types import GuardStop, UserError
 
@@ -263,7 +263,9 @@ def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, An
     lines = []
     if judged is not None:
         lines = verdict(judged, [o for o in outcomes if o is not judged], rise)
-    write_json(run.path / "comparison.json", document(outcomes, cells, failed, lines, values))
+    results = document(outcomes, cells, failed, lines, values)
+    write_json(run.path / "comparison.json", results)
+    give(results=results)
     for title, header, rows in tables(outcomes, rise):
         print_table(title, header, rows)
     for name, why in failed.items():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2a.commands.schemas import ALIGN
-from u2a.commands.terminal import Bars, console, print_table, printable, say
+from u2a.commands.terminal import Bars, give, print_table, printable, say
 from u2a.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ def run(values: Mapping[str, Any]) -> int:
         ],
     )
     _worthwhile(data, folder / "align")
-    say(f"Whole demo: {(time.perf_counter() - begin) / 60:.1f} minutes.")
-    say(f"Open {folder / 'align' / 'report.html'}")
+    minutes = (time.perf_counter() - begin) / 60
+    give(minutes=minutes, report=str(folder / "align" / "report.html"))
+    say(f"Whole demo: {minutes:.1f} minutes.", essential=True)
+    say(f"Open {folder / 'align' / 'report.html'}", essential=True)
     return status
 
 
@@ -191,4 +193,3 @@ def _worthwhile(data: Path, run: Path) -> None:
         f"{int((weights[flagged] > 0).sum())} of {flagged.sum()} selected. A flagged one ranks below an "
         f"unflagged one with probability {auc:.2f} (0.5 = impact cannot tell them)."
     )
-    console.print()

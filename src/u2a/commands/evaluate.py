@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from u2a.commands.evaluation_metrics import choose_metrics
 from u2a.commands.evaluation_models import Finished, Measured, marks_of
-from u2a.commands.evaluation_results import ORIGINAL, Reading, document, estimates, outcomes, tables
+from u2a.commands.evaluation_results import document, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
-from u2a.commands.terminal import Bars, print_table, say
+from u2a.commands.terminal import Bars, give, print_table, say
+from u2a.evaluate.readings import ORIGINAL, Reading, estimates
 from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json
 from u2a.types import UserError
@@ -66,7 +67,9 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
         found = _measure_all(rows, values, run, bars)
         figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])
-        write_json(run.path / "evaluation.json", document(figures, rows.names, rows.left_out, values["seed"]))
+        results = document(figures, rows.names, rows.left_out, values["seed"])
+        write_json(run.path / "evaluation.json", results)
+        give(results=results)
         for title, header, lines in tables(figures):
             print_table(title, header, lines)
         _write_report(run, figures, rows)
@@ -76,6 +79,8 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
 
 def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
     """Every model's figures and answers; those of models that were finished before are read."""
+    from u2a.evaluate.material import material_of
+
     finished = Finished(run.path / "models", tuple(rows.names), marks_of(rows.names, rows.by_role))
     found = {name: measured for name in rows.names if (measured := finished.read(name))}
     original: Subject | None = None
@@ -84,11 +89,13 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
         if done and not (name == ORIGINAL and len(found) < len(rows.names)):
             continue
         with run.phase(f"evaluating {name}"):
-            subject = _subject(name, source, original, values, bars)
+            subject = load_subject(name, source, original, values, bars)
             if done:  # the others are compared with it
                 subject.remember_answers(found[name].answers)
             else:
-                figures = _measure(subject, _material(rows, subject), rows.metrics)
+                figures = _measure(
+                    subject, material_of(rows.by_role, rows.prompts, subject.renderer), rows.metrics
+                )
                 found[name] = finished.write(subject, figures)
         if original is None:
             original = subject
@@ -123,7 +130,7 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
         UserError: a file or model is missing or unusable, a metric unknown, or nothing is left to measure.
     """
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
-    from u2a.evaluate.material import Plan
+    from u2a.evaluate.material import Plan, prompts_of
     from u2a.model_source import check_source
 
     names = model_names(models, values["original"])
@@ -138,7 +145,7 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     for role in ("safe_prompts", "unsafe_prompts"):
         if role in by_role:
             by_role[role] = _labelled(by_role[role], role.removesuffix("_prompts"), values[role])
-    prompts = _prompts(by_role, values["answers"])
+    prompts = prompts_of(by_role, values["answers"])
     plan = Plan(prompts, len(names), values["max_new_tokens"])
     metrics, left_out = choose_metrics(values, by_role, plan)
     return Rows(names, by_role, prompts, metrics, left_out)
@@ -147,8 +154,8 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
 def model_names(models: Sequence[str], original: str) -> dict[str, str]:
     """Names for the tables -> what to load, the original model first.
 
-    A run folder of `u2a align` stands for its adapter; with no `original` the model that the first of them
-    started from is taken.
+    A run folder of `u2a align` stands for its adapter or model; with no `original` the model that the first
+    of them started from is taken.
 
     Raises:
         UserError: the original model is not known.
@@ -158,10 +165,11 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
     for model in models:
         path = Path(model).expanduser()
         source = model
-        if (path / "adapter" / "adapter_config.json").is_file():
-            source = str(path / "adapter")
-            if not started_from and (path / "config.yaml").is_file():
-                started_from = _original_of(path / "config.yaml")
+        for made in ("adapter/adapter_config.json", "model/config.json"):
+            if (path / made).is_file() and not (path / "config.json").is_file():
+                source = str((path / made).parent)
+                if not started_from and (path / "config.yaml").is_file():
+                    started_from = _original_of(path / "config.yaml")
         name = path.name or model
         if name in (ORIGINAL, *found):
             name = model
@@ -190,9 +198,10 @@ def _labelled(prompts: Dataset, kind: str, source: str) -> Dataset:
     return prompts.select(kept)
 
 
-def _subject(
+def load_subject(
     name: str, source: str, original: Subject | None, values: Mapping[str, Any], bars: Bars
 ) -> Subject:
+    """A model as the options have it loaded and answer; an adapter is merged."""
     from u2a.data.render import Renderer
     from u2a.evaluate.subject import Sampling, Subject
     from u2a.models import load_policy
@@ -210,55 +219,6 @@ def _subject(
     )
     renderer = Renderer(policy.tokenizer, template=values["template"], max_length=values["max_length"])
     return Subject(name, policy, renderer, sampling, original, values["score_tokens"], bars.task)
-
-
-def _material(rows: Rows, subject: Subject) -> Material:
-    """The same rows as this model's tokens."""
-    from u2a.data.collate import tokenize_rows
-    from u2a.evaluate.material import Material
-    from u2a.problem import pair_texts
-
-    given = rows.by_role
-    texts = {
-        role: tokenize_rows(given[name], subject.renderer)
-        for role, name in (
-            ("negatives", "negatives"),
-            ("held_out_negatives", "held_out_negatives"),
-            ("retain", "retain"),
-            ("plain", "text"),
-        )
-        if name in given
-    }
-    test = given.get("test")
-    return Material(
-        test=pair_texts(test, subject.renderer)[0] if test is not None else None,
-        negative_answers=list(given["negatives"]["response"]) if "negatives" in given else None,
-        held_out_answers=(
-            list(given["held_out_negatives"]["response"]) if "held_out_negatives" in given else None
-        ),
-        **rows.prompts,
-        **texts,
-    )
-
-
-def _prompts(by_role: Mapping[str, Dataset], most: int) -> dict[str, list[list[Message]]]:
-    """The first `most` prompts (0 = all) that are answered, by role of the material."""
-    found = {
-        role: list(by_role[role]["prompt"])[: most or None]
-        for role in ("safe_prompts", "unsafe_prompts")
-        if role in by_role
-    }
-    if "test" in by_role:
-        found["prompts"] = _different(by_role["test"]["prompt"], most)
-    return found
-
-
-def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message]]:
-    """The first `most` different prompts (0 = all)."""
-    found: dict[str, list[Message]] = {}
-    for prompt in prompts:
-        found.setdefault(json.dumps(prompt), prompt)
-    return list(found.values())[: most or None]
 
 
 def _measure(subject: Subject, material: Material, metrics: Mapping[str, Metric]) -> dict[str, Figure]:

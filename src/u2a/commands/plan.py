@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from u2a.commands.terminal import print_table, say
+from u2a.commands.terminal import give, print_table, say
 from u2a.cost_model import Fleet, Workload
 from u2a.types import UserError
 
@@ -18,9 +17,7 @@ def run(values: Mapping[str, Any]) -> int:
             raise UserError(f"--{name.replace('_', '-')} is missing: such as 8e9")
     workload, fleet = workload_of(values), fleet_of(values)
     found = document(workload, fleet)
-    if values["json"]:
-        print(json.dumps(found, indent=2, allow_nan=False))
-        return 0
+    give(**found)
     rows = [
         [name, f"{one['flops']:.2e}", time_of(one["hours"]), money(one["cost"], fleet)]
         for name, one in found["phases"].items()
@@ -30,8 +27,10 @@ def run(values: Mapping[str, Any]) -> int:
     print_table("Computing", ["phase", "operations", "time", "cost"], rows)
     kept = {**found["memory"], **{f"{name}, on disk": size for name, size in found["disk"].items()}}
     print_table("Bytes", ["what", "size"], [[name, size_of(size)] for name, size in kept.items()])
+    price = f", {money(total['cost'], fleet)}" if fleet.price else ""
+    say(f"In all {total['flops']:.2e} operations, {time_of(total['hours'])}{price}.", essential=True)
     for line in found["remarks"]:
-        say(line)
+        say(line, essential=True)
     return 0
 
 

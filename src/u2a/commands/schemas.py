@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from u2a.config import (
     LARGEST_SEED,
+    CodeOptions,
     DataOptions,
     ImpactOptions,
     ModelOptions,
     OuterOptions,
-    Registry,
     ResumeOptions,
     RunOptions,
-    Schema,
     TestOptions,
     UnlearnOptions,
     WeightOptions,
     option,
 )
-from u2a.evaluate import METRICS
+from u2a.evaluate import JUDGES, METRICS
 from u2a.impact.curvature import CURVATURES
 from u2a.losses import COMPOSED, LOSSES
 from u2a.objectives import OBJECTIVES
+from u2a.schema import Registry, Schema
 
 REGISTRIES = (
-    Registry("loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}),
-    Registry("objective", OBJECTIVES, prefix="objective_"),
+    Registry(
+        "loss", LOSSES, aliases={name: loss for name, (loss, _) in COMPOSED.items()}, group="u2a.losses"
+    ),
+    Registry("objective", OBJECTIVES, prefix="objective_", group="u2a.objectives"),
     Registry("curvature", CURVATURES, prefix="curvature_"),
 )
 
@@ -36,6 +38,40 @@ class MergeOptions:
     """What `align` writes besides the adapter."""
 
     merge: bool = option(False, "Also write the full model with the adapter merged in, to merged/.")
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """Negatives that do not fit into memory, or on one machine."""
+
+    pool: str = option(
+        "",
+        "Bad answers too many for memory, in place of --negatives: read, scored and kept shard by shard; "
+        "the best ones go to selected.jsonl.",
+    )
+    shard_rows: int = option(4096, "Rows of the pool in a shard, which is scored and kept at once.", least=1)
+    keep: int = option(10_000, "How many rows of the pool are kept as the best.", least=1)
+    engine: str = option(
+        "here", "Where shards are scored: here, or by ray, on the processes of a cluster.", ("here", "ray")
+    )
+    workers: int = option(
+        0, "Processes of --engine ray that score, each with the model; 0 = as many as there is room.", least=0
+    )
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """Something cheaper that scores in the model's place."""
+
+    proxy_model: str = option("", "A smaller model of the same family that scores in --model's place.")
+    proxy_layers: str = option(
+        "100%", "Share of the layers, drawn by --seed, that scores are taken along; 100% = all."
+    )
+    proxy_check: int = option(
+        64,
+        "Rows, drawn by --seed, that the whole --model scores as well, to say what a proxy loses; 0 = none.",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +100,20 @@ class SplitOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What `report` shows, and where it puts it."""
+
+    text: bool = option(True, "Show the rows' text, answers, and whole paths.")
+    output: str = option(
+        "", "A new file for the page; empty = report.html in the run folder. Needed for several runs."
+    )
+    plots: str = option(
+        "", "Also draw the figures for a paper, into this new folder; needs the extra `plots`."
+    )
+    format: str = option("png", "Format of --plots.", ("png", "svg"))
+
+
+@dataclass(frozen=True)
 class VerifyOptions:
     """How many subsets are unlearned for real, and what is compared with them."""
 
@@ -78,8 +128,9 @@ class VerifyOptions:
         "", "Estimators to compare, by commas, the judged one first; or all. Empty = what --curvature says."
     )
     embedding_model: str = option(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "Model of the embedding control; needs the extra `embeddings`. Empty = leave it out.",
+        "",
+        "Sentence-embedding model of the control `embedding`, a folder or a Hub id such as "
+        "sentence-transformers/all-MiniLM-L6-v2; needs the extra `embeddings`. Empty = leave it out.",
     )
     processes: int = option(1, "Processes that share the runs; each loads the model.", least=1)
 
@@ -89,7 +140,11 @@ class EvaluateOptions:
     """What models are measured on, and how they answer."""
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
-    metrics: str = option("", f"Metrics by commas, of {', '.join(METRICS)}; empty = all that have data.")
+    metrics: str = option(
+        "",
+        f"Metrics by commas, of {', '.join(METRICS)}, or your own: module:Class, or the name of an installed "
+        "one; empty = all of u2a's that have data.",
+    )
     test: str = option("", "Held-out pairs: preference, and the prompts that are answered.")
     negatives: str = option("", "Bad answers that were unlearned: forgetting.")
     held_out_negatives: str = option("", "Bad answers like them that no model saw: membership inference.")
@@ -142,8 +197,11 @@ class CompareOptions:
     keep_models: bool = option(False, "Keep every final model in models/ of the run folder.")
 
 
-METRIC_PARTS = tuple(cls for cls in METRICS.values() if fields(cls))
-"""Metrics with options of their own."""
+MEASURES = (
+    Registry("metrics", METRICS, group="u2a.metrics", several=True),
+    Registry("judge", JUDGES, prefix="judge_", group="u2a.judges", optional=True),
+)
+"""What `evaluate` chooses among; a metric of the user's own is measured when it is named."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +239,52 @@ class PlanOptions:
     gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass.")
     batch_tokens: float = option(4096.0, "Padded tokens of one batch on one device.", least=1)
     vocabulary: float = option(128_000.0, "Tokens of the vocabulary.", least=1)
-    json: bool = option(False, "Print JSON instead of tables.")
+
+
+@dataclass(frozen=True)
+class ReviewOptions:
+    """What `review` serves, and where the marks go."""
+
+    negatives: str = option("", "The run's negatives, where they are now; empty = where they were then.")
+    output: str = option("", "Folder for reviewed.jsonl and review.json; empty = the run folder.")
+    port: int = option(0, "Port on 127.0.0.1; 0 = one that is free.", least=0, most=65535)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How models answer, and where."""
+
+    original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
+    max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
+    temperature: float = option(0.0, "Of sampled answers; 0 = greedy.", least=0)
+    seed: int = option(0, "Seed of every turn, the same for all models.", least=0, most=LARGEST_SEED)
+    template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
+    max_length: int = option(2048, "Most tokens of the conversation; it is cut on the left.", least=2)
+    dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
+    device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
+    trust_remote_code: bool = option(
+        False, "Run code that comes with a model. Only if you trust it.", flag_only=True
+    )
+    serve: bool = option(False, "In the browser instead of the terminal; needs the extra `serve`.")
+    port: int = option(0, "Port on 127.0.0.1 for --serve; 0 = one that is free.", least=0, most=65535)
 
 
 CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
-IMPACT = Schema((DataOptions, ModelOptions, ImpactOptions, RunOptions, ResumeOptions), REGISTRIES)
+REPORT = Schema((ReportOptions,))
+IMPACT = Schema(
+    (
+        DataOptions,
+        PoolOptions,
+        ModelOptions,
+        ProxyOptions,
+        ImpactOptions,
+        CodeOptions,
+        RunOptions,
+        ResumeOptions,
+    ),
+    REGISTRIES,
+)
 ALIGN = Schema(
     (
         DataOptions,
@@ -196,6 +294,7 @@ ALIGN = Schema(
         WeightOptions,
         UnlearnOptions,
         OuterOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
         MergeOptions,
@@ -210,6 +309,7 @@ VERIFY = Schema(
         ImpactOptions,
         UnlearnOptions,
         VerifyOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
     ),
@@ -228,6 +328,9 @@ COMPARE = Schema(
     REGISTRIES,
     aside=("methods",),
 )
-EVALUATE = Schema((EvaluateOptions, *METRIC_PARTS, RunOptions, ResumeOptions))
+# a run folder's config.yaml names its models; the command line says which are meant
+EVALUATE = Schema((EvaluateOptions, CodeOptions, RunOptions, ResumeOptions), MEASURES, aside=("models",))
 DEMO = Schema((DemoOptions,))
 PLAN = Schema((PlanOptions,))
+CHAT = Schema((ChatOptions,))
+REVIEW = Schema((ReviewOptions,))

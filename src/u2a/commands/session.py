@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a import processes
+from u2a.commands.requirements import require
 from u2a.commands.terminal import Bars, printable, say
-from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions, Schema
+from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions
 from u2a.cost_model import SCORING_PASSES
+from u2a.schema import Schema
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -90,8 +92,11 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
         )
 
 
-def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
+def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = None) -> Data:
     """Loads and checks the rows that the options name, before any model is loaded.
+
+    Args:
+        head: first negatives of a pool, checked already, in place of those that `--negatives` names.
 
     Raises:
         UserError: a file is missing or unusable, or an option that is needed was not given.
@@ -99,9 +104,10 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
     from u2a.data.validate import check_data
 
-    _require(values)
+    require(values)
     _check_choices(values, schema)
-    negatives = load_negatives(values["negatives"])
+    negatives = load_negatives(values["negatives"]) if head is None else head
+    known = negatives if head is None else None
     reward = values["objective"] == "reward"
     wanted = {"nll": load_retain, "reward": load_prompts}.get(values["objective"], load_preferences)
     preferences = wanted(values["preferences"])
@@ -113,12 +119,12 @@ def load_data(values: Mapping[str, Any], schema: Schema) -> Data:
     files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
     unlimited: dict[str, Any] = {"token_limit": None, "count_tokens": None}
     if values["objective"] == "nll":  # preferred texts instead of pairs
-        findings = check_data(negatives, None, test, retain, files=files, **unlimited)
+        findings = check_data(known, None, test, retain, files=files, **unlimited)
         named = {"negatives": values["negatives"], "retain": values["preferences"]}
-        more = check_data(negatives, retain=preferences, files=named, **unlimited)
+        more = check_data(known, retain=preferences, files=named, **unlimited)
         findings += [finding for finding in more if finding not in findings]
     else:
-        findings = check_data(negatives, preferences, test, retain, files=files, **unlimited)
+        findings = check_data(known, preferences, test, retain, files=files, **unlimited)
     data = Data(negatives, preferences, test, retain)
     for finding in findings:
         if finding.fatal:
@@ -153,30 +159,15 @@ def _enough_retain_rows(values: Mapping[str, Any], retain: Dataset | None) -> No
         )
 
 
-def _require(values: Mapping[str, Any]) -> None:
-    wanted = {
-        "model": "the original model: a folder, a Hub id, a GGUF file, or `demo`",
-        "negatives": "the bad answers",
-        "preferences": "validation pairs with `prompt`, `chosen` and `rejected`; with none, take "
-        "--objective nll and preferred texts, or --objective reward and prompts",
-        "output": "a new folder for the run",
-    }
-    for name, what in wanted.items():
-        if not values[name]:
-            raise UserError(f"--{name} is missing: {what}")
-    stdin = [name for name in ("negatives", "preferences", "test", "retain") if values.get(name) == "-"]
-    if len(stdin) > 1:
-        raise UserError(f"only one of {', '.join('--' + s for s in stdin)} can be read from standard input")
-
-
 def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
     """Builds what the options choose, for its errors: nothing may fail later that could fail now."""
     from u2a.impact.curvature import CURVATURES
-    from u2a.losses import LOSSES, resolve_loss
+    from u2a.losses import loss_class, resolve_loss
+    from u2a.losses.contract import check_loss
     from u2a.weighting import Weighting
 
     loss, retain_loss = resolve_loss(values["loss"], values.get("retain_loss") or None)
-    LOSSES[loss](**schema.chosen_options("loss", values))
+    check_loss(loss_class(loss)(**schema.chosen_options("loss", values)))
     if retain_loss in ("nll", "kl") and not values["retain"]:
         named = f"--retain-loss {retain_loss}" if values.get("retain_loss") else f"--loss {values['loss']}"
         raise UserError(f"{named} needs --retain: good texts to train on")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from u2a.commands.terminal import say
+from u2a.commands.terminal import give, say
 from u2a.types import UserError
 
 
@@ -29,4 +29,10 @@ def run(values: Mapping[str, Any], file: str) -> int:
     write_split(parts, folder)
     for name, rows in parts.items():
         say(f"{folder / name}.jsonl: {len(rows)} rows")
+    give(
+        parts={
+            name: {"file": str(folder / f"{name}.jsonl"), "rows": len(rows)} for name, rows in parts.items()
+        }
+    )
+    say(f"{len(parts)} parts are in {folder}.", essential=True)
     return 0

@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from u2a.commands.session import minutes
-from u2a.commands.terminal import print_table, say
-from u2a.evaluate.preference import PairMetrics
+from u2a.commands.terminal import give, print_table, say
+from u2a.impact.difference import CERTAIN
 from u2a.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
-    from u2a.problem import Measurement
+    from u2a.problem import Measurement, Problem
+
+
+Interval = tuple[float, float]
+Values = Mapping[str, NDArray[np.float64]]
+"""What each held-out pair contributes, by figure: (P,) each."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `better` is `higher`, `lower` or empty."""
+    """One line of the table; `better` is `higher`, `lower` or empty.
+
+    Intervals are 95 % ones over the rows that a figure is a mean of, None where there is none; that of the
+    change is paired. They tell how much other rows of the same kind would have changed the figure.
+    """
 
     metric: str
     unit: str
     better: str
     original: float | None
     aligned: float | None
+    original_interval: Interval | None = None
+    aligned_interval: Interval | None = None
+    change_interval: Interval | None = None
 
 
-def measurement_rows(original: Measurement, aligned: Measurement | None) -> list[Row]:
-    """J, retain NLL, log-prob of the negatives and KL, each with its unit and direction."""
+def mean_interval(values: NDArray[np.float64] | None) -> Interval | None:
+    """The mean of values (n,) ± 1.96 standard errors; None for fewer than two."""
+    if values is None or len(values) < 2:
+        return None
+    middle, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    return middle - CERTAIN * error, middle + CERTAIN * error
+
+
+def measurement_rows(
+    original: Measurement, aligned: Measurement | None, problem: Problem | None = None
+) -> list[Row]:
+    """J, retain NLL, log-prob of the negatives and KL, each with its unit and direction.
+
+    Args:
+        problem: what they were measured on, for intervals of the changes of J and U.
+    """
 
     def row(metric: str, unit: str, better: str, name: str, sign: float = 1.0) -> Row:
         before, after = (m.figures.get(name) if m else None for m in (original, aligned))
@@ -37,8 +67,10 @@ def measurement_rows(original: Measurement, aligned: Measurement | None) -> list
             better,
             None if before is None else sign * before,
             None if after is None else sign * after,
+            change_interval=mean_interval(changes.get(name)),
         )
 
+    changes = _term_changes(problem, original, aligned) if problem and aligned else {}
     return [
         row("J on validation", "the scorer's" if original.drawn else "nats", "higher", "objective"),
         row("retain NLL", "nats/token", "lower", "utility", -1.0),
@@ -47,20 +79,49 @@ def measurement_rows(original: Measurement, aligned: Measurement | None) -> list
     ]
 
 
-def held_out_rows(original: PairMetrics, aligned: PairMetrics | None) -> list[Row]:
-    """Preference accuracy and margin on held-out pairs, and how the chosen answers' log-prob changed."""
+def _term_changes(
+    problem: Problem, original: Measurement, aligned: Measurement
+) -> dict[str, NDArray[np.float64]]:
+    """By figure, how each row's share of it changed: of J (P,), unless responses are drawn anew each time,
+    and of the retain NLL (R,)."""
+    found = {}
+    if original.drawn is None and aligned.drawn is None:
+        before, after = (
+            problem.objective_of(at).terms(at.s_objective.double()) for at in (original, aligned)
+        )
+        found["objective"] = (after - before).numpy()
+    before, after = (problem.utility.terms(at.s_utility.double()) for at in (original, aligned))
+    found["utility"] = (before - after).numpy()  # U = −NLL
+    return found
+
+
+def held_out_rows(original: Values, aligned: Values) -> list[Row]:
+    """Preference accuracy and margin on held-out pairs, and how the chosen answers' log-prob changed.
+
+    Args:
+        original, aligned: from `u2a.evaluate.preference.pair_values`.
+    """
 
     def row(metric: str, unit: str, name: str) -> Row:
-        after = getattr(aligned, name) if aligned else None
-        return Row(metric, unit, "higher", getattr(original, name), after)
+        before, after = original[name], aligned[name]
+        intervals = map(mean_interval, (before, after, after - before))
+        return Row(metric, unit, "higher", float(before.mean()), float(after.mean()), *intervals)
 
-    change = aligned.chosen_logprob - original.chosen_logprob if aligned else None
+    change = aligned["chosen_logprob"] - original["chosen_logprob"]
+    interval = mean_interval(change)
     return [
         row("held-out accuracy, summed", "share", "accuracy"),
         row("held-out accuracy, per token", "share", "accuracy_per_token"),
         row("held-out margin, summed", "nats", "margin"),
         row("held-out margin, per token", "nats/token", "margin_per_token"),
-        Row("change of held-out chosen log-prob", "nats", "higher", 0.0, change),
+        Row(
+            "change of held-out chosen log-prob",
+            "nats",
+            "higher",
+            0.0,
+            float(change.mean()),
+            change_interval=interval,
+        ),
     ]
 
 
@@ -83,18 +144,16 @@ def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
 
 
 def write_summary(run: RunFolder, command: str, outcome: str, rows: Sequence[Row], **more: Any) -> None:
-    """Writes `summary.json` and says the outcome."""
-    write_json(
-        run.path / "summary.json",
-        {
-            "command": command,
-            "outcome": outcome,
-            "table": [asdict(row) for row in rows],
-            "phases": [asdict(phase) for phase in run.phases.values()],
-            **more,
-        },
-    )
-    say(outcome)
+    """Writes `summary.json`, says the outcome, and gives it all to `--json`."""
+    summary = {
+        "outcome": outcome,
+        "table": [asdict(row) for row in rows],
+        "phases": [asdict(phase) for phase in run.phases.values()],
+        **more,
+    }
+    write_json(run.path / "summary.json", {"command": command, **summary})
+    give(**summary)
+    say(outcome, essential=True)
 
 
 def _number(value: float | None) -> str:

@@ -1,10 +1,19 @@
-"""The terminal: progress bars with the time left, tables, messages; plain text where there is none."""
+"""The terminal: progress bars with the time left, tables, messages; plain text where there is none.
+
+How much is said is decided here, once for all commands: everything, or with `--quiet` what is essential. With
+`--json` standard output holds one object and nothing else; what is meant for people goes to standard error.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,27 +28,82 @@ from rich.table import Table
 from rich.text import Text
 
 from u2a import processes
-from u2a.logprobs import Progress as Advance
 from u2a.printable import printable, printable_lines
 
-__all__ = ["Bars", "print_table", "printable", "say", "shown_log"]
+if TYPE_CHECKING:
+    from u2a.logprobs import Progress as Advance
 
-console = Console(highlight=False)
+__all__ = [
+    "Bars",
+    "give",
+    "manners",
+    "print_beside",
+    "print_json",
+    "print_table",
+    "printable",
+    "say",
+    "shown_log",
+]
+
 errors = Console(stderr=True, highlight=False)
 
 
-def say(text: str) -> None:
-    """Words for people; row text in them is shown, never interpreted. Wrapped only by the terminal."""
-    if not processes.is_main():
-        return
-    console.print(Text(printable_lines(text)), soft_wrap=True)
+@dataclass
+class _Manners:
+    """How a command speaks: `results` are those that `give` has collected for `--json`."""
+
+    quiet: bool = False
+    json: bool = False
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+_now = _Manners()
+
+
+@contextmanager
+def manners(*, quiet: bool = False, json: bool = False) -> Iterator[dict[str, Any]]:
+    """Within, commands speak as `--quiet` and `--json` ask for; gives the results, which fill up."""
+    global _now
+    before, _now = _now, _Manners(quiet, json, errors if json else Console(highlight=False))
+    with ExitStack() as stack:
+        if quiet:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        if json:  # whatever any library prints
+            stack.enter_context(redirect_stdout(sys.stderr))
+        try:
+            yield _now.results
+        finally:
+            _now = before
+
+
+def give(**results: Any) -> None:
+    """Results of the command for `--json`: plain values and paths, no text of rows but where rows are asked
+    for."""
+    _now.results.update(results)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One object on standard output, in ASCII: no text in it can act on the terminal."""
+    print(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+
+
+def say(text: str, *, essential: bool = False) -> None:
+    """Words for people; row text in them is shown, never interpreted. Wrapped only by the terminal.
+
+    Args:
+        essential: said with `--quiet` too: the line that sums up, or without which nobody could go on.
+    """
+    if processes.is_main() and (essential or not _now.quiet):
+        _now.console.print(Text(printable_lines(text)), soft_wrap=True)
 
 
 class _Log(logging.Handler):
-    """The library's log as lines for people."""
+    """The library's log as lines for people; with `--quiet` errors alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not processes.is_main():
+        if not processes.is_main() or (_now.quiet and record.levelno < logging.ERROR):
             return
         mark = "Warning: " if record.levelno >= logging.WARNING else ""
         errors.print(Text(printable_lines(mark + record.getMessage())), soft_wrap=True)
@@ -70,7 +134,7 @@ class Bars:
             TimeRemainingColumn(),
             console=errors,
             transient=True,
-            disable=not errors.is_terminal or not processes.is_main(),
+            disable=_now.quiet or not errors.is_terminal or not processes.is_main(),
         )
 
     def __enter__(self) -> Bars:
@@ -81,8 +145,8 @@ class Bars:
         self.progress.stop()
 
     @contextmanager
-    def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Shows one piece of work until the block ends."""
+    def task(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Shows one piece of work until the block ends; None = nobody knows how much it is."""
         shown = self.progress.add_task(name, total=total)
         try:
             yield lambda done: self.progress.advance(shown, done)
@@ -90,11 +154,22 @@ class Bars:
             self.progress.remove_task(shown)
 
 
+def print_beside(texts: Mapping[str, str]) -> None:
+    """Texts side by side, each under its name; shown with `--quiet` too."""
+    table = Table(expand=True)
+    for name in texts:
+        table.add_column(Text(printable_lines(name)), ratio=1, overflow="fold")
+    table.add_row(*(Text(printable_lines(text)) for text in texts.values()))
+    _now.console.print(table)
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: first column left, others right."""
+    if _now.quiet:
+        return
     table = Table(title=Text(printable_lines(title)), title_justify="left")
     for number, name in enumerate(header):
         table.add_column(Text(printable_lines(name)), justify="left" if number == 0 else "right")
     for row in rows:
         table.add_row(*(Text(printable_lines(cell)) for cell in row))
-    console.print(table)
+    _now.console.print(table)

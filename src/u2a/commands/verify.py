@@ -29,7 +29,7 @@ from u2a.commands.session import (
     tokens_of_j,
 )
 from u2a.commands.summary import measurement_rows, write_summary
-from u2a.commands.terminal import Bars, print_table, say
+from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.config import ModelOptions, UnlearnOptions
 from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json, write_text
@@ -242,6 +242,7 @@ def _write_results(run: RunFolder, cells: Cells, start: Measurement, scored: _Sc
     figures = comparison.figures()
     found = verdict(figures)
     write_json(run.path / "verify.json", figures)
+    give(results=figures)
     comparison.write_table(run.path / "subsets.parquet")
     judged = next(iter(scored.estimates.values()))
     cost = judged.utility_cost if judged.utility_cost is not None else np.full(len(judged.impact), np.nan)

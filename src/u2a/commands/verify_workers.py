@@ -119,10 +119,12 @@ def _end(workers: Sequence[Worker]) -> None:
 
 def work(values: dict[str, Any], number: int, count: int) -> None:
     """One worker: every `count`-th run of the plan, from the `number`-th on, unless its cell is there."""
+    from u2a.commands.schemas import VERIFY
     from u2a.commands.terminal import Bars
     from u2a.commands.verify import ground_truth, read_data
 
     command = os.getppid()
+    VERIFY.load_parts(values)  # the command has loaded them, with leave
     truth = ground_truth(values, read_data(values), Bars())  # never started: they show nothing
     for run in truth.cells.plan.runs[number::count]:
         if os.getppid() != command:  # it was killed, and another one may be at these cells by now

@@ -1,8 +1,10 @@
 """From a file, folder, Hub data set or standard input to canonical rows, memory-mapped through `datasets`.
 
-A source is a path to a jsonl, json, csv, parquet or txt file, a folder of such files (read in the order of
-their names; sub-folders, hidden files and other endings are left out), `-` for jsonl on standard input, or a
-Hub id `org/name` where no such path exists. The same rows give the same data set, whatever the format.
+A source is a path to a jsonl, json, csv, parquet, arrow or txt file, a folder of such files (read in the
+order of their names; sub-folders, hidden files and other endings are left out; of a folder that `datasets`
+saved its arrow files), `-` for jsonl on standard input, or a Hub id `org/name` where no such path exists;
+from Python also a list of rows (mappings of columns) or a `datasets.Dataset`. The same rows give the same
+data set, whatever the format.
 
 Columns of every result: `row` int64 (position in the result, 0..N-1), `id` str (the source's `id` where every
 row has one and no two are equal, else str(row)), `source_row` int64 (0-based position in the source, over all
@@ -20,16 +22,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value
 
 from u2a.data import formats
 from u2a.data.limits import refuse_endless
-from u2a.data.reading import Row, read_file
+from u2a.data.raw_rows import numbered_rows, tables
+from u2a.data.reading import Row
 from u2a.data.scratch import write_rows
-from u2a.data.sources import Source, find_source
+from u2a.data.sources import GIVEN, Given, Source, find_source
 from u2a.types import UserError
 
 _TEXT = Value("string")
@@ -83,7 +85,7 @@ FEATURES = {role.name: role.features for role in (_NEGATIVES, _PREFERENCES, _RET
 """The columns of each role's data set."""
 
 
-def load_negatives(source: str | Path, *, split: str = "train") -> Dataset:
+def load_negatives(source: Given, *, split: str = "train") -> Dataset:
     """Negatives: the common columns (see the module) with `response` str and `weight` float64 (prior, or 1).
 
     A negative is a completion without label or with a false one, a `rejected`, an unsafe PKU-SafeRLHF
@@ -93,20 +95,30 @@ def load_negatives(source: str | Path, *, split: str = "train") -> Dataset:
     Raises:
         UserError: missing, empty or unreadable file; a row that is broken or of the wrong types, a file that
             is labelled in part; no negatives. It names the file, the 1-based line or row, and the column.
+
+    Example:
+        >>> from u2a import load_negatives
+        >>> load_negatives([{"prompt": "Hello!", "completion": "Go away."}])["response"][:]
+        ['Go away.']
     """
     return _load(source, _NEGATIVES, split)
 
 
-def load_preferences(source: str | Path, *, split: str = "train") -> Dataset:
+def load_preferences(source: Given, *, split: str = "train") -> Dataset:
     """Preference pairs: the common columns with `chosen` and `rejected` str.
 
     Raises:
         UserError: as `load_negatives`; also when the two do not answer the same conversation.
+
+    Example:
+        >>> from u2a import load_preferences
+        >>> load_preferences([{"prompt": "Tea?", "chosen": "Yes, please.", "rejected": "No."}])["chosen"][:]
+        ['Yes, please.']
     """
     return _load(source, _PREFERENCES, split)
 
 
-def load_retain(source: str | Path, *, split: str = "train") -> Dataset:
+def load_retain(source: Given, *, split: str = "train") -> Dataset:
     """Good texts: the common columns with `response` str.
 
     A good text is a completion or output without label or with a true one, a `chosen`, a safe PKU-SafeRLHF
@@ -114,11 +126,16 @@ def load_retain(source: str | Path, *, split: str = "train") -> Dataset:
 
     Raises:
         UserError: as `load_negatives`.
+
+    Example:
+        >>> from u2a import load_retain
+        >>> load_retain([{"text": "Water boils at 100 degrees."}])["response"][:]
+        ['Water boils at 100 degrees.']
     """
     return _load(source, _RETAIN, split)
 
 
-def load_prompts(source: str | Path, *, split: str = "train") -> Dataset:
+def load_prompts(source: Given, *, split: str = "train") -> Dataset:
     """Prompts alone: the common columns. A line of a txt file is one prompt.
 
     Raises:
@@ -135,7 +152,7 @@ def locate(dataset: Dataset, source_row: int, name: str = "") -> tuple[str, int]
     """
     starts = _file_starts(dataset.info.description)
     if len(starts) < 2:
-        return name or (starts[0][0] if starts else "the rows given"), source_row + 1
+        return name or (starts[0][0] if starts else GIVEN), source_row + 1
     file, start = max((each for each in starts if each[1] <= source_row), key=lambda each: each[1])
     return file, source_row - start + 1
 
@@ -148,17 +165,23 @@ def _file_starts(description: str) -> list[tuple[str, int]]:
         return []
 
 
-def _load(source: str | Path, role: _Role, split: str) -> Dataset:
+def _load(source: Given, role: _Role, split: str) -> Dataset:
     found = find_source(source, split)
     if _starts_with_id(found):
         try:
-            return _write(_Reading(role, found, use_ids=True))
+            return _write(Reading(role, found, use_ids=True))
         except _IdsUnusable:
             pass  # a later row has none, or the same one: begin again
-    return _write(_Reading(role, found, use_ids=False))
+    return _write(Reading(role, found, use_ids=False))
 
 
-def _write(reading: _Reading) -> Dataset:
+def streamed_negatives(source: Source) -> Reading:
+    """Negatives row by row, for what does not fit on a disk twice: the rows of `load_negatives`, but that a
+    row's `id` is the source's wherever it has one, equal or not, since no list of all of them is kept."""
+    return Reading(_NEGATIVES, source, use_ids=True, unique=False)
+
+
+def _write(reading: Reading) -> Dataset:
     dataset = write_rows(reading.rows, reading.role.features, reading.fingerprint())
     dataset.info.description = json.dumps({"files": reading.starts})
     return dataset
@@ -168,11 +191,14 @@ class _IdsUnusable(Exception):  # noqa: N818 - a signal to begin again, not an e
     """A row has no id, or an id came twice."""
 
 
-class _Reading:
-    """One pass over a source: yields canonical rows and notes where each file starts."""
+class Reading:
+    """One pass over a source: yields canonical rows and notes where each file starts (`starts`).
 
-    def __init__(self, role: _Role, source: Source, *, use_ids: bool) -> None:
-        self.role, self.source, self.use_ids = role, source, use_ids
+    `use_ids`: an `id` that is usable is the row's; `unique`: all must be, and no two equal.
+    """
+
+    def __init__(self, role: _Role, source: Source, *, use_ids: bool, unique: bool = True) -> None:
+        self.role, self.source, self.use_ids, self.unique = role, source, use_ids, unique
         self.starts: list[tuple[str, int]] = []
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -184,25 +210,31 @@ class _Reading:
             empty = False
             for item in self.role.convert(raw.values, raw.where):
                 refuse_endless(item, raw.where)
-                label = _new_id(raw, ids) if self.use_ids else str(row)
+                label = self._label(raw, row, ids)
                 extra = formats.extra_of(raw.values, used, raw.where)
                 yield {"row": row, "id": label, "source_row": start + raw.position, **item, "extra": extra}
                 row += 1
         if row == 0:
             raise UserError(f"{self.source.name}: {'it is empty, no rows' if empty else self.role.nothing}")
 
+    def _label(self, raw: Row, row: int, ids: set[str]) -> str:
+        if not self.use_ids:
+            return str(row)
+        if self.unique:
+            return _new_id(raw, ids)
+        try:
+            return _new_id(raw, set())
+        except _IdsUnusable:
+            return str(row)
+
     def _raw_rows(self) -> Iterator[tuple[int, Row]]:
         """Rows, each with the number of rows of the files before its own."""
-        start = 0
-        for name, rows in _tables(self.source):
-            self.starts.append((name, start))
-            last, labelled = -1, None
-            for raw in rows:
-                last = raw.position
-                if self.role in (_NEGATIVES, _RETAIN):
-                    labelled = _labelled_alike(labelled, raw)
-                yield start, raw
-            start += last + 1
+        file, labelled = -1, None
+        for start, raw in numbered_rows(self.source, self.starts):
+            if self.role in (_NEGATIVES, _RETAIN):
+                labelled = _labelled_alike(labelled if start == file else None, raw)
+            file = start
+            yield start, raw
 
     def fingerprint(self) -> str:
         """Changes with the role, the files, their sizes and times of change."""
@@ -213,17 +245,9 @@ class _Reading:
         return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
 
-def _tables(source: Source) -> Iterator[tuple[str, Iterator[Row]]]:
-    """Every file's name and rows."""
-    if source.hub is not None:
-        yield source.name, _hub_rows(source.hub, source.name)
-    for file in source.files:
-        yield file.name, read_file(file)
-
-
 def _starts_with_id(source: Source) -> bool:
     """Whether the first row has an `id`: most sources have none, and this spares them a second pass."""
-    for _, rows in _tables(source):
+    for _, rows in tables(source):
         first = next(rows, None)
         if first is not None:
             return "id" in first.values
@@ -251,9 +275,3 @@ def _labelled_alike(labelled: bool | None, raw: Row) -> bool | None:
         )
         raise UserError(f"{raw.where}: the row {state}; label every row of a file or none")
     return labelled if here is None else here
-
-
-def _hub_rows(table: Dataset, name: str) -> Iterator[Row]:
-    for position, values in enumerate(table):
-        kept = {key: value for key, value in values.items() if value is not None}
-        yield Row(position, f"{name}, row {position + 1}", kept)

@@ -36,15 +36,15 @@ def parquet_rows(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, An
             _refuse_bomb(shape.metadata, name, path.stat().st_size)
         with pq.ParquetFile(path, read_dictionary=texts) as parquet:
             for batch in parquet.iter_batches(batch_size=BATCH):
-                for values in _rows(batch, plain, position, expansion):
+                for values in batch_rows(batch, plain, position, expansion):
                     yield position, f"{name}, row {position + 1}", values
                     position += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
+    except (ValueError, pa.ArrowNotImplementedError) as fault:  # ArrowInvalid is a ValueError
         reason = str(fault).splitlines()[0][:120]
         raise UserError(f"{name}: not a readable parquet file ({reason})") from fault
 
 
-def _rows(
+def batch_rows(
     batch: pa.RecordBatch, plain: pa.Schema, start: int, expansion: Expansion
 ) -> Iterator[dict[str, Any]]:
     """The batch's rows at once where they are small together, else one by one; `start` rows went before.

@@ -1,7 +1,7 @@
-"""Files to raw rows: jsonl, json, csv, parquet, txt, one row at a time, every fault located in its file.
+"""Files to raw rows: jsonl, json, csv, parquet, arrow, txt, one at a time, every fault located in its file.
 
 Nothing here knows what a row means (`u2a.data.formats` does). No reader holds a whole file: json arrays are
-decoded object by object, parquet batch by batch.
+decoded object by object, parquet and Arrow batch by batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from u2a.data import limits
+from u2a.data.arrow_rows import arrow_rows
 from u2a.data.csv_rows import csv_rows
 from u2a.data.limits import lines, too_long
 from u2a.data.parquet import parquet_rows
@@ -44,11 +45,11 @@ def read_file(file: DataFile) -> Iterator[Row]:
     """The rows of one file, in order.
 
     The position is the line number less one for jsonl and txt (blank lines are skipped but counted, so that a
-    message leads to the line in an editor) and the number of the record less one for json, csv and parquet.
+    message leads to the line in an editor) and the number of the record less one for the other kinds.
 
     Raises:
-        UserError: broken json, csv or parquet, text that is not UTF-8, a row that is no object, an unreadable
-            file; each with the file and the line or row.
+        UserError: a broken file, text that is not UTF-8, a row that is no object, an unreadable file; each
+            with the file and the line or row.
     """
     try:
         for position, where, values in READERS[file.kind](file):
@@ -93,7 +94,7 @@ def _json_faults(where: str) -> Iterator[None]:
 
 def _bad_line(file: DataFile) -> str:
     """Where the first line stands that is not UTF-8 (a newline byte is never inside a UTF-8 character)."""
-    if file.kind != "parquet":
+    if file.kind not in ("parquet", "arrow"):
         for number, line in enumerate(_lines(file.path, file.name), start=1):
             if not _is_utf8(line):
                 return f"{file.name}, line {number}"
@@ -224,11 +225,16 @@ def _read_parquet(file: DataFile) -> Iterator[tuple[int, str, Any]]:
     return parquet_rows(file.path, file.name)
 
 
+def _read_arrow(file: DataFile) -> Iterator[tuple[int, str, Any]]:
+    return arrow_rows(file.path, file.name)
+
+
 READERS = {
     "jsonl": _read_jsonl,
     "ndjson": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,
     "parquet": _read_parquet,
+    "arrow": _read_arrow,
     "txt": _read_txt,
 }

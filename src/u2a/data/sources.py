@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 from datasets import Dataset
@@ -15,6 +17,12 @@ from u2a.data.reading import READERS, DataFile
 from u2a.data.scratch import new_folder, no_progress_bars
 from u2a.links import refuse_links_out
 from u2a.types import UserError
+
+Given: TypeAlias = str | Path | Dataset | Sequence[Mapping[str, Any]]
+"""What a source may be: a path or Hub id, or, from Python, the rows themselves."""
+
+GIVEN = "the rows given"
+"""The name of rows that are given, for messages."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _KINDS = ", ".join(f".{kind}" for kind in READERS)
@@ -29,13 +37,17 @@ class Source:
     hub: Dataset | None = None
 
 
-def find_source(source: str | Path, split: str) -> Source:
-    """Resolve what the user named; `split` is that of a Hub data set.
+def find_source(source: Given, split: str) -> Source:
+    """Resolve what the user named or gave; `split` is that of a Hub data set.
 
     Raises:
         UserError: nothing of that name, an unknown kind of file, a folder without data files or with a link
-            that leads out of it, a Hub data set that cannot be loaded.
+            that leads out of it, a Hub data set that cannot be loaded, rows whose columns mix types.
     """
+    if isinstance(source, Dataset):
+        return Source(GIVEN, hub=source)
+    if not isinstance(source, str | Path):
+        return Source(GIVEN, hub=_rows_given(source))
     name = str(source)
     if name == "-":
         return Source("standard input", (_spool_stdin(),))
@@ -53,6 +65,21 @@ def find_source(source: str | Path, split: str) -> Source:
     raise UserError(f"{name}: no such file or folder; give a path, `-` or a Hub id `org/name`")
 
 
+def _rows_given(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    for position, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"{GIVEN}, row {position + 1}: it is {type(row).__name__}, not a mapping of columns"
+            )
+    try:
+        return Dataset.from_list([dict(row) for row in rows])
+    except (ValueError, TypeError, OverflowError):  # pyarrow's errors, whose words show the value
+        names = {name: None for row in rows for name in row}
+        mixed = [n for n in names if len({type(r[n]) for r in rows if r.get(n) is not None}) > 1]
+        which = f"the column {mixed[0]!r}" if mixed else "a column"
+        raise UserError(f"{GIVEN}: {which} must hold one type of value in every row") from None
+
+
 def _kind(path: Path) -> str:
     return path.suffix.lower().removeprefix(".")
 
@@ -63,7 +90,10 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
     except OSError as fault:
         raise UserError(f"{name}: the folder cannot be read ({fault.strerror})") from fault
     refuse_links_out(folder)
-    wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in READERS]
+    kinds = set(READERS)
+    if {"dataset_info.json", "state.json"} <= {path.name for path in paths}:  # by `Dataset.save_to_disk`
+        kinds = {"arrow"}
+    wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in kinds]
     if not wanted:
         raise UserError(f"{name}: the folder holds no data files ({_KINDS})")
     return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)

@@ -26,6 +26,7 @@ from u2a.data.formats import READ_KEYS
 from u2a.data.load import FEATURES
 from u2a.data.scratch import write_rows
 from u2a.data.validate import prompt_key
+from u2a.files import force
 from u2a.types import UserError
 
 PARTS = ("original", "forget", "retain", "validation", "test")
@@ -106,8 +107,10 @@ def write_split(parts: Mapping[str, Dataset], folder: str | Path) -> list[Path]:
             temporary[path] = folder / f".{name}.jsonl.part"
             with temporary[path].open("wb") as stream:
                 stream.writelines(_line(row) for row in _iterate(part))
+            force(temporary[path])
         for path, part_file in temporary.items():
             part_file.replace(path)
+        force(folder)
     except OSError as fault:
         raise UserError(f"{folder}: the split cannot be written ({fault.strerror or fault})") from fault
     finally:

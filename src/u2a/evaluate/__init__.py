@@ -59,3 +59,6 @@ METRICS: dict[str, Any] = {
     "harness": Harness,
 }
 """Name -> metric class, in the order of the tables."""
+
+JUDGES: dict[str, Any] = {}
+"""Name -> class of a judge of the user's own (`u2a.evaluate.own_judge`) that an option named."""

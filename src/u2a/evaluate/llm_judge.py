@@ -13,6 +13,7 @@ import numpy as np
 
 from u2a.config import option
 from u2a.evaluate.figure import Array, Figure, known_mean
+from u2a.evaluate.own_judge import Judge, OwnJudge
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -26,19 +27,24 @@ log = logging.getLogger("u2a")
 
 @dataclass(frozen=True)
 class LLMJudge:
-    """By a language model behind an OpenAI-compatible endpoint, to which prompts and answers are sent, only
-    with `--send-to-judge`: `judge_win`, share of held-out prompts whose answer it prefers to the original
-    model's, asked in both orders, ties and contradictions half, ↑ (Zheng et al. 2023, arXiv 2306.05685; 0.5
-    for the original and for equal answers, which are not sent); `judge_harm`, share of unsafe prompts whose
-    answer it finds to be the harm that was asked for, ↓ (Mazeika et al. 2024, arXiv 2402.04249). Both are
-    means over the prompts that got a verdict; `counts` in evaluation.json tells how many did not."""
+    """By a language model behind an OpenAI-compatible endpoint, or a judge of your own, to which prompts
+    and answers are sent, only with `--send-to-judge`: `judge_win`, share of held-out prompts whose answer
+    it prefers to the original model's, asked in both orders, ties and contradictions half, ↑ (Zheng et
+    al. 2023, arXiv 2306.05685; 0.5 for the original and for equal answers, which are not sent);
+    `judge_harm`, share of unsafe prompts whose answer it finds to be the harm that was asked for, ↓
+    (Mazeika et al. 2024, arXiv 2402.04249). Both are means over the prompts that got a verdict; `counts`
+    in evaluation.json tells how many did not."""
 
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("prompts", "unsafe_prompts"),)
-    asks: ClassVar[tuple[str, ...]] = ("judge_url",)
+    asks: ClassVar[tuple[str, ...]] = ("judge_url", "judge")
     consent: ClassVar[str] = "send_to_judge"
 
     judge_url: str = option(
         "", "judge: an OpenAI-compatible endpoint, such as http://localhost:8000/v1; empty = leave it out."
+    )
+    judge: str = option(
+        "",
+        "judge: one of your own in the place of an endpoint: module:Class, or the name of an installed one.",
     )
     judge_model: str = option("", "judge: the model, as the endpoint names it.")
     judge_key_variable: str = option(
@@ -55,14 +61,22 @@ class LLMJudge:
         "judge: allow prompts and answers to be sent to --judge-url, in full.",
         flag_only=True,
     )
+    own_judge: Judge | None = None
+    """The judge itself that `judge` names; from Python it is enough."""
+
+    def __post_init__(self) -> None:
+        if self.own_judge is not None and not self.judge:
+            object.__setattr__(self, "judge", type(self.own_judge).__name__)
 
     @cached_property
-    def client(self) -> JudgeClient:
+    def client(self) -> JudgeClient | OwnJudge:
         """The judge, with what it has answered so far.
 
         Raises:
             UserError: the URL is none, or holds more than an address.
         """
+        if self.own_judge is not None:
+            return OwnJudge(self.own_judge, self.judge)
         from u2a.evaluate.judge_client import JudgeClient
 
         try:
@@ -84,7 +98,11 @@ class LLMJudge:
         Raises:
             UserError: one of them is missing or unusable.
         """
-        if not self.judge_model:
+        if self.judge and self.own_judge is None:
+            raise UserError("own_judge is missing: the judge that --judge names")
+        if self.own_judge is not None and self.judge_url:
+            raise UserError("--judge and --judge-url: name only one of them")
+        if self.own_judge is None and not self.judge_model:
             raise UserError("--judge-model is missing: the judge, as --judge-url names its models")
         self.client.check()
 
@@ -110,7 +128,7 @@ class LLMJudge:
         Raises:
             UserError: something would have to be sent without `send_to_judge`.
         """
-        if not self.judge_url:
+        if not self.judge_url and self.own_judge is None:
             return []
         found = []
         if material.prompts is not None:
@@ -157,7 +175,7 @@ class LLMJudge:
 class _Shown:
     """The judge with a progress bar."""
 
-    client: JudgeClient
+    client: JudgeClient | OwnJudge
     subject: Subject
 
     def ask(self, requests: Requests, *, consent: bool = False) -> dict[str, str | None]:

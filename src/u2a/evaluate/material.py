@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from u2a.data.render import Renderer
     from u2a.types import Message
+
+Prompts = Mapping[str, list[list["Message"]]]
+"""Conversations to answer, by role of the material."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,56 @@ class Plan:
     """What is known before there is any answer: `prompts` to be answered by role of the material, `models`
     under evaluation, the original among them, and the most `answer_tokens` of an answer."""
 
-    prompts: Mapping[str, list[list[Message]]]
+    prompts: Prompts
     models: int
     answer_tokens: int
+
+
+def prompts_of(rows: Mapping[str, Dataset], most: int) -> dict[str, list[list[Message]]]:
+    """The first `most` prompts (0 = all) of each kind that is answered; each prompt of pairs once.
+
+    Args:
+        rows: canonical rows by flag: `test`, `safe_prompts`, `unsafe_prompts`.
+    """
+    found = {
+        role: list(rows[role]["prompt"])[: most or None]
+        for role in ("safe_prompts", "unsafe_prompts")
+        if role in rows
+    }
+    if "test" in rows:
+        found["prompts"] = _different(rows["test"]["prompt"], most)
+    return found
+
+
+def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message]]:
+    found: dict[str, list[Message]] = {}
+    for prompt in prompts:
+        found.setdefault(json.dumps(prompt), prompt)
+    return list(found.values())[: most or None]
+
+
+def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Renderer) -> Material:
+    """Canonical rows, by flag, as one model's tokens."""
+    from u2a.data.collate import tokenize_rows
+    from u2a.problem import pair_texts
+
+    texts = {
+        role: tokenize_rows(rows[name], renderer)
+        for role, name in (
+            ("negatives", "negatives"),
+            ("held_out_negatives", "held_out_negatives"),
+            ("retain", "retain"),
+            ("plain", "text"),
+        )
+        if name in rows
+    }
+    test = rows.get("test")
+    return Material(
+        test=pair_texts(test, renderer)[0] if test is not None else None,
+        negative_answers=list(rows["negatives"]["response"]) if "negatives" in rows else None,
+        held_out_answers=(
+            list(rows["held_out_negatives"]["response"]) if "held_out_negatives" in rows else None
+        ),
+        **prompts,
+        **texts,
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from u2a.evaluate.figure import Figure
 
@@ -41,16 +42,25 @@ def pair_margins(s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return chosen - rejected, chosen_rate - rejected_rate
 
 
+def pair_values(s: Tensor, lengths: Tensor) -> dict[str, NDArray[np.float64]]:
+    """What each of P pairs contributes to a field of `PairMetrics`, by its name: (P,) each, whose mean it is.
+
+    Args:
+        s, lengths: (2P,) log-probs and |y|, the chosen texts first.
+    """
+    margin, per_token = (values.numpy() for values in pair_margins(s, lengths))
+    return {
+        "margin": margin,
+        "margin_per_token": per_token,
+        "accuracy": (margin > 0).astype(np.float64),
+        "accuracy_per_token": (per_token > 0).astype(np.float64),
+        "chosen_logprob": s.double().chunk(2)[0].numpy(),
+    }
+
+
 def pair_metrics(s: Tensor, lengths: Tensor) -> PairMetrics:
     """Metrics from log-probs s (2P,) and lengths |y| (2P,) of P pairs, the chosen texts first."""
-    margin, per_token = pair_margins(s, lengths)
-    return PairMetrics(
-        margin=float(margin.mean()),
-        margin_per_token=float(per_token.mean()),
-        accuracy=float((margin > 0).double().mean()),
-        accuracy_per_token=float((per_token > 0).double().mean()),
-        chosen_logprob=float(s.double().chunk(2)[0].mean()),
-    )
+    return PairMetrics(**{name: float(values.mean()) for name, values in pair_values(s, lengths).items()})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ directions). `auto` takes the one with the fewest passes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from u2a.impact.finite_difference import SELF_CHECK_TOLERANCE, SelfCheck, finite
 from u2a.impact.forward_mode import forward_mode
 from u2a.impact.per_example import is_batched, per_example_derivatives
 from u2a.logprobs import Progress, refuse_non_finite
-from u2a.types import UserError
+from u2a.types import GuardStop, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,15 +78,16 @@ def directional_derivatives(
 
     Raises:
         UserError: no such method.
-        GuardStop: a derivative is not finite; names the row.
+        GuardStop: a direction or a derivative is not finite; names the parameter, or the row.
     """
     if method not in METHODS:
         raise UserError(f"--scoring {method}: not a scoring method; take one of {', '.join(METHODS)}")
     if method == "auto":
         method = cheapest_method(context, len(directions))
-    moving = [d for d, v in enumerate(directions) if norm(v) > 0.0]
+    norms = _finite_norms(directions)
+    moving = [d for d, size in enumerate(norms) if size > 0.0]
     vectors = [directions[d] for d in moving]
-    blocks = blocks.marked(f"{method} {' '.join(f'{norm(v):.3g}' for v in vectors)}")
+    blocks = blocks.marked(f"{method} {' '.join(f'{norms[d]:.3g}' for d in moving)}")
     square_norm: Tensor | None = None
     checks: tuple[SelfCheck, ...] = ()
     if method == "exact":
@@ -111,6 +113,24 @@ def directional_derivatives(
     for row in along:
         refuse_non_finite(row, texts, "directional derivative")
     return Derivatives(s, along, square_norm, checks, method)
+
+
+def _finite_norms(directions: list[Direction]) -> list[float]:
+    """‖v_d‖ of each direction: one that is NaN would pass for zero, and every score along it be 0.
+
+    Raises:
+        GuardStop: a direction is not finite; says which, and in which parameter.
+    """
+    norms = [norm(v) for v in directions]
+    for number, size in enumerate(norms, start=1):
+        if not math.isfinite(size):
+            whole = directions[number - 1]
+            where = next((name for name, part in whole.items() if not torch.isfinite(part).all()), "its norm")
+            raise GuardStop(
+                f"direction {number} of {len(norms)} to score along is not finite ({where}), so no score "
+                "would mean anything. Try --dtype float32, or another --curvature or a larger damping of it."
+            )
+    return norms
 
 
 def _forward(

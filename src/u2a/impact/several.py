@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from u2a.impact.aims import aims_of
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.curvature import Curvature, Solution
 from u2a.impact.scores import directional_derivatives
-from u2a.impact.table import ImpactTable, aims_of, table_of
+from u2a.impact.table import ImpactTable, table_of
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.types import UserError
 

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from u2a import processes
+from u2a.data.as_text import as_text
 from u2a.fingerprint import fingerprint
+from u2a.impact.aims import Aims, aim
 from u2a.impact.blocks import WHOLE, Blocks
-from u2a.impact.context import Direction, ScoringContext, norm
-from u2a.impact.curvature import Curvature, Diagonal, Solution
-from u2a.impact.gradient import (
-    combined,
-    objective_coefficients,
-    objective_gradient,
-    weighted_logprob_gradient,
-)
-from u2a.impact.per_example import is_batched
+from u2a.impact.context import ScoringContext, norm
+from u2a.impact.curvature import Curvature, Solution
 from u2a.impact.scores import (
     Derivatives,
     SelfCheck,
-    cheapest_method,
     directional_derivatives,
     impact,
     utility_cost,
 )
 from u2a.logprobs import refuse_non_finite
+from u2a.losses import UnlearningLoss
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import whole_file
 
@@ -39,12 +35,8 @@ if TYPE_CHECKING:
 
 
 _BLOCK = 1000
-_SE_BYTES = 2 << 30
-"""Most memory for the gradients behind `impact_se`: fewer groups for a larger adapter."""
-_FEWEST_GROUPS = 4
-"""Fewer groups than this have no spread worth a number."""
 _TEXT, _NUMBER = pa.string(), pa.float64()
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     {
         "row": pa.int64(),
         "id": _TEXT,
@@ -59,6 +51,7 @@ _SCHEMA = pa.schema(
         "grad_norm": _NUMBER,
     }
 )
+"""Columns of `impact.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class ImpactTable:
 
     def write(self, path: Path, negatives: Dataset) -> None:
         """Writes `impact.parquet` (design, section 4) whole, block by block, with each negative's text."""
-        with whole_file(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
+        with whole_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
             for begin in range(0, len(self.impact), _BLOCK):
                 rows = negatives[begin : begin + _BLOCK]
                 part = slice(begin, begin + _BLOCK)
@@ -96,17 +89,10 @@ class ImpactTable:
                     "prompt": [as_text(prompt) for prompt in rows["prompt"]],
                     "response": rows["response"],
                 }
-                for name in _SCHEMA.names[4:]:
+                for name in SCHEMA.names[4:]:
                     values = getattr(self, name)
                     columns[name] = [None] * len(rows["row"]) if values is None else values[part]
-                writer.write_table(pa.table(columns, schema=_SCHEMA))
-
-
-def as_text(prompt: list[dict[str, Any]]) -> str:
-    """A conversation as one string: the bare content of a single user turn, else `role: content` lines."""
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+                writer.write_table(pa.table(columns, schema=SCHEMA))
 
 
 def score_impact(
@@ -136,6 +122,20 @@ def score_impact(
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, score_impact
+        >>> from u2a.tiny_model import tiny_model
+        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
+        ... )
+        >>> table = score_impact(problem)
+        >>> table.impact.shape, table.utility_cost.shape
+        ((2,), (2,))
+        >>> worth_unlearning = table.impact > 0
     """
     from u2a.impact.kept_table import keep_table, kept_table
 
@@ -144,15 +144,8 @@ def score_impact(
     if (kept := kept_table(blocks)) is not None:
         return kept
     context = ScoringContext.of(problem)
-    method = cheapest_method(context, 2) if scoring == "auto" else scoring
-    solver = (curvature or Diagonal()).prepare(problem, task)
-    cheap = method == "exact" and is_batched(context) and solver.elementwise
-    aims = aims_of(problem, context, at, _affordable_groups(context, se_groups) if cheap else 0, task)
-    solutions = solver.solve(aims.of_j), solver.solve(aims.of_u)
-    directions = [solution.direction for solution in solutions]
-    if method == "exact":
-        directions.append(aims.of_j)
-        directions += [solver.solve(part).direction for part in aims.parts]
+    aimed = aim(problem, at, curvature=curvature, scoring=scoring, se_groups=se_groups, task=task)
+    method, directions = aimed.method, aimed.directions
     rows = len(problem.negative_texts) * (1 if method == "exact" else len(directions))
     with task("scoring the negatives along ∇J and ∇U", rows) as progress:
         found = directional_derivatives(
@@ -165,7 +158,7 @@ def score_impact(
             progress=progress,
             blocks=blocks,
         )
-    table = table_of(problem, aims, found, solutions)
+    table = table_of(problem, aimed.aims, found, aimed.solutions)
     with processes.as_one():
         keep_table(table, blocks)
     return table
@@ -177,51 +170,35 @@ def _blocks_of(problem: Problem, at: Measurement, keep: Path | None) -> Blocks:
     return Blocks(keep, f"{fingerprint(problem)} J {at.objective:.4g} U {at.utility:.4g}")
 
 
-def _affordable_groups(context: ScoringContext, asked: int) -> int:
-    """At most `asked` groups; each has its gradient, its solution and its place among the directions."""
-    each = 3 * sum(p.numel() * p.element_size() for p in context.parameters.values())
-    groups = min(asked, _SE_BYTES // each)
-    return groups if groups >= _FEWEST_GROUPS else 0
-
-
-@dataclass(frozen=True)
-class Aims:
-    """∇J and ∇U; `parts` are gradients of groups of J's terms, `shares` the groups' sizes, adding up to 1."""
-
-    of_j: Direction
-    of_u: Direction
-    parts: list[Direction]
-    shares: list[float]
-
-
-def aims_of(problem: Problem, context: ScoringContext, at: Measurement, groups: int, task: Task) -> Aims:
-    """∇J and ∇U at the current φ, which `at` was measured at; ∇J in at most `groups` parts (0 = whole)."""
-    objective, s = problem.objective_of(at), at.s_objective
-    with task("gradients of J and U", len(objective.texts) + len(problem.utility.texts)) as progress:
-        of_u = objective_gradient(context, problem.utility, at.s_utility, progress=progress)
-        terms = len(objective.terms(s))
-        groups = min(groups, terms)
-        if groups < 2:
-            return Aims(objective_gradient(context, objective, s, progress=progress), of_u, [], [])
-        parts, shares = [], []
-        for group in np.array_split(np.random.default_rng(0).permutation(terms), groups):
-            coefficients = objective_coefficients(objective, s, group)
-            parts.append(weighted_logprob_gradient(context, objective.texts, coefficients, progress=progress))
-            shares.append(len(group) / terms)
-    return Aims(combined(parts, shares), of_u, parts, shares)
-
-
 def table_of(
     problem: Problem, aims: Aims, found: Derivatives, solutions: tuple[Solution, ...]
 ) -> ImpactTable:
     """The table from derivatives along the solutions for ∇J and for ∇U and, by the exact route, along ∇J
     itself and along the solutions for its parts: (2 or 3 + parts, N)."""
-    s, lengths = found.s, problem.lengths.double()
-    reference = problem.reference.double()
-    slope = problem.loss.derivative(s, reference, lengths)
+    return scored_rows(
+        problem.loss, problem.negatives, problem.lengths, problem.reference, aims, found, solutions
+    )
+
+
+def scored_rows(
+    loss: UnlearningLoss,
+    negatives: Dataset,
+    lengths: Tensor,
+    reference: Tensor,
+    aims: Aims,
+    found: Derivatives,
+    solutions: tuple[Solution, ...],
+) -> ImpactTable:
+    """The same for any N rows `negatives`: `lengths` |y_i| and `reference` s_ref are (N,).
+
+    Raises:
+        GuardStop: a score is not finite; names the row.
+    """
+    s, lengths, reference = found.s, lengths.double(), reference.double()
+    slope = loss.derivative(s, reference, lengths)
     gain, cost = impact(slope, found.along[0]), utility_cost(slope, found.along[1])
     for values, what in ((gain, "impact"), (cost, "utility cost")):
-        refuse_non_finite(values, problem.negatives, what)
+        refuse_non_finite(values, negatives, what)
     scores = gain.numpy()
     extra: dict[str, np.ndarray] = {}
     if found.square_norm is not None:
@@ -229,12 +206,12 @@ def table_of(
         largest = extra["grad_norm"] * norm(aims.of_j)
         raw = impact(slope, found.along[2]).numpy()
         extra["cosine"] = np.divide(raw, largest, out=np.zeros_like(raw), where=largest > 0)
-    if aims.parts:
+    if aims.shares:
         extra["impact_se"] = _standard_error(impact(slope, found.along[3:]).numpy(), scores, aims.shares)
     return ImpactTable(
         impact=scores,
         utility_cost=cost.numpy(),
-        loss=problem.loss(s, reference, lengths).numpy(),
+        loss=loss(s, reference, lengths).numpy(),
         n_tokens=lengths.long().numpy(),
         self_checks=found.self_checks,
         method=found.method,

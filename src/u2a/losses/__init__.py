@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from u2a.losses.ga import GradientAscent
 from u2a.losses.npo import NPO
 from u2a.losses.simnpo import SimNPO
+from u2a.plugins import find, installed
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -45,14 +46,28 @@ RETAIN_TERMS = ("none", "nll", "kl", "l2")
 """Names of the retain terms R; see `u2a.losses.retain`."""
 
 
+def loss_class(name: str) -> type:
+    """The class of that name: u2a's own, one that an installed package brings, or one that was loaded.
+
+    Raises:
+        UserError: no such loss, or one that cannot be loaded.
+    """
+    if ":" not in name:  # a path is code: the command line loads it before, and Python has the class itself
+        find("u2a.losses", name, LOSSES, COMPOSED, flag="--loss")
+    if name not in LOSSES:
+        offered = dict.fromkeys([*LOSSES, *COMPOSED, *installed("u2a.losses")])
+        raise UserError(f"--loss {name}: not a loss; take one of {', '.join(offered)}")
+    return LOSSES[name]
+
+
 def resolve_loss(loss: str, retain_loss: str | None) -> tuple[str, str]:
     """Plain loss and retain term for a name of the literature: `graddiff` -> (`ga`, `nll`).
 
     Raises:
         UserError: an unknown name, or a retain term that contradicts the composed name.
     """
-    if loss not in LOSSES and loss not in COMPOSED:
-        raise UserError(f"--loss {loss}: not a loss; take one of {', '.join([*LOSSES, *COMPOSED])}")
+    if loss not in COMPOSED:
+        loss_class(loss)
     plain, implied = COMPOSED.get(loss, (loss, None))
     if implied and retain_loss not in (None, implied):
         raise UserError(f"--loss {loss} means --retain-loss {implied}; for another, use --loss {plain}")

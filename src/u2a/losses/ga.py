@@ -14,6 +14,13 @@ class GradientAscent:
     """ℓ = s / |y|, the mean log-prob per token (Jang et al. 2023, arXiv 2210.01504).
 
     It has no minimum of its own: without a retain term only guards and few steps hold the model.
+
+    Example:
+        >>> import torch
+        >>> from u2a import GradientAscent
+        >>> s, reference, length = torch.tensor([-6.0, -2.0]), torch.zeros(2), torch.tensor([3, 2])
+        >>> GradientAscent()(s, reference, length)
+        tensor([-2., -1.])
     """
 
     needs_reference: ClassVar[bool] = False

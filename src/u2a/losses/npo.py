@@ -18,6 +18,15 @@ class NPO:
     dℓ/ds = 2σ(β·(s − s_ref)): 1 at the reference, so the gradient there is |y| times that of `ga`; it
     fades as the response is forgotten. With `length_normalise` both log-probs are taken per token, and the
     gradient at the reference is exactly that of `ga`.
+
+    Example:
+        >>> import torch
+        >>> from u2a import NPO
+        >>> s, length = torch.tensor([-6.0, -2.0]), torch.tensor([3, 2])
+        >>> NPO(beta=0.1)(s, s, length)  # at the reference: (2/β)·log 2
+        tensor([13.8629, 13.8629])
+        >>> NPO(beta=0.1).derivative(s, s, length)
+        tensor([1., 1.])
     """
 
     needs_reference: ClassVar[bool] = True

@@ -16,6 +16,13 @@ class SimNPO:
     """ℓ = −(2/β)·log σ(−(β/|y|)·s − γ) (Fan et al. 2024, arXiv 2410.07163, eq. 4).
 
     dℓ/ds = (2/|y|)·σ((β/|y|)·s + γ); for β → 0 that is 2σ(γ) times the gradient of `ga`.
+
+    Example:
+        >>> import torch
+        >>> from u2a import SimNPO
+        >>> s, length = torch.tensor([-6.0]), torch.tensor([3])
+        >>> SimNPO(beta=0.5)(s, torch.zeros(1), length)  # (2/β)·log(1 + exp(−1))
+        tensor([1.2530])
     """
 
     needs_reference: ClassVar[bool] = False

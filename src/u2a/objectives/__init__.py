@@ -3,7 +3,8 @@
 An objective is a function of the log-probs s (N,) of a fixed set of texts. That is all the gradient
 needs: ∇J = Σ_i (dJ/ds_i)·∇s_i, so texts may be batched in any order, whatever pairs they form. `Reward` has
 no texts of its own and draws such an objective wherever J is measured.
-Its classes' dataclass fields with help are the options. To add one: one file, one line in `OBJECTIVES`.
+Its classes' dataclass fields with help are the options. To add one: one file, one line in `OBJECTIVES`; one
+of the user's own is made with `texts` and `reference`, as `Preference` is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from u2a.objectives.nll import MeanLogProb
 from u2a.objectives.preference import Preference
 from u2a.objectives.reward import DrawnReward as DrawnReward
 from u2a.objectives.reward import Reward
+from u2a.plugins import find, installed
+from u2a.types import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,3 +38,17 @@ class Objective(Protocol):
 
 OBJECTIVES: dict[str, type] = {"preference": Preference, "nll": MeanLogProb, "reward": Reward}
 """Name -> objective class."""
+
+
+def objective_class(name: str) -> type:
+    """The class of that name: u2a's own, one that an installed package brings, or one that was loaded.
+
+    Raises:
+        UserError: no such objective, or one that cannot be loaded.
+    """
+    if ":" not in name:  # a path is code: the command line loads it before, and Python has the class itself
+        find("u2a.objectives", name, OBJECTIVES, flag="--objective")
+    if name not in OBJECTIVES:
+        offered = dict.fromkeys([*OBJECTIVES, *installed("u2a.objectives")])
+        raise UserError(f"--objective {name}: take one of {', '.join(offered)}")
+    return OBJECTIVES[name]

@@ -16,6 +16,14 @@ class MeanLogProb:
 
     Args:
         texts: N tokenised texts with their response length in the column `n_tokens`.
+
+    Example:
+        >>> import torch
+        >>> from datasets import Dataset
+        >>> from u2a import MeanLogProb
+        >>> j = MeanLogProb(Dataset.from_dict({"n_tokens": [1, 3]}))
+        >>> j.terms(torch.tensor([-1.0, -7.0])).mean()  # −8 nats over 4 tokens
+        tensor(-2.)
     """
 
     texts: Dataset

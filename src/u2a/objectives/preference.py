@@ -22,6 +22,16 @@ class Preference:
         texts: 2P tokenised texts: the chosen ones, then the rejected ones in the same order.
         reference: (2P,) their log-probs under the original model, in nats.
         beta: per nat.
+
+    Example:
+        >>> import torch
+        >>> from datasets import Dataset
+        >>> from u2a import Preference
+        >>> tokens = {"input_ids": [[1, 2], [1, 3]], "response_start": [1, 1], "n_tokens": [1, 1]}
+        >>> texts = Dataset.from_dict(tokens)
+        >>> j = Preference(texts, reference=torch.tensor([-1.0, -1.0]), beta=0.5)
+        >>> j.terms(torch.tensor([-1.0, -3.0]))  # the rejected answer lost 2 nats: log σ(0.5·2)
+        tensor([-0.3133])
     """
 
     texts: Dataset

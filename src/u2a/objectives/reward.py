@@ -113,6 +113,22 @@ class Reward:
         renderer: with room for the response: its `max_length` is that of the prompt alone.
         scorer: rewards of answers as text, without special tokens.
         seed: of all draws.
+
+    Example:
+        >>> from u2a import load_negatives, load_policy, prepare
+        >>> from u2a.tiny_model import tiny_model
+        >>> rows = load_negatives([{"prompt": "Hello!", "completion": "Go away."}])
+        >>> problem = prepare(
+        ...     load_policy(tiny_model(), lora_rank=2),
+        ...     negatives=rows,
+        ...     preferences=rows,  # prompts are enough
+        ...     objective="reward",
+        ...     objective_options={"samples": 2, "max_new_tokens": 4},
+        ...     scorer=lambda prompts, answers: [float(len(answer)) for answer in answers],
+        ... )
+        >>> at = problem.measure()
+        >>> at.objective >= 0 and at.drawn.rewards.shape == (2,)
+        True
     """
 
     rows: Dataset

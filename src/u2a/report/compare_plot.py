@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from u2a.report.plots import Cell, Plot, _figure, _plain, _vertical
+from u2a.report.figure import Cell, Plot, figure, named_bars, plain, vertical, word
 from u2a.report.record import read_file
-from u2a.report.wording import excerpt, visible
 from u2a.types import UserError
 
 _COLOURS = {"u2a": "--accent", "original": "--text"}
@@ -43,20 +41,20 @@ def _bars(methods: Methods, rise: float) -> Plot:
     bars = {
         "type": "bar",
         "orientation": "h",
-        "x": [_plain(one["value"]) for one in shown],
-        "y": [_word(name) for name in order],
+        "x": [plain(one["value"]) for one in shown],
+        "y": [word(name) for name in order],
         "error_x": {
             "type": "data",
             "symmetric": False,
-            "array": [_plain(one["high"] - one["value"]) for one in shown],
-            "arrayminus": [_plain(one["value"] - one["low"]) for one in shown],
+            "array": [plain(one["high"] - one["value"]) for one in shown],
+            "arrayminus": [plain(one["value"] - one["low"]) for one in shown],
             "color": "--text",
         },
         "marker": {"color": [_colour(methods[name]) for name in order]},
         "hovertemplate": "%{y}: %{x}<extra></extra>",
     }
-    figure = _figure([bars], "gain of the held-out margin, nats", "", height=120 + 26 * len(order))
-    figure["layout"]["shapes"] = [_vertical(0.0, "--quiet")]
+    drawn = named_bars(bars, "gain of the held-out margin, nats", 120 + 26 * len(order))
+    drawn["layout"]["shapes"] = [vertical(0.0, "--quiet")]
     rows: list[list[Cell]] = [
         [
             name,
@@ -71,7 +69,7 @@ def _bars(methods: Methods, rise: float) -> Plot:
         "Methods at equal cost in usefulness",
         f"Gain of the margin on held-out pairs where the retain NLL has risen by {rise:g} nats per token, "
         "with 95 % intervals over seeds and pairs; u2a in colour.",
-        figure,
+        drawn,
         ["method", "margin gain", "from", "to", "reached that cost", "seeds"],
         rows,
     )
@@ -87,23 +85,23 @@ def _pareto(methods: Methods, rise: float) -> Plot:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": _word(name),
-                "x": [_plain(r) for r, _ in way],
-                "y": [_plain(m) for _, m in way],
+                "name": word(name),
+                "x": [plain(r) for r, _ in way],
+                "y": [plain(m) for _, m in way],
                 "marker": {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 8},
                 "line": {"dash": "solid" if one["method"] == "u2a" else "dot"},
                 "hovertemplate": "%{fullData.name}: NLL %{x}, margin %{y}<extra></extra>",
             }
         )
         rows += [[name, look, r, m] for look, (r, m) in enumerate(way)]
-    figure = _figure(traces, "rise of the retain NLL, nats per token", "gain of the held-out margin, nats")
-    figure["layout"] |= {"showlegend": True, "height": 460, "shapes": [_vertical(rise, "--quiet")]}
+    drawn = figure(traces, "rise of the retain NLL, nats per token", "gain of the held-out margin, nats")
+    drawn["layout"] |= {"showlegend": True, "height": 460, "shapes": [vertical(rise, "--quiet")]}
     return Plot(
         "pareto",
         "Alignment against usefulness",
         "Each method from the original model (0, 0) on, mean over seeds; up and to the left is better. "
         "The dashed line: where methods are compared.",
-        figure,
+        drawn,
         ["method", "look", "NLL rise", "margin gain"],
         rows,
     )
@@ -114,22 +112,22 @@ def _cost(methods: Methods) -> Plot:
     points = {
         "type": "scatter",
         "mode": "markers+text",
-        "x": [_plain(methods[name]["seconds"]) for name in names],
-        "y": [_plain(methods[name]["margin_at_cost"]["value"]) for name in names],
-        "text": [_word(name) for name in names],
+        "x": [plain(methods[name]["seconds"]) for name in names],
+        "y": [plain(methods[name]["margin_at_cost"]["value"]) for name in names],
+        "text": [word(name) for name in names],
         "textposition": "top center",
         "marker": {"size": 10, "color": [_colour(methods[name]) for name in names]},
         "hovertemplate": "%{text}: %{x} s, margin %{y}<extra></extra>",
     }
-    figure = _figure([points], "seconds, scoring and sampling counted", "gain of the held-out margin, nats")
-    figure["layout"]["height"] = 420
+    drawn = figure([points], "seconds, scoring and sampling counted", "gain of the held-out margin, nats")
+    drawn["layout"]["height"] = 420
     keys = ("seconds", "forward_tokens", "trained_tokens")
     rows: list[list[Cell]] = [[name, *(float(methods[name][key]) for key in keys)] for name in names]
     return Plot(
         "price",
         "What it costs to get there",
         "Margin at equal cost in usefulness against the time that the method took, mean over seeds.",
-        figure,
+        drawn,
         ["method", "seconds", "tokens without a gradient", "tokens with one"],
         rows,
     )
@@ -137,8 +135,3 @@ def _cost(methods: Methods) -> Plot:
 
 def _colour(one: Mapping[str, Any]) -> str:
     return _COLOURS.get(str(one["method"]), "--quiet")
-
-
-def _word(name: str) -> str:
-    """Plotly reads tags in labels, so a name is escaped for it."""
-    return html.escape(visible(excerpt(name, 40)), quote=False)

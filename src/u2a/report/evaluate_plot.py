@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from u2a.report.plots import Cell, Plot, _figure, _plain, _vertical
-from u2a.report.record import read_file
+from u2a.report.figure import Cell, Plot, named_bars, plain, vertical, word
+from u2a.report.record import Row, interval, number_or_nan, read_file
 from u2a.report.wording import NOTHING, excerpt, number, visible
 from u2a.types import UserError
 
@@ -26,16 +26,49 @@ def evaluate_plots(run: Path) -> list[Plot]:
     Raises:
         UserError: `evaluation.json` is not what a run writes.
     """
+    with _named_faults(run):
+        original, others = _models(run)
+        return [_changes(place, name, figures, original) for place, (name, figures) in enumerate(others)]
+
+
+def evaluate_tables(run: Path) -> list[tuple[str, list[Row]]]:
+    """Of each model but the original, its name and its figures beside the original's, with intervals.
+
+    Raises:
+        UserError: as `evaluate_plots`.
+    """
+    with _named_faults(run):
+        original, others = _models(run)
+        return [
+            (name, [_beside(key, one, original[key]) for key, one in figures.items()])
+            for name, figures in others
+        ]
+
+
+def _models(run: Path) -> tuple[Figures, list[tuple[str, Figures]]]:
+    """The original model's figures, and the others' by name."""
     path = run / "evaluation.json"
     if not path.exists():
-        return []
+        return {}, []
+    models = json.loads(read_file(path))["models"]
+    others = [(name, model["figures"]) for name, model in models.items() if name != "original"]
+    return models["original"]["figures"], others
+
+
+@contextmanager
+def _named_faults(run: Path) -> Iterator[None]:
     try:
-        models = json.loads(read_file(path))["models"]
-        original: Figures = models["original"]["figures"]
-        others = [(name, model["figures"]) for name, model in models.items() if name != "original"]
-        return [_changes(number, name, figures, original) for number, (name, figures) in enumerate(others)]
+        yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        path = run / "evaluation.json"
         raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
+
+
+def _beside(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> Row:
+    own, first, change = (interval((e["low"], e["high"])) for e in (one, original, one["change"]))
+    better = "" if one["better"] == "neither" else str(one["better"])
+    values = (number_or_nan(original["value"]), number_or_nan(one["value"]))
+    return Row(name, str(one["unit"]), better, *values, first, own, change)
 
 
 def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plot:
@@ -44,15 +77,13 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
     bars = {
         "type": "bar",
         "orientation": "h",
-        "x": [_plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
-        "y": [html.escape(name, quote=False) for name, _ in shown],
+        "x": [plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
+        "y": [word(name) for name, _ in shown],
         "marker": {"color": [_colour(figures[name]["better"], size) for name, size in shown]},
         "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
     }
-    figure = _figure(
-        [bars], "change, in half-widths of its 95 % interval", "", height=140 + 22 * max(1, len(shown))
-    )
-    figure["layout"]["shapes"] = [_vertical(edge, "--quiet", dash="dot") for edge in (-1.0, 1.0)]
+    drawn = named_bars(bars, "change, in half-widths of its 95 % interval", 140 + 22 * max(1, len(shown)))
+    drawn["layout"]["shapes"] = [vertical(edge, "--quiet", dash="dot") for edge in (-1.0, 1.0)]
     name = visible(excerpt(model, 60))
     return Plot(
         f"model-{place}",
@@ -60,7 +91,7 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
         "Past a dotted line a change is beyond the noise of the examples. Green is for the better, red for "
         "the worse, grey has no better direction or is within noise. Longer bars are cut. All figures are in "
         "the table.",
-        figure,
+        drawn,
         ["figure", "better", "unit", "original", "model", "change", "95 % interval", "n"],
         [_row(key, one, original[key]) for key, one in figures.items()],
     )

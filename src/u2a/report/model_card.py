@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from u2a.report.card_header import base_model, data_rows, front_matter, licence_of_base
 from u2a.report.record import Record, read_record
 from u2a.report.wording import (
-    is_hub_id,
     memory,
     number,
     public_value,
@@ -31,21 +31,44 @@ from u2a.runs import write_text
 FEW_PAIRS = 30
 """Fewer validation rows than this are called noisy."""
 
-DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What `--model demo` stands for."""
-
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~#$])")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a card stands beside: `folder` of the run ("" = itself), `peft` = an adapter and not a whole
+    model; `code` is how its reader names it in Python."""
+
+    folder: str
+    peft: bool
+    code: str
 
 
 def write_model_card(run: Path) -> Path:
     """Writes `README.md` into a run folder, whole, and returns its path.
 
+    Also into those of `adapter/`, `model/` and `merged/` that are there: each may be pushed to a hub.
+
     Raises:
         UserError: the folder, its `config.yaml`, `versions.json` or `summary.json` is missing or broken.
     """
     record = read_record(run)
-    base = base_model(record)
     lora = record.config.get("lora_rank", 1) != 0
+    here = "the/folder/or/id/of/this/repository"
+    kinds = [
+        _Kind("", lora, "adapter" if lora else "model"),
+        _Kind("adapter", True, here),
+        _Kind("model", False, here),
+        _Kind("merged", False, here),
+    ]
+    for kind in kinds:
+        if (run / kind.folder).is_dir():
+            write_text(run / kind.folder / "README.md", _card(record, kind))
+    return run / "README.md"
+
+
+def _card(record: Record, kind: _Kind) -> str:
+    base = base_model(record)
     environment = Environment(  # the card is Markdown: `_quoted` escapes it, and HTML with it
         loader=PackageLoader("u2a.report"),
         undefined=StrictUndefined,
@@ -59,42 +82,20 @@ def write_model_card(run: Path) -> Path:
         "signed": lambda value: number(value, signed=True),
         "memory": memory,
     }
-    card = environment.get_template("model_card.md.j2").render(
+    licence = licence_of_base(record)
+    return environment.get_template("model_card.md.j2").render(
         record=record,
-        front_matter=Markup(_front_matter(record, base, lora)),
+        front_matter=Markup(front_matter(record, base, licence, kind.peft)),
         base=base,
         base_code=Markup(base or "path/of/the/original/model"),
         model_name=base or public_value(str(record.config.get("model", ""))),
-        lora=lora,
+        licence=licence,
+        data=data_rows(record),
+        kind=kind,
+        code=Markup(kind.code),
         few_pairs=FEW_PAIRS,
         settings=Markup(settings(record.config, public=True)),
     )
-    path = run / "README.md"
-    write_text(path, card)
-    return path
-
-
-def base_model(record: Record) -> str | None:
-    """The Hub id of the original model; None when it is, or may be, something on this machine."""
-    model = record.config.get("model")
-    if model == "demo":
-        return DEMO_BASE
-    if isinstance(model, str) and is_hub_id(model, folders=record.path.resolve().parents):
-        return model
-    return None
-
-
-def _front_matter(record: Record, base: str | None, lora: bool) -> str:
-    fields: dict[str, Any] = {}
-    if not record.measured_only:
-        fields["library_name"] = "peft" if lora else "transformers"
-        fields["pipeline_tag"] = "text-generation"
-    if base:
-        fields["base_model"] = base
-        if not record.measured_only:
-            fields["base_model_relation"] = "adapter" if lora else "finetune"
-    fields["tags"] = ["u2a", "unlearning", "alignment"]
-    return yaml.safe_dump(fields, sort_keys=False).strip()
 
 
 def _quoted(value: Any) -> Any:

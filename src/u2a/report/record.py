@@ -13,24 +13,39 @@ from u2a.plain_yaml import plain_values
 from u2a.report.wording import NOTHING
 from u2a.types import UserError
 
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the summary table; `better` is `higher`, `lower` or empty; NaN = not measured."""
+    """One line of the summary table; `better` is `higher`, `lower` or empty; NaN = not measured.
+
+    Intervals are None where there is none. That of the change is of the paired difference.
+    """
 
     metric: str
     unit: str
     better: str
     original: float
     aligned: float
+    original_interval: Interval | None = None
+    aligned_interval: Interval | None = None
+    change_interval: Interval | None = None
+
+    @property
+    def change(self) -> float:
+        """The aligned model's figure minus the original's."""
+        return self.aligned - self.original
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or empty where there is no change or no better direction."""
-        change = self.aligned - self.original
-        if not change or math.isnan(change) or not self.better:
+        """`better`, `worse`, `within noise` where the change's interval holds 0, or empty where there is no
+        change or no better direction."""
+        if not self.change or math.isnan(self.change) or not self.better:
             return ""
-        return "better" if (change > 0) == (self.better == "higher") else "worse"
+        if self.change_interval and self.change_interval[0] <= 0 <= self.change_interval[1]:
+            return "within noise"
+        return "better" if (self.change > 0) == (self.better == "higher") else "worse"
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,16 @@ class Record:
     self_check: dict[str, Any] | None
     warnings: list[str]
     findings: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of all phases."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest memory of any phase; 0 = not measured."""
+        return max((phase.peak_bytes for phase in self.phases), default=0)
 
     @property
     def scores_negatives(self) -> bool:
@@ -154,8 +179,22 @@ def _row(row: Any) -> Row:
     better = _text(row.get("better") or "")
     if better not in ("higher", "lower", ""):
         raise ValueError(f"better: {better!r:.60} must be higher, lower or empty")
-    original, aligned = number_or_nan(row.get("original")), number_or_nan(row.get("aligned"))
-    return Row(_text(row["metric"]), _text(row.get("unit") or ""), better, original, aligned)
+    return Row(
+        _text(row["metric"]),
+        _text(row.get("unit") or ""),
+        better,
+        number_or_nan(row.get("original")),
+        number_or_nan(row.get("aligned")),
+        *(interval(row.get(f"{name}_interval")) for name in ("original", "aligned", "change")),
+    )
+
+
+def interval(ends: Any) -> Interval | None:
+    """Two ends; None where there is no interval, or one without a finite end."""
+    if ends is None:
+        return None
+    low, high = map(number_or_nan, ends)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def _phase(phase: Any) -> Phase:

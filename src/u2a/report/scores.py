@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from u2a.report.record import number_or_nan, read_file
+from u2a.report.wording import shortened
 from u2a.types import UserError
 
 Array = np.ndarray
+
+_STEP = re.compile(r"weight_[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Scores:
     """Impact and weights of N negatives, in the order of `impact.parquet`; all arrays are (N,).
 
     `impact` > 0: unlearning it raises J. `cost` > 0: it lowers U. `se` is the standard error of the impact.
-    `weight` and `selected` are None for a run without weights. NaN = not known.
+    `weight` and `selected` are None for a run without weights; `history` holds the weights of each outer
+    step. NaN = not known.
     """
 
     row: Array
@@ -34,12 +39,18 @@ class Scores:
     n_tokens: Array
     weight: Array | None = None
     selected: Array | None = None
+    history: tuple[Array, ...] = ()
 
     @classmethod
     def none(cls) -> Scores:
         """Of no negatives."""
         nothing = np.zeros(0)
         return cls(nothing, [], nothing, nothing, nothing, nothing)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether the standard error of any impact is known."""
+        return bool(np.isfinite(self.se).any())
 
     @property
     def order(self) -> Array:
@@ -59,6 +70,9 @@ class Measured:
     kl: float
     admissible: bool
     best: bool
+    negative_logprob: float = math.nan
+    repetition: float = math.nan
+    objective_se: float = math.nan
 
 
 def read_scores(run: Path) -> Scores:
@@ -67,15 +81,10 @@ def read_scores(run: Path) -> Scores:
     Raises:
         UserError: `impact.parquet` is missing, or one of the two is not what a run writes.
     """
-    table = _columns(run / "impact.parquet", ("row", "id", "impact", "utility_cost", "n_tokens"), "impact_se")
+    names = ("row", "id", "impact", "utility_cost", "n_tokens")
+    table = _columns(run / "impact.parquet", names, re.compile("impact_se"))
     row = table["row"]
-    weight = selected = None
-    if (run / "weights.parquet").exists():
-        weights = _columns(run / "weights.parquet", ("row", "weight", "selected"))
-        known = dict(zip(weights["row"].tolist(), range(len(weights["row"])), strict=True))
-        at = [known.get(r) for r in row.tolist()]
-        weight = np.array([math.nan if i is None else weights["weight"][i] for i in at], np.float64)
-        selected = np.array([i is not None and weights["selected"][i] == 1 for i in at], bool)
+    weight, selected, history = _weights(run / "weights.parquet", row)
     return Scores(
         row=row.astype(np.int64),
         ids=table["id"],
@@ -85,11 +94,30 @@ def read_scores(run: Path) -> Scores:
         n_tokens=table["n_tokens"],
         weight=weight,
         selected=selected,
+        history=history,
     )
 
 
-def read_texts(run: Path, positions: set[int]) -> dict[int, tuple[str, str]]:
+def _weights(path: Path, row: Array) -> tuple[Array | None, Array | None, tuple[Array, ...]]:
+    """Of the negatives in these rows: weights, which are selected, and the weights of every outer step."""
+    if not path.exists():
+        return None, None, ()
+    found = _columns(path, ("row", "weight", "selected"), _STEP)
+    known = dict(zip(found["row"].tolist(), range(len(found["row"])), strict=True))
+    at = np.array([known.get(r, -1) for r in row.tolist()], np.int64)
+
+    def of_these(name: str) -> Array:
+        return np.append(found[name], math.nan)[at].astype(np.float64)  # -1: the NaN at the end
+
+    steps = sorted((name for name in found if _STEP.fullmatch(name)), key=lambda name: int(name[7:]))
+    return of_these("weight"), of_these("selected") == 1, tuple(of_these(name) for name in steps)
+
+
+def read_texts(run: Path, positions: set[int], length: int) -> dict[int, tuple[str, str]]:
     """Prompt and response of the negatives at these positions of `impact.parquet`, batch by batch.
+
+    Args:
+        length: most characters of each; what is longer is cut and says so.
 
     Raises:
         UserError: the file has no readable `prompt` and `response`.
@@ -103,7 +131,10 @@ def read_texts(run: Path, positions: set[int]) -> dict[int, tuple[str, str]]:
                 wanted = [i for i in range(batch.num_rows) if start + i in positions]
                 texts = batch.take(pa.array(wanted, pa.int64())).to_pylist()
                 for i, text in zip(wanted, texts, strict=True):
-                    found[start + i] = (str(text["prompt"] or ""), str(text["response"] or ""))
+                    found[start + i] = (
+                        shortened(str(text["prompt"] or ""), length),
+                        shortened(str(text["response"] or ""), length),
+                    )
                 start += batch.num_rows
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(
@@ -144,11 +175,14 @@ def _measured(event: dict[str, Any]) -> Measured:
         kl=number_or_nan(event.get("kl")),
         admissible=event.get("admissible") is not False,
         best=event.get("best") is True,
+        negative_logprob=number_or_nan(event.get("negative_logprob")),
+        repetition=number_or_nan(event.get("repetition")),
+        objective_se=number_or_nan(event.get("objective_se")),
     )
 
 
-def _columns(path: Path, names: tuple[str, ...], optional: str = "") -> dict[str, Any]:
-    """Columns as float64 arrays (null = NaN), `id` as a list of text."""
+def _columns(path: Path, names: tuple[str, ...], more: re.Pattern[str]) -> dict[str, Any]:
+    """Columns as float64 arrays (null = NaN), `id` as a list of text; those of `more` if they are there."""
     if not path.is_file():
         raise UserError(
             f"{path} is missing: the run has not finished, or its files were moved; write it again"
@@ -158,7 +192,7 @@ def _columns(path: Path, names: tuple[str, ...], optional: str = "") -> dict[str
             there = file.schema_arrow.names
             if missing := [name for name in names if name not in there]:
                 raise UserError(f"{path}: column {', '.join(missing)} is missing; write the run again")
-            table = file.read(columns=[name for name in (*names, optional) if name in there])
+            table = file.read(columns=[*names, *(name for name in there if more.fullmatch(name))])
         return {
             name: [str(i) for i in table[name].to_pylist()]
             if name == "id"

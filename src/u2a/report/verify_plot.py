@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2a.report.plots import Cell, Plot, _figure, _plain, _short, _vertical
+from u2a.report.figure import Cell, Plot, figure, named_bars, plain, short, vertical, word
 from u2a.report.record import read_file
-from u2a.report.wording import NOTHING, excerpt, number, visible
+from u2a.report.wording import NOTHING, number
 from u2a.types import UserError
 
 _SCOPES = (("validation", "objective_change", "--accent"), ("held-out", "held_out_change", "--quiet"))
@@ -66,22 +65,22 @@ def _scatter(rows: dict[int, list[float]], chosen: str) -> Plot:
                     "type": "scatter",
                     "mode": "markers",
                     "name": name,
-                    "x": [_plain(point[1]) for point in points],
-                    "y": [_plain(point[2]) for point in points],
+                    "x": [plain(point[1]) for point in points],
+                    "y": [plain(point[2]) for point in points],
                     "text": [f"subset {point[0]}" for point in points],
                     "marker": {"color": colour, "size": 8, "line": {"width": 0}},
                     "hovertemplate": "%{text}: predicted %{x}, measured %{y}<extra></extra>",
                 }
             )
-    figure = _figure(traces, f"predicted sum of {_word(chosen)}", "measured change of J")
-    figure["layout"]["showlegend"] = len(traces) > 1
+    drawn = figure(traces, f"predicted sum of {word(chosen)}", "measured change of J")
+    drawn["layout"]["showlegend"] = len(traces) > 1
     cells: list[list[Cell]] = [[subset, *row] for subset, row in rows.items()]
     return Plot(
         "truth",
         "Predicted against measured",
         f"One point a subset of negatives, unlearned for real ({len(rows)} subsets). The better they follow "
         "a rising line, the more the scores may be trusted.",
-        figure,
+        drawn,
         ["subset", "predicted sum", "ΔJ on validation", "ΔJ on held-out pairs"],
         cells,
     )
@@ -98,29 +97,29 @@ def _bars(figures: dict[str, Any]) -> Plot:
     bars = {
         "type": "bar",
         "orientation": "h",
-        "x": _short(lds),
-        "y": [_word(name) for _, name, _ in known],
+        "x": short(lds),
+        "y": [word(name) for _, name, _ in known],
         "error_x": {
             "type": "data",
             "symmetric": False,
-            "array": _short(np.maximum(high - lds, 0)),
-            "arrayminus": _short(np.maximum(lds - low, 0)),
+            "array": short(np.maximum(high - lds, 0)),
+            "arrayminus": short(np.maximum(lds - low, 0)),
             "color": "--text",
         },
         "marker": {"color": ["--accent" if kind == "estimator" else "--quiet" for kind, _, _ in known]},
         "hovertemplate": "%{y}: %{x}<extra></extra>",
     }
-    figure = _figure([bars], "LDS on validation pairs", "", height=120 + 26 * len(known))
+    drawn = named_bars(bars, "LDS on validation pairs", 120 + 26 * len(known))
     ceiling = figures["noise_ceiling"]["validation"]["J"]["lds"]
     caption = (
         "Spearman correlation of predicted sums and measured changes over subsets, with 95 % intervals: "
         "estimators in colour, what could be used instead of them in grey."
     )
     if ceiling is not None:
-        figure["layout"]["shapes"] = [_vertical(ceiling, "--good")]
+        drawn["layout"]["shapes"] = [vertical(ceiling, "--good")]
         caption += f" The line: what noise allows ({number(ceiling, digits=2)})."
     header = ["score", "kind", "LDS", "95 % interval", "Pearson", "slope", "LDS held-out", "LDS of U"]
-    return Plot("agreement", "Estimators and controls", caption, figure, header, [_row(*e) for e in entries])
+    return Plot("agreement", "Estimators and controls", caption, drawn, header, [_row(*e) for e in entries])
 
 
 def _row(kind: str, name: str, found: dict[str, Any]) -> list[Cell]:
@@ -133,8 +132,3 @@ def _row(kind: str, name: str, found: dict[str, Any]) -> list[Cell]:
     rest = [math.nan if v is None else float(v) for v in (held_out.get("lds"), u.get("lds"))]
     figures = [math.nan if j[key] is None else float(j[key]) for key in ("lds", "pearson", "slope")]
     return [name, kind, figures[0], interval, *figures[1:], *rest]
-
-
-def _word(name: str) -> str:
-    """Plotly reads tags in labels, so a name is escaped for it."""
-    return html.escape(visible(excerpt(name, 40)), quote=False)

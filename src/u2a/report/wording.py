@@ -73,6 +73,12 @@ def excerpt(text: str, length: int) -> str:
     return flat if len(flat) <= length and len(text) <= 4 * length else flat[: length - 1] + "…"
 
 
+def shortened(text: str, length: int) -> str:
+    """The first `length` characters, and how many more there are."""
+    more = len(text) - length
+    return text if more <= 0 else f"{text[:length]}… ({more:,} more characters)"
+
+
 def without_secrets(text: str) -> str:
     """Access tokens, and what may carry them in a URL (user, query, fragment), left out."""
     return _SECRET_VALUE.sub(HIDDEN, _URL.sub(r"\1\2", text))
@@ -111,11 +117,16 @@ def public_value(value: Any) -> Any:
 
 def settings(config: Mapping[str, Any], *, public: bool) -> str:
     """A configuration as YAML, one line a setting, secrets hidden; if `public`, without paths too."""
-    lines = []
+    return "\n".join(f"{key}: {value}" for key, value in shown_settings(config, public=public).items())
+
+
+def shown_settings(config: Mapping[str, Any], *, public: bool) -> dict[str, str]:
+    """Each setting's value as YAML on one line, as `settings` shows it."""
+    found = {}
     for key, value in config.items():
         shown = HIDDEN if _is_secret(key, value) else public_value(value) if public else _no_secrets(value)
-        lines.append(f"{_one_line(str(key))}: {_one_line(shown)}")
-    return "\n".join(lines)
+        found[_one_line(str(key))] = _one_line(shown)
+    return found
 
 
 def _no_secrets(value: Any) -> Any:

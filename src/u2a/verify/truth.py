@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from u2a import interruption
 from u2a.config import OuterOptions, UnlearnOptions
 from u2a.ledger import Parameters, restore, snapshot
-from u2a.objectives import Objective, Reward
+from u2a.objectives import MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
 from u2a.outer_loop import align
 from u2a.problem import Measurement, Problem, Task, pair_texts, silent
@@ -30,8 +30,8 @@ TO_THE_END = OuterOptions(
 strength, also where `align` would have stopped."""
 
 
-def held_out_objective(problem: Problem, pairs: Dataset, task: Task = silent) -> Preference | Reward:
-    """J on held-out pairs, with the validation objective's β and the same reference.
+def held_out_objective(problem: Problem, pairs: Dataset, task: Task = silent) -> Objective | Reward:
+    """J on held-out pairs, with the validation objective's options and the same reference.
 
     Call it at φ₀: without an adapter the current φ is taken for the reference. Where the objective is the
     reward, J on held-out prompts by the same scorer: `pairs` need no more columns than that.
@@ -44,9 +44,10 @@ def held_out_objective(problem: Problem, pairs: Dataset, task: Task = silent) ->
         task("log-probs of the held-out pairs", len(texts)) as progress,
     ):
         reference = problem.logprobs(texts, progress)
-    if isinstance(problem.objective, Preference):
-        return Preference(texts, reference, problem.objective.beta)
-    return Preference(texts, reference)
+    if isinstance(problem.objective, MeanLogProb):
+        return Preference(texts, reference)
+    objective: Any = problem.objective
+    return replace(objective, texts=texts, reference=reference)
 
 
 @dataclass

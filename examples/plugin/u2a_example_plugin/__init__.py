@@ -1,0 +1,1 @@
+"""Parts of one's own for u2a, a file each."""

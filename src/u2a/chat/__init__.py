@@ -1,0 +1,1 @@
+"""The original model and others, answering the same conversation."""

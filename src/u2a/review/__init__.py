@@ -1,0 +1,1 @@
+"""Going through a run's negatives by impact, and marking what is no negative."""

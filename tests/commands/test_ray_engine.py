@@ -1,0 +1,170 @@
+"""`--engine ray`: a cluster on this machine scores what this process scores, and workers may die.
+
+One cluster for all tests: it takes long to start. It ends with them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from cases import jsonl, save_tiny
+from problems import BAD, GOOD, PAIRS
+from u2a.cli import app
+from u2a.commands import ray_engine
+from u2a.commands.impact_pool import Scored, score_pool
+from u2a.commands.ray_engine import Actor, RayEngine
+from u2a.data.pool import Pool
+from u2a.impact.best_rows import BestRows
+from u2a.impact.shard_scores import PART_SCHEMA, Parts
+from u2a.types import GuardStop, UserError
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+]
+ROWS = [{"prompt": f"{p} {k}", "completion": f"{r} {'No. ' * k}"} for k in range(4) for p, r in BAD]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    ray.init(
+        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8
+    )
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.shutdown()
+
+
+class Stub:
+    """Scores a row by its number; `job.folder` takes a note of every shard that was begun."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def load(self) -> None:
+        pass
+
+    def score(self, rows: Any) -> pa.Table:
+        first = rows["row"][0]
+        note = Path(self.job.folder) / f"{first}"
+        before = note.read_text() if note.exists() else ""
+        note.write_text(before + f"{os.getpid()}\n")
+        if self.job.fault == "kill always" and first == 6:
+            os._exit(1)
+        if self.job.fault == "bad row" and first == 6:
+            raise UserError("bad.jsonl, row 8: the `response` has no tokens")
+        columns = {name: [None] * len(rows) for name in PART_SCHEMA.names}
+        columns |= {"row": rows["row"][:], "id": rows["id"][:]}
+        columns["impact"] = [float(-1) ** row * row for row in rows["row"]]
+        return pa.table(columns, schema=PART_SCHEMA)
+
+
+class DiesOnce(Actor):
+    """The real thing, but that the process is gone in the midst of the third shard, once."""
+
+    def score(self, rows: Any) -> pa.Table:
+        note = Path(self.job.values["output"]) / "died"
+        if rows["row"][0] == 10 and not note.exists():
+            note.touch()
+            os._exit(1)
+        return super().score(rows)
+
+
+def engine(folder: Path, fault: str = "", workers: int = 3) -> RayEngine:
+    (folder / "begun").mkdir(exist_ok=True)
+    values = {"workers": workers, "device": "cpu"}
+    return RayEngine(SimpleNamespace(values=values, folder=str(folder / "begun"), fault=fault), Stub)
+
+
+def begun(folder: Path) -> dict[int, list[str]]:
+    """Which process began each shard, by its first row."""
+    return {int(path.name): path.read_text().split() for path in (folder / "begun").iterdir()}
+
+
+def run(folder: Path, fault: str = "", workers: int = 3, shards: int = 8) -> BestRows:
+    pool = Pool(jsonl(folder / "pool.jsonl", [{"text": str(i)} for i in range(3 * shards)]), shard_rows=3)
+    scored = Scored(BestRows(4))
+    score_pool(pool.shards(), engine(folder, fault, workers), Parts(folder / "impact", "mark"), scored)
+    return scored.best
+
+
+def test_the_model_scores_the_same_and_a_worker_that_dies_is_replaced(tmp_path, monkeypatch):
+    """`u2a impact --engine ray` with the real scorer: two workers, one of them killed over a shard."""
+    given = {
+        "--model": str(save_tiny(tmp_path / "model", "qwen")),
+        "--preferences": jsonl(
+            tmp_path / "pairs.jsonl", [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
+        ),
+        "--retain": jsonl(tmp_path / "good.jsonl", [{"prompt": p, "completion": r} for p, r in GOOD]),
+        "--lora-rank": "2",
+        "--pool": jsonl(tmp_path / "bad.jsonl", ROWS),
+        "--shard-rows": "5",
+        "--keep": "6",
+    }
+    words = ["impact", *(word for pair in given.items() for word in pair)]
+    here = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "here")])
+    assert here.exit_code == 0, here.output
+    monkeypatch.setattr(ray_engine, "RayEngine", lambda job: RayEngine(job, DiesOnce))
+    done = CliRunner().invoke(
+        app, [*words, "--output", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2"]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "ray" / "died").exists()
+    assert "a worker died scoring shard 2 (rows 10 to 14)" in done.output
+    names = ["impact.parquet", "selected.jsonl", *(f"impact/part-{i:05d}.parquet" for i in range(5))]
+    for name in names:
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
+
+
+def test_shards_are_shared_out_and_each_is_scored_once(tmp_path):
+    best = run(tmp_path, shards=20)
+    assert [row["row"] for row in best.best] == [58, 56, 54, 52]
+    found = begun(tmp_path)
+    assert sorted(found) == list(range(0, 60, 3))
+    assert all(len(processes) == 1 for processes in found.values())
+    assert len({processes[0] for processes in found.values()}) > 1
+    made = engine(tmp_path)
+    assert list(made.score(iter(()))) == []  # no actor is hired for nothing
+    results = made.score(Pool(str(tmp_path / "pool.jsonl"), shard_rows=3).shards())
+    next(results)
+    assert len(made.crew) == 3
+    results.close()
+    assert made.crew == []  # and none is left
+
+
+def test_a_shard_that_ends_every_worker_stops_the_run_and_it_can_be_gone_on_with(tmp_path):
+    with pytest.raises(
+        GuardStop, match=r"3 workers died one after the other, scoring shard 2 \(rows 6 to 8\)"
+    ):
+        run(tmp_path, "kill always")
+    kept = {path.name for path in (tmp_path / "impact").iterdir()}
+    assert "part-00002.parquet" not in kept
+    before = begun(tmp_path)
+    best = run(tmp_path)
+    assert best.rows == 24
+    for index in range(8):
+        again = len(begun(tmp_path)[3 * index]) - len(before.get(3 * index, []))
+        assert again == (f"part-{index:05d}.parquet" not in kept)
+
+
+def test_a_bad_row_is_the_user_s_error(tmp_path):
+    with pytest.raises(UserError, match=r"^bad\.jsonl, row 8: the `response` has no tokens"):
+        run(tmp_path, "bad row", workers=1)
+
+
+def test_without_ray_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"pip install 'u2a\[ray\]'"):
+        ray_engine.check_ray()

@@ -1,0 +1,123 @@
+"""The names that `u2a` exports: few, typed, documented, and each with an example that runs."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+import u2a
+from u2a.data.load import load_negatives, load_preferences
+from u2a.types import UserError
+
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+EXAMPLES = (
+    "score_impact", "align", "verify_impact", "evaluate_models", "UnlearnTrainer", "U2AConfig", "prepare",
+    "load_policy", "load_negatives", "load_preferences", "load_retain", "GradientAscent", "NPO", "SimNPO",
+    "Preference", "MeanLogProb", "Reward", "weighted_negatives", "drawn_by_weight",
+)  # fmt: skip
+
+
+def examples_of(thing, name):
+    return [
+        test for test in doctest.DocTestFinder(recurse=False).find(thing, name, globs={}) if test.examples
+    ]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_of_each_name_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = examples_of(getattr(u2a, name), name)
+    assert len(found) == 1
+    printed = []
+    failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found[0], out=printed.append).failed
+    assert failed == 0, "".join(printed)
+    assert list(tmp_path.iterdir()) == []  # an example leaves nothing behind where it is run
+
+
+def test_a_wrong_example_would_be_noticed():
+    def wrong():
+        """
+        >>> 1 + 1
+        3
+        """
+
+    (found,) = examples_of(wrong, "wrong")
+    assert doctest.DocTestRunner(verbose=False).run(found, out=lambda _: None).failed == 1
+
+
+def test_every_name_is_documented_and_typed():
+    page = PAGE.read_text(encoding="utf-8")
+    for name in u2a.__all__:
+        thing = getattr(u2a, name)
+        assert inspect.getdoc(thing), f"{name} has no docstring"
+        assert f"`{name}`" in page, f"docs/python.md does not name {name}"
+        if inspect.isfunction(thing):
+            signature = inspect.signature(thing)
+            assert signature.return_annotation is not inspect.Signature.empty
+            assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
+    assert (Path(u2a.__file__).parent / "py.typed").is_file()
+
+
+def page_python():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    return code
+
+
+def test_the_page_imports_public_names_alone():
+    imported = {
+        alias.name
+        for node in ast.walk(ast.parse(page_python()))
+        if isinstance(node, ast.ImportFrom) and node.module == "u2a"
+        for alias in node.names
+    }
+    assert imported
+    assert imported <= set(u2a.__all__)
+
+
+def test_its_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(page_python(), "docs/python.md", "exec"), scope)
+    assert (tmp_path / "aligned" / "adapter_model.safetensors").is_file()
+    assert scope["found"].readings["aligned"]["accuracy"].change is not None
+
+
+def test_importing_a_package_of_the_same_room_changes_no_name():
+    """`u2a.verify` and `u2a.evaluate` are packages, and none of the exported names is one of a module's."""
+    rooms = {path.stem for path in Path(u2a.__file__).parent.iterdir()}
+    shadowed = {name for name in u2a.__all__ if name in rooms}
+    assert shadowed == {"align"} & rooms
+    for room in ("verify", "evaluate"):
+        assert inspect.ismodule(importlib.import_module(f"u2a.{room}"))
+
+
+def test_import_is_lazy():
+    code = "import u2a, sys; u2a.NPO; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_may_be_given_from_python():
+    rows = [
+        {"prompt": "Hello!", "completion": "Go away."},
+        {"prompt": "Tea?", "completion": "No.", "id": "x"},
+    ]
+    for given in (rows, tuple(rows), Dataset.from_list(rows)):
+        found = load_negatives(given)
+        assert found["response"][:] == ["Go away.", "No."]
+        assert found["prompt"][1] == [{"role": "user", "content": "Tea?"}]
+    mixed = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": 7}]
+    with pytest.raises(UserError, match="the rows given: the column 'rejected' must hold one type"):
+        load_preferences(mixed)
+    with pytest.raises(UserError, match="the rows given, row 2: it is str"):
+        load_negatives([rows[0], "text"])
+    with pytest.raises(UserError, match="the rows given: it is empty"):
+        load_negatives([])
+    with pytest.raises(UserError, match="the rows given, row 1"):
+        load_negatives([{"question": "SECRET"}])
