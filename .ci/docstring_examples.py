@@ -1,6 +1,6 @@
 """`Example:` in a docstring is a section of code, as `Examples:` is: griffe knows the plural alone.
 
-An extension of griffe, which reads docstrings for the site (mkdocs.yml). Without it examples would be set as prose.
+An extension of griffe, which reads docstrings for the site (mkdocs.yml). Without it examples would be prose.
 """
 
 from __future__ import annotations
