@@ -66,7 +66,20 @@ def test_help_loads_nothing_heavy():
     assert output.strip() == "[]"
 
 
-COMMANDS = ["check", "split", "impact", "align", "verify", "evaluate", "compare", "plan", "report", "review", "chat", "demo"]
+COMMANDS = [
+    "check",
+    "split",
+    "impact",
+    "align",
+    "verify",
+    "evaluate",
+    "compare",
+    "plan",
+    "report",
+    "review",
+    "chat",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -17,9 +17,9 @@ from u2a.types import GuardStop
 WEIGHTS = [0.5, 2.0, 0.0, 0.25, 3.0, 1.5]
 
 
-def trained(folder, reference=None, **options):
+def trained(folder, reference=None, policy=None, **options):
     """φ after two passes over 5 rows of positive weight, in micro-batches of 4 over all processes."""
-    policy = tiny_policy("llama", dtype=torch.float64)
+    policy = policy or tiny_policy("llama", dtype=torch.float64)
     rows = answers(BAD).remove_columns("weight").add_column("weight", WEIGHTS)
     if reference is not None:
         rows = rows.add_column("ref_logprob", reference)
@@ -50,6 +50,7 @@ def trained(folder, reference=None, **options):
     return torch.cat([p.detach().flatten() for p in policy.trainable().values()])
 
 
+@pytest.mark.usefixtures("true_float64")
 @pytest.mark.parametrize(
     "count, options",
     [
@@ -59,7 +60,7 @@ def trained(folder, reference=None, **options):
     ],
     ids=str,
 )
-def test_the_steps_are_those_of_one_process(tmp_path, true_float64, count, options):
+def test_the_steps_are_those_of_one_process(tmp_path, count, options):
     before = torch.cat([p.flatten() for p in tiny_policy("llama", dtype=torch.float64).trainable().values()])
     alone = trained(tmp_path, **options)
     assert (alone - before).norm() > 1e-3
@@ -93,8 +94,9 @@ def aligned(folder, resume=False, prepared=lambda problem: problem):
     return result.history, [vars(point) for point in result.points], snapshot(problem)
 
 
+@pytest.mark.usefixtures("true_float64")
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_outer_loop_selects_weighs_and_unlearns_as_one_process(tmp_path, true_float64, count):
+def test_the_outer_loop_selects_weighs_and_unlearns_as_one_process(tmp_path, count):
     history, points, parameters = aligned(tmp_path / "alone")
     for found in by_processes(count, tmp_path / "several", lambda: aligned(tmp_path / "together")):
         assert [(w > 0).tolist() for w in found[0]] == [(w > 0).tolist() for w in history]

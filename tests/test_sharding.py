@@ -8,13 +8,13 @@ import torch
 
 from problems import tiny_problem
 from several import by_processes
-from test_processes_train import aligned
+from test_processes_train import aligned, trained
 from u2a import processes
 from u2a.impact.context import ScoringContext
 from u2a.impact.curvature import CURVATURES
 from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.impact.table import score_impact
-from u2a.ledger import restore, snapshot
+from u2a.ledger import snapshot
 from u2a.sharding import is_sharded, own_part, whole
 
 SETTINGS = {
@@ -39,7 +39,8 @@ def aligned_sharded():
     return aligned(None, prepared=sharded)
 
 
-def test_a_sharded_model_is_unlearned_as_the_whole_one(tmp_path, true_float64):
+@pytest.mark.usefixtures("true_float64")
+def test_a_sharded_model_is_unlearned_as_the_whole_one(tmp_path):
     history, points, parameters = aligned_sharded()
     for found in by_processes(2, tmp_path / "several", aligned_sharded):
         assert [(w > 0).tolist() for w in found[0]] == [(w > 0).tolist() for w in history]
@@ -49,15 +50,23 @@ def test_a_sharded_model_is_unlearned_as_the_whole_one(tmp_path, true_float64):
             torch.testing.assert_close(value, parameters[name], rtol=1e-2, atol=1e-4)
 
 
-def test_every_parameter_of_a_sharded_model_takes_the_steps_of_the_whole_one(tmp_path, true_float64):
+@pytest.mark.usefixtures("true_float64")
+def test_every_parameter_of_a_sharded_model_takes_the_steps_of_the_whole_one(tmp_path):
     """Trained in full: some layers stay whole after a pass and must be seen to have changed."""
 
-    def full(count):
-        policy = tiny_policy("llama", lora_rank=0, dtype=torch.float64)
+    def full():
         problem = sharded(tiny_problem("llama", lora_rank=0))
-        return trained(tmp_path, policy=problem.policy, retain_loss="nll")
+        before = problem.measure().figures["utility"]
+        trained(tmp_path, policy=problem.policy, retain_loss="nll", gradient_checkpointing=True)
+        after = problem.measure().figures["utility"]
+        return snapshot(problem), before, after
 
-    del full
+    alone, *utility = full()
+    assert utility[0] != utility[1]
+    for found, *figures in by_processes(2, tmp_path / "several", full):
+        assert figures == pytest.approx(utility, rel=1e-9)
+        for name, value in found.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-9, atol=1e-12)
 
 
 def gradient(problem):
@@ -80,8 +89,9 @@ def measured(family, rank):
     return found
 
 
+@pytest.mark.usefixtures("true_float64")
 @pytest.mark.parametrize("family, rank, count", [("llama", 4, 2), ("qwen", 0, 2), ("llama", 4, 3)])
-def test_a_sharded_model_is_scored_as_the_whole_one(tmp_path, true_float64, family, rank, count):
+def test_a_sharded_model_is_scored_as_the_whole_one(tmp_path, family, rank, count):
     alone = measured(family, rank)
     for found in by_processes(count, tmp_path, lambda: measured(family, rank)):
         assert found["parameters"] < 0.7 * alone["parameters"]

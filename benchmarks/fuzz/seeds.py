@@ -135,6 +135,7 @@ def file_inputs() -> list[bytes]:
         "json": json.dumps(ROWS).encode(),
         "csv": b'prompt,completion,label,weight\nQ,"A\nB",true,1.5\nQ,"",false,0\n',
         "parquet": _parquet(ROWS[:3]),
+        "arrow": _arrow(ROWS[:3]),
         "txt": b"one\n\ntwo\r\nthree",
         "jsonl.gz": gzip.compress(lines, mtime=0),
         "json.gz": gzip.compress(json.dumps(ROWS).encode(), mtime=0),
@@ -160,6 +161,13 @@ def _parquet(rows: Any) -> bytes:
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), stream)
     return stream.getvalue()
+
+
+def _arrow(rows: Any) -> bytes:
+    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(list(rows))
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
 def _zip(name: str, content: bytes) -> bytes:

@@ -67,6 +67,11 @@ class ModelOptions:
     lora_targets: str = option("all-linear", "Modules that get an adapter: all-linear, or names by commas.")
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     quantize: str = option("none", "4bit loads the frozen base in 4 bits (QLoRA).", ("none", "4bit"))
+    attn_implementation: str = option(
+        "auto",
+        "Attention kernel; flash_attention_2 needs the package flash-attn, an accelerator and 16 bits.",
+        ("auto", "eager", "sdpa", "flash_attention_2"),
+    )
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
     trust_remote_code: bool = option(
         False, "Run code that comes with the model. Only if you trust it.", flag_only=True
@@ -97,25 +102,6 @@ class ImpactOptions:
     self_check: int = option(4, "Examples on which fd is compared with exact gradients; 0 = none.", least=0)
     score_tokens: int = option(
         2048, "Most padded tokens of one forward pass when scoring or measuring.", least=1
-    )
-
-
-@dataclass(frozen=True)
-class PoolOptions:
-    """Negatives that do not fit into memory, or on one machine."""
-
-    pool: str = option(
-        "",
-        "Bad answers too many for memory, in place of --negatives: read, scored and kept shard by shard; "
-        "the best ones go to selected.jsonl.",
-    )
-    shard_rows: int = option(4096, "Rows of the pool in a shard, which is scored and kept at once.", least=1)
-    keep: int = option(10_000, "How many rows of the pool are kept as the best.", least=1)
-    engine: str = option(
-        "here", "Where shards are scored: here, or by ray, on the processes of a cluster.", ("here", "ray")
-    )
-    workers: int = option(
-        0, "Processes of --engine ray that score, each with the model; 0 = as many as there is room.", least=0
     )
 
 
@@ -153,7 +139,7 @@ class UnlearnOptions:
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
     batch_size: int = option(
         8,
-        "Negatives in each micro-batch over all processes, that is in each optimiser step without accumulation.",
+        "Negatives in a micro-batch of all processes, that is in each optimiser step without accumulation.",
         least=1,
     )
     gradient_accumulation: int = option(1, "Micro-batches that make up one optimiser step.", least=1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PrinterCallback, TrainerCallback
 
 from u2a import processes
 from u2a.config import UnlearnOptions
+from u2a.logprobs import unwrapped
 from u2a.problem import Problem
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import UserError
@@ -58,6 +60,7 @@ def unlearning_trainer(
         gradient_checkpointing=options.gradient_checkpointing,
         seed=seed,
         ddp_broadcast_buffers=False,  # nothing changes them, and passes need not wait for each other
+        ddp_find_unused_parameters=_has_experts(problem.policy.model),
         use_cpu=problem.policy.device.type == "cpu",
         report_to="none",
         save_strategy="no",
@@ -77,3 +80,9 @@ def unlearning_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _has_experts(model: Any) -> bool:
+    """Whether a pass may leave some parameters out, which exchanging gradients must take into account."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any(getattr(unwrapped(model).config, name, None) for name in names)

@@ -30,8 +30,8 @@ class Measuring(TrainerCallback):
     """Measures J, U and KL a few times in an inner run, and stops it once a point is past a budget.
 
     A checkpoint is kept at every measured point, every few minutes, and when a signal asks for a stop; none
-    after the last step, which the outer loop's own follows at once, and none of a sharded model. `trainer` is
-    set when it is made.
+    after the last step, which the outer loop's own follows at once, and none where the optimiser is
+    sharded. `trainer` is set when it is made.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Measuring(TrainerCallback):
             return
         if last or self.checkpoints.folder is None or self.trainer is None:
             return
-        if is_sharded(self.ledger.problem.policy.model):
+        if self.trainer.is_deepspeed_enabled or is_sharded(self.ledger.problem.policy.model):
             return  # no process has the optimiser's whole state: the outer loop's checkpoints must do
         if due or processes.any_of(interruption.asked() or time.monotonic() - self._kept_at > EVERY):
             self.checkpoints.save(self.trainer, self.position, self.state, self.ledger)

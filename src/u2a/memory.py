@@ -96,9 +96,9 @@ def fitting(
 ) -> Iterator[Attempt[AnyBatch]]:
     """`texts` in batches, every text once; where one runs out of memory, again in batches of half its tokens.
 
-    With `deal` the batches are dealt out to the processes, as they would come in a run of one process: this one
-    gets its own, and the caller puts together what all have found. A batch is the same for any number of
-    processes, and so are the numbers that it gives.
+    With `deal` the batches, those of a run of one process, are dealt out to the processes: this one gets its
+    own, and the caller puts together what all have found. A batch, and so the numbers that it gives, is the
+    same for any number of processes.
 
     Args:
         max_tokens: most padded tokens of a batch, as long as they fit.
@@ -159,8 +159,7 @@ def _dealt(
         if attempt.failed:
             if sharded:  # the other processes are in the middle of the same pass
                 raise OutOfMemory(
-                    f"out of memory in {kind} of a model that is sharded over processes: lower --score-tokens. "
-                    f"{WHAT_TO_DO}"
+                    f"out of memory in {kind} of a sharded model: lower --score-tokens. {WHAT_TO_DO}"
                 )
             fits = False
             lower(model, kind, max(1, min(max_tokens, batch.input_ids.numel()) // 2))

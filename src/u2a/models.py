@@ -23,6 +23,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.pytorch_utils import Conv1D
 
 from u2a import processes
+from u2a.base_files import restore_base_files
 from u2a.demo_model import demo_model
 from u2a.model_loading import load_source, quiet_transformers
 from u2a.model_source import ModelSource, check_source
@@ -102,7 +103,7 @@ class Policy:
         return {name: value for name, value in gathered if processes.is_main()}
 
     def save(self, folder: Path | str, state: dict[str, Tensor] | None = None) -> None:
-        """Writes the adapter (full fine-tuning: the whole model) and the tokenizer, as safetensors.
+        """Writes the adapter, or the whole model where there is none, and the tokenizer, as safetensors.
 
         Args:
             state: `whole_state()` of a sharded model.
@@ -116,6 +117,8 @@ class Policy:
         with quiet_transformers():
             self.model.save_pretrained(folder, **options)
         self.tokenizer.save_pretrained(folder)
+        if not self.has_adapter:
+            restore_base_files(Path(folder), self.tokenizer.name_or_path)
 
     def redraw_adapter(self, seed: int) -> None:
         """LoRA's A drawn anew from `seed` and B = 0, in place: the original model again. Without an adapter
@@ -173,6 +176,7 @@ def load_policy(
         seed: of the adapter's A; the global random state is left alone.
         device: default the accelerator of this process, else the CPU.
         trust_remote_code: run code that comes with the model.
+        attn_implementation: `eager`, `sdpa` or `flash_attention_2`; None = what transformers takes.
         on_cpu: leave it on the CPU, in the format for `device`: `Policy.shard` spreads it from there.
 
     Raises:

@@ -1,9 +1,9 @@
 """Several processes that do one run: which one am I, deal work out, put it together, stop together.
 
-`accelerate launch` or `torchrun` starts the same command on every device. Each process reads the same rows and
-takes the same decisions from the same numbers; passes over texts are shared out, and the first process alone
-writes and speaks. Every function but the first ones is collective: all processes call it at the same place, or
-they wait for each other for ever. In a run of one process each costs nothing and changes nothing.
+`accelerate launch` or `torchrun` starts the same command on every device. Each process reads the same rows
+and takes the same decisions from the same numbers; passes over texts are shared out, and the first process
+alone writes and speaks. What exchanges values or stops together is collective: all processes call it at the
+same place, or they wait for each other for ever. With one process it costs nothing and changes nothing.
 """
 
 from __future__ import annotations
@@ -62,6 +62,23 @@ def launched() -> bool:
 def is_first() -> bool:
     """Whether this is the main process, also before they have been joined."""
     return is_main() if count() > 1 or not launched() else os.environ["RANK"] == "0"
+
+
+def refuse_launcher() -> None:
+    """Refuses what a launcher asks for and cannot have.
+
+    Raises:
+        UserError: DeepSpeed shards the parameters, or there is no accelerator for it.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise UserError(
+            "DeepSpeed's ZeRO stage 3 hides the parameters, which scoring moves: take FSDP2, which shards "
+            "them as well (examples/accelerate/fsdp2.yaml), or zero_stage: 2"
+        )
+    if _device_type() == "cpu":
+        raise UserError("DeepSpeed needs accelerators: launch with examples/accelerate/ddp.yaml on CPUs")
 
 
 def speaks(error: BaseException | None = None) -> bool:
@@ -202,7 +219,7 @@ def stop_together(error: Exception | None) -> None:
 
 
 def _told(error: Exception) -> tuple[str, str]:
-    """An error as what other processes can raise: its kind and message, with the trace where it is a fault."""
+    """An error as others can raise it: its kind and message, with the trace where it is a fault."""
     for name, kind in _KINDS.items():
         if isinstance(error, kind):
             return name, str(error)

@@ -61,8 +61,8 @@ _OPENING = ("versions.json", "run.log", COSTS, "config.yaml")
 @dataclass
 class RunFolder:
     """One run's folder. Make it with `create` and use it as a context manager: everything in it is written
-    whole or appended line by line. `lock` keeps other runs out. Of several processes that do one run, only the
-    first `writes`."""
+    whole or appended line by line. `lock` keeps other runs out. Of several processes that do one run, the
+    first alone `writes`."""
 
     path: Path
     phases: dict[str, PhaseCost] = field(default_factory=dict)
@@ -133,8 +133,9 @@ class RunFolder:
         resume: bool = False,
         shared: bool = False,
     ) -> RunFolder:
-        """Makes the folder with `config.yaml`, `versions.json` and the log file `run.log`; of several processes
-        that do one run, the first makes it.
+        """Makes the folder with `config.yaml`, `versions.json` and the log file `run.log`.
+
+        Of several processes that do one run, the first makes it.
 
         Args:
             command: what makes the run; another one does not go on with it.

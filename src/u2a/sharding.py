@@ -30,10 +30,13 @@ def is_asked_for() -> bool:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Shards the parameters of a model on the CPU, in place, as the launcher's configuration says; collective.
+    """Shards the parameters of a model, in place, as the launcher's configuration says; collective.
 
-    Where only the first process has read the weights (`fsdp_cpu_ram_efficient_loading`), the others get theirs
-    from it.
+    Where only the first process has read the weights (`fsdp_cpu_ram_efficient_loading`), it gives the others
+    theirs.
+
+    Args:
+        model: on the CPU, or there as shapes alone.
 
     Raises:
         UserError: the configuration is not one of FSDP2, or checkpoints activations by itself.

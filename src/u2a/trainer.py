@@ -35,7 +35,10 @@ from u2a.losses import UnlearningLoss, loss_class, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.losses.retain import kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
+from u2a.model_loading import load_source
+from u2a.model_source import check_source
 from u2a.sharding import is_sharded
+from u2a.training_card import write_card
 from u2a.training_rows import EvenOrder, PositiveRows
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
@@ -101,7 +104,8 @@ class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.
 
     Args:
-        model: a causal language model, or a PEFT model (then the reference is the adapter switched off).
+        model: a causal language model, a PEFT model (then the reference is the adapter switched off), or the
+            name of one: a folder or a Hub id, loaded in float32.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
         train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
@@ -112,7 +116,8 @@ class UnlearnTrainer(Trainer):
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
-        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`.
+        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
+            language modelling unless it says otherwise.
         callbacks: as in `Trainer`.
 
     Raises:
@@ -140,7 +145,7 @@ class UnlearnTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: PreTrainedModel | nn.Module | str,
         args: U2AConfig | None = None,
         loss: UnlearningLoss | None = None,
         train_dataset: Dataset | None = None,
@@ -160,16 +165,23 @@ class UnlearnTrainer(Trainer):
                 "train_dataset holds rows whose label is true, that is good answers: keep only those to "
                 "unlearn, `train_dataset.filter(lambda row: not row['label'])`"
             )
+        trained: Any = model
+        if isinstance(model, str):
+            trained, tokenizer = load_source(
+                check_source(model), dtype=torch.float32, trust_remote_code=False
+            )
+            processing_class = processing_class or tokenizer
         if processing_class is None:
             from transformers import AutoTokenizer
 
-            processing_class = AutoTokenizer.from_pretrained(unwrapped(model).config.name_or_path)
+            processing_class = AutoTokenizer.from_pretrained(unwrapped(trained).config.name_or_path)
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            peft_config.task_type = peft_config.task_type or "CAUSAL_LM"  # what AutoPeftModel looks for
+            trained = get_peft_model(trained, peft_config)
         args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
-        if args.retain_loss == "kl" and reference_model is None and not hasattr(model, "disable_adapter"):
+        if args.retain_loss == "kl" and reference_model is None and not hasattr(trained, "disable_adapter"):
             raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
         if args.dataloader_drop_last:
             raise UserError(
@@ -193,7 +205,7 @@ class UnlearnTrainer(Trainer):
         self.args: U2AConfig
         self.model: Any
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
             train_dataset=PositiveRows(negatives, np.flatnonzero(self.weights)),
             data_collator=_Collator(self._pad_token_id),
@@ -204,9 +216,7 @@ class UnlearnTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if is_sharded(self.model):
             if self._retain_name == "l2":
-                raise UserError(
-                    "the l2 retain term does not go with parameters that are sharded: take nll or kl"
-                )
+                raise UserError("the l2 retain term does not go with sharded parameters: take nll or kl")
             self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
@@ -239,6 +249,25 @@ class UnlearnTrainer(Trainer):
         if not KeptTraining(self).read_parameters(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    # -- the model card -----------------------------------------------------------------------------------
+
+    def create_model_card(  # the base class's arguments: `push_to_hub` passes some of them on
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,  # noqa: ARG002
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,  # noqa: ARG002
+        dataset_tags: str | list[str] | None = None,  # noqa: ARG002
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,  # noqa: ARG002
+    ) -> None:
+        """Writes the card that `push_to_hub` uploads: no path of this machine, no text of rows."""
+        if self.is_world_process_zero():
+            header = {"language": language, "license": license, "datasets": dataset}
+            write_card(self, finetuned_from, header, [tags] if isinstance(tags, str) else tags or [])
+
     # -- the reference ------------------------------------------------------------------------------------
 
     def _reference(self, negatives: Dataset, given: Dataset) -> Tensor:
@@ -261,8 +290,8 @@ class UnlearnTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.world_size == 1:
             return super()._get_train_sampler(train_dataset)
-        together = self.args.train_batch_size * self.args.world_size
-        return EvenOrder(self.train_dataset, together, self.args.data_seed)
+        rows: Any = self.train_dataset
+        return EvenOrder(rows, self.args.train_batch_size * self.args.world_size, self.args.data_seed)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -69,4 +70,18 @@ def test_offsets_that_lie_are_refused(tmp_path):
     assert content.count(honest) == 2
     path.write_bytes(content.replace(honest, struct.pack("<8i", *range(0, 14, 2), 1 << 20)))
     with pytest.raises(UserError, match=r"x\.arrow: not a readable Arrow file \(.*offset"):
+        load_negatives(path)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_two_keys_of_one_name_are_refused(tmp_path, kind):
+    turn = pa.StructArray.from_arrays([pa.array(["user"]), pa.array(["Q"])], names=["role", "role"])
+    table = pa.table({"prompt": turn, "completion": ["A"]})
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"x\.{kind}: not a readable"):
         load_negatives(path)

@@ -75,7 +75,11 @@ def _files() -> list[tuple[str, bytes]]:
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
+    batches = pa.BufferOutputStream()
+    with pa.ipc.new_stream(batches, pa.Table.from_pylist(rows).schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows))
     return [
+        ("arrow", batches.getvalue().to_pybytes()),
         ("jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()),
         ("json", json.dumps(rows, indent=1).encode()),
         ("csv", b'prompt,completion,label\nQ,"A\nB",false\nP,C,true\n'),

@@ -42,6 +42,7 @@ def test_changes_are_in_half_widths_of_their_interval(run):
     assert bars["y"] == ["accuracy", "answer_tokens", "kl", "margin"]
     assert bars["x"] == pytest.approx([0.5, 2.0, 10.0, 2.0])
     assert bars["marker"]["color"] == ["--quiet", "--quiet", "--bad", "--good"]
+    assert plot.figure["layout"]["yaxis"]["dtick"] == 1  # no name is left out
     assert plot.title == "mine: changes from the original model"
     assert plot.rows[0] == ["margin", "higher", "nats", 1.0, 3.0, 2.0, "+1 to +3", 4]
     assert plot.rows[4][6] == "–"

@@ -145,7 +145,9 @@ def test_budgets_are_read_from_the_settings(config: dict, expected: dict) -> Non
 
 def test_progress_draws_the_guards_that_the_curves_come_near() -> None:
     point = Measured(1, 5, -0.6, -2.1, 0.08, admissible=True, best=True, repetition=0.2, objective_se=0.05)
-    plot = progress([start(repetition=0.1), point], restart=False, bounds={"KL": 0.1, "U": -9.0})
+    plot = progress(
+        [start(repetition=0.1, negative_logprob=-1.0), point], restart=False, bounds={"KL": 0.1, "U": -9.0}
+    )
     assert [(s["y0"], s["yref"]) for s in plot.figure["layout"]["shapes"]] == [(0.1, "y3")]
     assert "KL below 0.1, U above -9" in plot.caption
     assert plot.title == "J, U, KL and repetition while unlearning"

@@ -9,6 +9,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from u2a import processes
+from u2a.commands.proxies import (
+    SampledRows,
+    is_proxy,
+    load_scorer,
+    proxy_loss,
+    refuse_bad_proxy,
+    said_of_proxy,
+)
 from u2a.commands.schemas import IMPACT
 from u2a.commands.session import (
     Data,
@@ -16,7 +24,6 @@ from u2a.commands.session import (
     build_problem,
     join_processes,
     load_data,
-    load_model,
     minutes,
     output_path,
     say_warnings,
@@ -44,6 +51,7 @@ def run(values: Mapping[str, Any]) -> int:
     """Scores every negative once, at the original model."""
     from u2a.commands.impact_pool import refuse_unused, run_pool
 
+    refuse_bad_proxy(values)
     if values["pool"]:
         return run_pool(values)
     refuse_unused(values)
@@ -56,13 +64,20 @@ def run(values: Mapping[str, Any]) -> int:
 
         from u2a.models import check_source
 
-        check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        for model in filter(None, (values["model"], values["proxy_model"])):
+            check_source(model, trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="impact", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         start, table = _score(values, data, run, bars)
+        loss = None
+        if is_proxy(values):
+            sample = SampledRows(values["proxy_check"], values["seed"])
+            sample.add(data.negatives, table.impact)
+            with run.phase("checking the proxy"):
+                loss = proxy_loss(values, data, sample, bars) if values["proxy_check"] else None
         with processes.as_one():
             if processes.is_main():
-                _write_results(run, start, table, data)
+                _write_results(run, start, table, data, said_of_proxy(values, loss))
     return 0
 
 
@@ -72,8 +87,8 @@ def _score(
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.table import score_impact
 
-    with run.phase("loading"):
-        policy = load_model(values, IMPACT)
+    with run.phase("loading"), processes.as_one():
+        policy = load_scorer(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
         sizes = Sizes.of(problem)
@@ -97,12 +112,18 @@ def _score(
     return start, table
 
 
-def _write_results(run: RunFolder, start: Measurement, table: ImpactTable, data: Data) -> None:
+def _write_results(
+    run: RunFolder,
+    start: Measurement,
+    table: ImpactTable,
+    data: Data,
+    proxy: tuple[list[str], dict[str, Any]],
+) -> None:
     from u2a.report.html import write_report
 
     table.write(run.path / "impact.parquet", data.negatives)
     found = negatives_differ(table, data.negatives, data.preferences)
-    findings = describe_difference(found)
+    findings = [*proxy[0], *describe_difference(found)]
     for finding in findings:
         say(finding)
     rows = measurement_rows(start, None)
@@ -117,6 +138,7 @@ def _write_results(run: RunFolder, start: Measurement, table: ImpactTable, data:
         difference=asdict(found),
         findings=findings,
         warnings=data.warnings,
+        **proxy[1],
     )
     write_report(run.path)
     say(f"Run folder: {run.path}")

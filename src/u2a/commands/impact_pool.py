@@ -12,22 +12,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from u2a import interruption
-from u2a.commands.schemas import IMPACT
+from u2a import interruption, processes
+from u2a.commands.proxies import SampledRows, is_proxy, load_scorer, proxy_loss, said_of_proxy
+from u2a.commands.schemas import IMPACT, PoolOptions
 from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
     load_data,
-    load_model,
     minutes,
     output_path,
     say_warnings,
     seconds_per_token,
 )
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
-from u2a.commands.terminal import Bars, say
-from u2a.config import PoolOptions
+from u2a.commands.terminal import Advance, Bars, say
 from u2a.cost_model import SCORING_PASSES
 from u2a.runs import RunFolder
 from u2a.types import UserError
@@ -95,6 +94,8 @@ def run_pool(values: Mapping[str, Any]) -> int:
     from u2a.data.pool import Pool
     from u2a.models import check_source
 
+    if processes.launched():
+        raise UserError("a launcher's processes do not share a pool: start one, with --engine ray")
     refuse_unused(values)
     folder = output_path(values)
     if values["output"]:
@@ -110,14 +111,20 @@ def run_pool(values: Mapping[str, Any]) -> int:
         data.warnings.append(
             f"--curvature {values['curvature']} is made of the first {len(head)} rows of the pool only"
         )
-    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+    for model in filter(None, (values["model"], values["proxy_model"])):
+        check_source(model, trust_remote_code=values["trust_remote_code"])
     held = {name: value for name, value in values.items() if name not in NOT_HELD}
     with RunFolder.create(folder, held, command="impact", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
         setting = _set(values, data, run, bars)
         with run.phase("scoring"):
             scored = _scored(values, pool, setting, data, run, bars)
-        _write_results(run, setting.start, scored, data)
+        start, loss = setting.start, None
+        del setting  # the proxy makes room for the whole model
+        if scored.sample is not None and scored.sample.count:
+            with run.phase("checking the proxy"):
+                loss = proxy_loss(values, data, scored.sample, bars)
+        _write_results(run, start, scored, data, said_of_proxy(values, loss))
     return 0
 
 
@@ -135,7 +142,7 @@ def _set(values: Mapping[str, Any], data: Data, run: RunFolder, bars: Bars) -> _
     from u2a.impact.curvature import CURVATURES
 
     with run.phase("loading"):
-        policy = load_model(values, IMPACT)
+        policy = load_scorer(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
         sizes = Sizes.of(problem)
@@ -176,7 +183,8 @@ def _scored(
     parts = Parts(run.path / "impact", mark_of(problem, setting.aimed, start.objective, start.utility))
     prompts = frozenset(prompt_key(prompt) for prompt in data.preferences["prompt"])
     with bars.task(f"scoring {pool.name}", None) as progress:
-        scored = Scored(BestRows(values["keep"]), progress)
+        sample = SampledRows(values["proxy_check"], values["seed"]) if is_proxy(values) else None
+        scored = Scored(BestRows(values["keep"]), progress, sample)
         score_pool(pool.shards(prompts), engine, parts, scored)
     if scored.shared_prompts:
         data.warnings.append(
@@ -189,10 +197,12 @@ def _scored(
 @dataclass
 class Scored:
     """What is known of all the shards so far: the best rows, how many shards there were, how many rows share
-    their prompt with a validation row, and the worst self-check of `fd`."""
+    their prompt with a validation row, and the worst self-check of `fd`; `sample` gathers rows to check a
+    proxy on."""
 
     best: BestRows
     progress: Advance | None = None
+    sample: SampledRows | None = None
     shards: int = 0
     shared_prompts: int = 0
     self_check: dict[str, Any] | None = None
@@ -200,6 +210,8 @@ class Scored:
     def take(self, shard: Shard, scores: pa.Table) -> None:
         """Takes in one shard's scores."""
         self.best.add(shard.rows, scores)
+        if self.sample is not None:
+            self.sample.add(shard.rows, scores["impact"].to_numpy())
         self.shards += 1
         self.shared_prompts += shard.shared_prompts
         checked = json.loads((scores.schema.metadata or {}).get(b"self_check", b"null"))
@@ -238,13 +250,22 @@ def score_pool(shards: Iterator[Shard], engine: Engine, parts: Parts, scored: Sc
     parts.drop_after(scored.shards)
 
 
-def _write_results(run: RunFolder, start: Measurement, scored: Scored, data: Data) -> None:
+def _write_results(
+    run: RunFolder,
+    start: Measurement,
+    scored: Scored,
+    data: Data,
+    proxy: tuple[list[str], dict[str, Any]],
+) -> None:
     from u2a.report.html import write_report
 
     best = scored.best
     best.write_table(run.path / "impact.parquet")
     selected = best.write_selected(run.path / "selected.jsonl")
-    findings = [f"`impact.parquet` and this report show the {len(best.best)} best rows of the pool only."]
+    findings = [
+        *proxy[0],
+        f"`impact.parquet` and this report show the {len(best.best)} best rows of the pool only.",
+    ]
     if not math.isnan(best.share_of_gain):
         findings.append(f"They hold {best.share_of_gain:.0%} of the predicted gain of all {best.rows} rows.")
     for finding in findings:
@@ -268,6 +289,7 @@ def _write_results(run: RunFolder, start: Measurement, scored: Scored, data: Dat
         self_check=scored.self_check,
         findings=findings,
         warnings=data.warnings,
+        **proxy[1],
     )
     write_report(run.path)
     if selected:

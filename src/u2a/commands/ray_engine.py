@@ -97,13 +97,13 @@ class Actor:
         """
         import torch
 
-        from u2a.commands.session import load_model
+        from u2a.commands.proxies import load_scorer
         from u2a.data.render import Renderer
         from u2a.impact.shard_scores import ShardScorer
         from u2a.losses import LOSSES, resolve_loss
 
         values = self.job.values
-        policy = load_model(values, IMPACT)
+        policy = load_scorer(values)
         own = policy.trainable()
         with torch.no_grad():
             for name, value in (self.job.phi or {}).items():

@@ -11,7 +11,6 @@ from u2a.config import (
     ImpactOptions,
     ModelOptions,
     OuterOptions,
-    PoolOptions,
     ResumeOptions,
     RunOptions,
     TestOptions,
@@ -39,6 +38,40 @@ class MergeOptions:
     """What `align` writes besides the adapter."""
 
     merge: bool = option(False, "Also write the full model with the adapter merged in, to merged/.")
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """Negatives that do not fit into memory, or on one machine."""
+
+    pool: str = option(
+        "",
+        "Bad answers too many for memory, in place of --negatives: read, scored and kept shard by shard; "
+        "the best ones go to selected.jsonl.",
+    )
+    shard_rows: int = option(4096, "Rows of the pool in a shard, which is scored and kept at once.", least=1)
+    keep: int = option(10_000, "How many rows of the pool are kept as the best.", least=1)
+    engine: str = option(
+        "here", "Where shards are scored: here, or by ray, on the processes of a cluster.", ("here", "ray")
+    )
+    workers: int = option(
+        0, "Processes of --engine ray that score, each with the model; 0 = as many as there is room.", least=0
+    )
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """Something cheaper that scores in the model's place."""
+
+    proxy_model: str = option("", "A smaller model of the same family that scores in --model's place.")
+    proxy_layers: str = option(
+        "100%", "Share of the layers, drawn by --seed, that scores are taken along; 100% = all."
+    )
+    proxy_check: int = option(
+        64,
+        "Rows, drawn by --seed, that the whole --model scores as well, to say what a proxy loses; 0 = none.",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -240,7 +273,16 @@ CHECK = Schema((CheckOptions,))
 SPLIT = Schema((SplitOptions,))
 REPORT = Schema((ReportOptions,))
 IMPACT = Schema(
-    (DataOptions, PoolOptions, ModelOptions, ImpactOptions, CodeOptions, RunOptions, ResumeOptions),
+    (
+        DataOptions,
+        PoolOptions,
+        ModelOptions,
+        ProxyOptions,
+        ImpactOptions,
+        CodeOptions,
+        RunOptions,
+        ResumeOptions,
+    ),
     REGISTRIES,
 )
 ALIGN = Schema(

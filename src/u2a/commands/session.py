@@ -57,8 +57,7 @@ def join_processes(values: Mapping[str, Any]) -> None:
     size, count = values.get("batch_size", 0), int(os.environ["WORLD_SIZE"])
     if size % count:
         raise UserError(
-            f"--batch-size {size} counts over all processes, and {count} of them cannot share it evenly: take "
-            f"a multiple of {count}"
+            f"--batch-size {size} counts over all processes, which are {count}: take a multiple of {count}"
         )
     processes.join(cpu=values["device"] == "cpu")
 
@@ -72,6 +71,7 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
     from u2a.losses import resolve_loss
     from u2a.sharding import is_asked_for
 
+    processes.refuse_launcher()
     if not is_asked_for():
         return
     term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
@@ -84,9 +84,7 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
     }
     for flag, given in refused.items():
         if given:
-            raise UserError(
-                f"{flag} does not go with parameters that are sharded (FSDP); launch without FSDP"
-            )
+            raise UserError(f"{flag} does not go with sharded parameters (FSDP): launch without FSDP")
     if values["lora_rank"] == 0 and (values.get("kl_budget") or term == "kl"):
         raise UserError(
             "KL needs a second, frozen copy of a model that is trained in full, and a sharded one (FSDP) has "
@@ -224,6 +222,9 @@ def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
             lora_targets=options.lora_targets,
             dtype=options.dtype,
             quantize=options.quantize,
+            attn_implementation=None
+            if options.attn_implementation == "auto"
+            else options.attn_implementation,
             seed=values["seed"],
             device=options.device or None,
             trust_remote_code=options.trust_remote_code,

@@ -2,9 +2,9 @@
 
 A source is a path to a jsonl, json, csv, parquet, arrow or txt file, a folder of such files (read in the
 order of their names; sub-folders, hidden files and other endings are left out; of a folder that `datasets`
-saved its arrow files), `-` for jsonl on standard input, or a Hub id `org/name` where no such path exists; from
-Python also a list of rows (mappings of columns) or a `datasets.Dataset`. The same rows give the same data set,
-whatever the format.
+saved its arrow files), `-` for jsonl on standard input, or a Hub id `org/name` where no such path exists;
+from Python also a list of rows (mappings of columns) or a `datasets.Dataset`. The same rows give the same
+data set, whatever the format.
 
 Columns of every result: `row` int64 (position in the result, 0..N-1), `id` str (the source's `id` where every
 row has one and no two are equal, else str(row)), `source_row` int64 (0-based position in the source, over all

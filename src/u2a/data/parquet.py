@@ -39,7 +39,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, An
                 for values in batch_rows(batch, plain, position, expansion):
                     yield position, f"{name}, row {position + 1}", values
                     position += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
+    except (ValueError, pa.ArrowNotImplementedError) as fault:  # ArrowInvalid is a ValueError
         reason = str(fault).splitlines()[0][:120]
         raise UserError(f"{name}: not a readable parquet file ({reason})") from fault
 

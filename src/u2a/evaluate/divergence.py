@@ -58,7 +58,7 @@ def _sums(subject: Subject, original: Subject, texts: Dataset) -> np.ndarray:
         torch.no_grad(),
         subject.task(f"{subject.name}: KL from the original", len(texts)) as progress,
     ):
-        for attempt in fitting_apart(model, texts, **sizes, kind="measuring KL"):
+        for attempt in fitting_apart(model, texts, **sizes, kind="measuring KL", deal=False):
             with attempt as batch:
                 logits, _, example = response_logits(model, batch)
                 theirs = response_logits(reference, batch.to(original.policy.device))[0].to(logits.device)

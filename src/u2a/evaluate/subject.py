@@ -138,7 +138,9 @@ class Subject:
                 torch.no_grad(),
                 self.task(f"{self.name}: tokens, {role}", len(texts)) as progress,
             ):
-                for attempt in fitting_apart(model, texts, **sizes, kind="a forward pass for statistics"):
+                for attempt in fitting_apart(
+                    model, texts, **sizes, kind="a forward pass for statistics", deal=False
+                ):
                     with attempt as batch:
                         logits, targets, example = response_logits(model, batch)
                         for place, row in enumerate(batch.index.tolist()):

@@ -52,10 +52,8 @@ def weighted_logprob_gradient(
                         sum_ += gradient
                 if progress:
                     progress(attempt.done)
-    if context.is_sharded:
-        total = [sum_ * processes.count() for sum_ in total]
-    else:
-        total = processes.summed(total)
+    count = processes.count()
+    total = [sum_ * count for sum_ in total] if context.is_sharded else processes.summed(total)
     found = dict(zip(names, total, strict=True))
     bad = first_not_finite(found)
     if bad:

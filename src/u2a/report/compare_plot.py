@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from u2a.report.figure import Cell, Plot, figure, plain, vertical, word
+from u2a.report.figure import Cell, Plot, figure, named_bars, plain, vertical, word
 from u2a.report.record import read_file
 from u2a.types import UserError
 
@@ -53,7 +53,7 @@ def _bars(methods: Methods, rise: float) -> Plot:
         "marker": {"color": [_colour(methods[name]) for name in order]},
         "hovertemplate": "%{y}: %{x}<extra></extra>",
     }
-    drawn = figure([bars], "gain of the held-out margin, nats", "", height=120 + 26 * len(order))
+    drawn = named_bars(bars, "gain of the held-out margin, nats", 120 + 26 * len(order))
     drawn["layout"]["shapes"] = [vertical(0.0, "--quiet")]
     rows: list[list[Cell]] = [
         [

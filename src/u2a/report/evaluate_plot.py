@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from u2a.report.figure import Cell, Plot, figure, plain, vertical, word
+from u2a.report.figure import Cell, Plot, named_bars, plain, vertical, word
 from u2a.report.record import Row, interval, number_or_nan, read_file
 from u2a.report.wording import NOTHING, excerpt, number, visible
 from u2a.types import UserError
@@ -82,9 +82,7 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
         "marker": {"color": [_colour(figures[name]["better"], size) for name, size in shown]},
         "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
     }
-    drawn = figure(
-        [bars], "change, in half-widths of its 95 % interval", "", height=140 + 22 * max(1, len(shown))
-    )
+    drawn = named_bars(bars, "change, in half-widths of its 95 % interval", 140 + 22 * max(1, len(shown)))
     drawn["layout"]["shapes"] = [vertical(edge, "--quiet", dash="dot") for edge in (-1.0, 1.0)]
     name = visible(excerpt(model, 60))
     return Plot(

@@ -51,6 +51,13 @@ def figure(traces: list[dict[str, Any]], x: str, y: str, **layout: Any) -> dict[
     return {"data": traces, "layout": _LAYOUT | {"xaxis": axis(x), "yaxis": axis(y)} | layout}
 
 
+def named_bars(bars: dict[str, Any], x: str, height: int) -> dict[str, Any]:
+    """A figure of horizontal bars with names at their left, every one of them shown."""
+    drawn = figure([bars], x, "", height=height)
+    drawn["layout"]["yaxis"] |= {"tickmode": "linear", "dtick": 1}
+    return drawn
+
+
 def axis(title: str) -> dict[str, Any]:
     """An axis in the report's look."""
     return _AXIS | {"title": {"text": title, "standoff": 8}}

@@ -67,7 +67,7 @@ def progress(points: list[Measured], *, restart: bool, bounds: Mapping[str, floa
     shown = {
         name: field
         for name, field in _FIELDS.items()
-        if name in _ALWAYS or any(math.isfinite(getattr(point, field)) for point in points)
+        if name in _ALWAYS or sum(math.isfinite(getattr(point, field)) for point in points) > 1
     }
     traces: list[dict[str, Any]] = []
     axes: dict[str, Any] = {}

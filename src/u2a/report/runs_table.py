@@ -74,10 +74,11 @@ def _costs(views: Sequence[RunView]) -> list[Line]:
 
 
 def _settings(views: Sequence[RunView], public: bool) -> list[Line]:
+    """Those that several runs have, each with a value of its own; other commands have other settings."""
     found = [shown_settings(view.record.config, public=public) for view in views]
     keys = dict.fromkeys(key for each in found for key in each if key not in NOT_COMPARED)
     return [
         Line(key, "", [(each.get(key, NOTHING), "") for each in found])
         for key in keys
-        if len({each.get(key) for each in found}) > 1
+        if len({each[key] for each in found if key in each}) > 1
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2a.report.figure import Cell, Plot, figure, plain, short, vertical, word
+from u2a.report.figure import Cell, Plot, figure, named_bars, plain, short, vertical, word
 from u2a.report.record import read_file
 from u2a.report.wording import NOTHING, number
 from u2a.types import UserError
@@ -109,7 +109,7 @@ def _bars(figures: dict[str, Any]) -> Plot:
         "marker": {"color": ["--accent" if kind == "estimator" else "--quiet" for kind, _, _ in known]},
         "hovertemplate": "%{y}: %{x}<extra></extra>",
     }
-    drawn = figure([bars], "LDS on validation pairs", "", height=120 + 26 * len(known))
+    drawn = named_bars(bars, "LDS on validation pairs", 120 + 26 * len(known))
     ceiling = figures["noise_ceiling"]["validation"]["J"]["lds"]
     caption = (
         "Spearman correlation of predicted sums and measured changes over subsets, with 95 % intervals: "

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from u2a.impact.curvature.elementwise import ElementwiseSolver, ScalarSolver
 from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
-
 from u2a.sharding import added_up, own_part
 
 if TYPE_CHECKING:
