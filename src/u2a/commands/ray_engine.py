@@ -51,8 +51,9 @@ def check_ray() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What an actor needs beside the rows: the command's options, the loss, the directions and, of an adapter,
-    φ, on the CPU. Adapters are drawn differently on other devices, so φ goes along; a whole model does not."""
+    """What an actor needs beside the rows: the command's options, the loss, the directions and, of an
+    adapter, φ, on the CPU. Adapters are drawn otherwise on other devices, so φ goes along; whole models do
+    not."""
 
     values: Mapping[str, Any]
     loss: UnlearningLoss
