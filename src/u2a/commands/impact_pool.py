@@ -26,7 +26,7 @@ from u2a.commands.session import (
     seconds_per_token,
 )
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
-from u2a.commands.terminal import Advance, Bars, say
+from u2a.commands.terminal import Bars, say
 from u2a.cost_model import SCORING_PASSES
 from u2a.runs import RunFolder
 from u2a.types import UserError
