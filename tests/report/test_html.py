@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,8 @@ def test_missing_file_is_named(run: Path, name: str) -> None:
         ("config.yaml", "a: [1"),
         ("config.yaml", "just text"),
         ("versions.json", "[]"),
+        ("summary.json", "[" * 100_000),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
         ("summary.json", '{"command": "align"'),
         ("summary.json", '{"command": "align", "outcome": "x"}'),
         ("summary.json", '{"command": 3, "outcome": "x", "table": []}'),
@@ -304,6 +307,17 @@ def test_broken_file_is_named_and_the_old_report_kept(run: Path, name: str, cont
         write_report(run)
     assert (run / "report.html").read_text(encoding="utf-8") == "old"
     assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [(evaluate_run, "evaluation.json"), (verify_run, "verify.json"), (compare_run, "comparison.json")],
+)
+def test_a_deeply_nested_file_is_named(tmp_path: Path, make: Callable[[Path], Path], name: str) -> None:
+    run = make(tmp_path)
+    (run / name).write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name}.*nested too deeply"):
+        write_report(run)
 
 
 def test_missing_column_is_named(run: Path) -> None:

@@ -26,7 +26,7 @@ from u2a.commands.session import (
     seconds_per_token,
 )
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
-from u2a.commands.terminal import Advance, Bars, say
+from u2a.commands.terminal import Bars, say
 from u2a.cost_model import SCORING_PASSES
 from u2a.runs import RunFolder
 from u2a.types import UserError
@@ -177,7 +177,7 @@ def _scored(
     if values["engine"] == "ray":
         from u2a.commands.ray_engine import Job, RayEngine
 
-        engine = RayEngine(Job.of(values, setting.aimed, problem.policy))
+        engine = RayEngine(Job.of(values, setting.aimed, problem))
     else:
         engine = Here(ShardScorer.of(problem, setting.aimed, values["self_check"]))
     parts = Parts(run.path / "impact", mark_of(problem, setting.aimed, start.objective, start.utility))
