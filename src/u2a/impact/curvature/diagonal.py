@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from u2a.impact.curvature.elementwise import ElementwiseSolver, ScalarSolver
 from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
+
 if TYPE_CHECKING:
     from u2a.problem import Problem, Task
 
