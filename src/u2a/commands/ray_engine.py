@@ -106,7 +106,6 @@ class Actor:
         from u2a.impact.shard_scores import ShardScorer
 
         values = self.job.values
-        IMPACT.load_parts(values)  # a loss of the user's own, which the command was allowed to load
         policy = load_scorer(values)
         own = policy.trainable()
         with torch.no_grad():
