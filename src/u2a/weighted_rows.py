@@ -49,7 +49,7 @@ def weighted_negatives(run: Path | str, negatives: Given | None = None) -> Datas
         >>> result = align(problem)  # of a run folder: weighted_negatives("runs/align")
         >>> rows = weighted_rows(bad, {"impact": result.impact.impact, "weight": result.weights})
         >>> rows[0]["completion"]
-        [{'content': 'Go away.', 'role': 'assistant'}]
+        [{'role': 'assistant', 'content': 'Go away.'}]
     """
     folder = Path(run)
     if not folder.is_dir():

@@ -80,6 +80,8 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
         f"--curvature {values['curvature']}": values["curvature"] in _NEED_ALL_OF_PHI,
         "--retain-loss l2": term == "l2",
         "--merge": values.get("merge"),
+        "--proxy-model": values.get("proxy_model"),
+        "--proxy-layers": values.get("proxy_layers", "100%") != "100%",
         f"--quantize {values['quantize']}": values["quantize"] != "none",
     }
     for flag, given in refused.items():
