@@ -8,12 +8,13 @@ READY  := $(VENV)/.installed
 AUDIT  := .audit
 TOOLS  := $(AUDIT)/.installed
 
-.PHONY: help demo test test-slow lint types check docs package sbom audit clean
+.PHONY: help demo test test-slow test-browser lint types check docs package sbom audit clean
 
 help:
 	@echo "make demo   set up, then run the main job on a real small model (about 10 minutes)"
 	@echo "make test   set up, then run the tests"
 	@echo "make test-slow  the demo with the network cut off (ten minutes)"
+	@echo "make test-browser  the pages in headless Chromium (apt-get install chromium)"
 	@echo "make lint   ruff: style and format"
 	@echo "make types  mypy"
 	@echo "make check  lint, types and test: what CI runs"
@@ -40,6 +41,11 @@ test: $(READY)
 test-slow: $(READY)
 	@echo "==> slow tests (make demo fills the cache that they need)"
 	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-browser: $(READY)
+	@echo "==> tests of pages in Chromium"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	@$(BIN)/python -m pytest -m browser -rs
 
 lint: $(READY)
 	@echo "==> ruff"

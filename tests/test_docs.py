@@ -23,7 +23,7 @@ FLAGS = {
     for name, command in COMMANDS.items()
 }
 KNOWN = set().union(*FLAGS.values()) | {"--help", "--version"}
-OTHERS = {"--table", "--strength"}
+OTHERS = {"--table", "--strength", "--cpu"}
 """Flags of other programs, and of an example's plug-in, that pages mention."""
 SHOWN = [(page, words) for page in PAGES for words in commands(page)]
 WHOLE = [(page, words) for page, words in SHOWN if not {"…", "..."} & set(words)]

@@ -31,7 +31,11 @@ def test_a_run_without_answers_has_none(tmp_path: Path) -> None:
     assert read_samples(tmp_path, 20) == []
 
 
-@pytest.mark.parametrize("content", ["{broken", "[]", '{"model": "a"}', '{"prompts": "a", "prompt": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{broken", "[" * 100_000, "[]", '{"model": "a"}', '{"prompts": "a", "prompt": "x"}'],
+    ids=range(5),
+)
 def test_a_broken_line_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "answers.jsonl").write_text(line("a", 0, "b") + content + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"answers\.jsonl, line 2"):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,8 @@ def test_missing_file_is_named(run: Path, name: str) -> None:
         ("config.yaml", "a: [1"),
         ("config.yaml", "just text"),
         ("versions.json", "[]"),
+        ("summary.json", "[" * 100_000),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
         ("summary.json", '{"command": "align"'),
         ("summary.json", '{"command": "align", "outcome": "x"}'),
         ("summary.json", '{"command": 3, "outcome": "x", "table": []}'),
@@ -304,6 +307,17 @@ def test_broken_file_is_named_and_the_old_report_kept(run: Path, name: str, cont
         write_report(run)
     assert (run / "report.html").read_text(encoding="utf-8") == "old"
     assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [(evaluate_run, "evaluation.json"), (verify_run, "verify.json"), (compare_run, "comparison.json")],
+)
+def test_a_deeply_nested_file_is_named(tmp_path: Path, make: Callable[[Path], Path], name: str) -> None:
+    run = make(tmp_path)
+    (run / name).write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name}.*nested too deeply"):
+        write_report(run)
 
 
 def test_missing_column_is_named(run: Path) -> None:
@@ -355,13 +369,14 @@ def test_an_evaluation_shows_intervals_and_only_sure_verdicts(tmp_path: Path) ->
     ]
     assert "accuracy ↑ share 0.5 0.45 to 0.55 0.7 0.65 to 0.75 +0.2 better +0.15 to +0.25" in rows
     assert "refused ↑ share 0.3 0.25 to 0.35 0.31 0.26 to 0.36 +0.01 within noise -0.04 to +0.06" in rows
+    assert "distinct ↑ share 0.5 0.8 +0.3" in rows
     assert "kl ↓ share 0 -0.05 to 0.05 0.3 0.25 to 0.35 +0.3 worse +0.25 to +0.35" in rows
 
 
 def test_answers_stand_side_by_side_unless_without_text(tmp_path: Path) -> None:
     run = evaluate_run(tmp_path, answer=HOSTILE)
     page = Page(write_report(run))
-    assert page.text.index("test, prompt 0") < page.text.index("original 0") < page.text.index("mine 0")
+    assert page.text.index("test, number 0") < page.text.index("original 0") < page.text.index("mine 0")
     assert "<script>alert" not in page.source
     assert "What do the models answer?" not in Page(write_report(run, with_text=False)).text
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from run_folders import HOSTILE, align_run, compare_run, evaluate_run, large_run, verify_run, write_impact
@@ -72,6 +74,16 @@ def test_points_and_bars_are_the_pages(tmp_path: Path) -> None:
     assert np.array_equal(drawn, np.array(line["y"], float), equal_nan=True)
     dots = sum(len(group.get_offsets()) for group in panels[0].collections)
     assert dots == len(plots["progress"].figure["data"][1]["x"])
+
+
+def test_a_figure_without_a_point_is_drawn_empty(tmp_path: Path) -> None:
+    run = verify_run(tmp_path)
+    table = pq.read_table(run / "subsets.parquet").to_pydict()
+    nothing = dict.fromkeys(("objective_change", "held_out_change"), pa.nulls(8, pa.float64()))
+    pq.write_table(pa.table(table | nothing), run / "subsets.parquet")
+    plots = {plot.key: plot for plot in read_run(run, with_text=False).all_plots}
+    assert plots["truth"].figure["data"] == []
+    assert draw(plots["truth"]).axes[0].get_xlabel() == "predicted sum of diagonal"
 
 
 def test_error_bars_and_the_line_of_the_ceiling_are_there(tmp_path: Path) -> None:

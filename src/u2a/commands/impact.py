@@ -87,7 +87,7 @@ def _score(
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.table import score_impact
 
-    with run.phase("loading"), processes.as_one():
+    with run.phase("loading"):
         policy = load_scorer(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)

@@ -177,7 +177,7 @@ def _scored(
     if values["engine"] == "ray":
         from u2a.commands.ray_engine import Job, RayEngine
 
-        engine = RayEngine(Job.of(values, setting.aimed, problem.policy))
+        engine = RayEngine(Job.of(values, setting.aimed, problem))
     else:
         engine = Here(ShardScorer.of(problem, setting.aimed, values["self_check"]))
     parts = Parts(run.path / "impact", mark_of(problem, setting.aimed, start.objective, start.utility))

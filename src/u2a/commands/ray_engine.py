@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from u2a import interruption
-from u2a.commands.schemas import IMPACT
 from u2a.types import GuardStop, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from u2a.data.pool import Shard
     from u2a.impact.aims import Aimed
     from u2a.impact.context import Direction
-    from u2a.models import Policy
+    from u2a.losses import UnlearningLoss
+    from u2a.problem import Problem
 
 log = logging.getLogger("u2a")
 
@@ -51,21 +51,25 @@ def check_ray() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What an actor needs beside the rows: the command's options, the directions and, of an adapter, φ, all
-    on the CPU. Adapters are drawn differently on other devices, so φ goes along; a whole model does not."""
+    """What an actor needs beside the rows: the command's options, the loss, the directions and, of an
+    adapter, φ, on the CPU. Adapters are drawn otherwise on other devices, so φ goes along; whole models do
+    not."""
 
     values: Mapping[str, Any]
+    loss: UnlearningLoss
     aimed: Aimed
     phi: Direction | None
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], aimed: Aimed, policy: Policy) -> Job:
-        """Of this process's model."""
+    def of(cls, values: Mapping[str, Any], aimed: Aimed, problem: Problem) -> Job:
+        """Of this process's model and loss."""
         from u2a.impact.shard_scores import without_gradients
 
         aimed = without_gradients(aimed)
+        policy = problem.policy
         return cls(
-            values,
+            dict(values),
+            problem.loss,
             replace(
                 aimed,
                 aims=replace(aimed.aims, of_j=_on_cpu(aimed.aims.of_j)),
@@ -100,10 +104,8 @@ class Actor:
         from u2a.commands.proxies import load_scorer
         from u2a.data.render import Renderer
         from u2a.impact.shard_scores import ShardScorer
-        from u2a.losses import LOSSES, resolve_loss
 
         values = self.job.values
-        IMPACT.load_parts(values)  # a loss of the user's own, which the command was allowed to load
         policy = load_scorer(values)
         own = policy.trainable()
         with torch.no_grad():
@@ -113,11 +115,10 @@ class Actor:
                         f"--model {values['model']}: the machines of the cluster have another one"
                     )
                 own[name].copy_(value)
-        loss, _ = resolve_loss(values["loss"], None)
         self.scorer = ShardScorer(
             policy=policy,
             renderer=Renderer(policy.tokenizer, template=values["template"], max_length=values["max_length"]),
-            loss=LOSSES[loss](**IMPACT.chosen_options("loss", values)),
+            loss=self.job.loss,
             aimed=self.job.aimed,
             max_tokens=values["score_tokens"],
             self_check=values["self_check"],
@@ -242,8 +243,9 @@ def _named(shard: Shard) -> str:
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[None]:
-    """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS or `ray
-    start` names, or a new one on this machine, which ends with the block."""
+    """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS names, or a
+    new one on this machine, which ends with the block. No other is looked for: rows go where the user said.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by what ray.init starts
     import ray
 
@@ -251,9 +253,9 @@ def _cluster(workers: int) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
         ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **quiet)
     try:
         yield

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a import processes
-from u2a.commands.requirements import require
+from u2a.commands.requirements import check_choices, enough_retain_rows, require
 from u2a.commands.terminal import Bars, printable, say
 from u2a.config import DataOptions, ImpactOptions, ModelOptions, OuterOptions
 from u2a.cost_model import SCORING_PASSES
@@ -80,6 +80,8 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
         f"--curvature {values['curvature']}": values["curvature"] in _NEED_ALL_OF_PHI,
         "--retain-loss l2": term == "l2",
         "--merge": values.get("merge"),
+        "--proxy-model": values.get("proxy_model"),
+        "--proxy-layers": values.get("proxy_layers", "100%") != "100%",
         f"--quantize {values['quantize']}": values["quantize"] != "none",
     }
     for flag, given in refused.items():
@@ -105,7 +107,7 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
     from u2a.data.validate import check_data
 
     require(values)
-    _check_choices(values, schema)
+    check_choices(values, schema)
     negatives = load_negatives(values["negatives"]) if head is None else head
     known = negatives if head is None else None
     reward = values["objective"] == "reward"
@@ -115,7 +117,7 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
     wanted = load_prompts if reward and "subsets" in values else load_preferences
     test = wanted(values["test"]) if values.get("test") else None
     retain = load_retain(values["retain"]) if values["retain"] else None
-    _enough_retain_rows(values, retain)
+    enough_retain_rows(values, retain)
     files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
     unlimited: dict[str, Any] = {"token_limit": None, "count_tokens": None}
     if values["objective"] == "nll":  # preferred texts instead of pairs
@@ -147,62 +149,6 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
             else "no --retain: U is measured on the preferred validation answers and so overlaps with J"
         )
     return data
-
-
-def _enough_retain_rows(values: Mapping[str, Any], retain: Dataset | None) -> None:
-    from u2a.losses import resolve_loss
-
-    term = resolve_loss(values["loss"], values.get("retain_loss") or None)[1]
-    if term in ("nll", "kl") and retain is not None and len(retain) < 2:
-        raise UserError(
-            f"{values['retain']}: the {term} retain term needs at least 2 rows, one to train on and one for U"
-        )
-
-
-def _check_choices(values: Mapping[str, Any], schema: Schema) -> None:
-    """Builds what the options choose, for its errors: nothing may fail later that could fail now."""
-    from u2a.impact.curvature import CURVATURES
-    from u2a.losses import loss_class, resolve_loss
-    from u2a.losses.contract import check_loss
-    from u2a.weighting import Weighting
-
-    loss, retain_loss = resolve_loss(values["loss"], values.get("retain_loss") or None)
-    check_loss(loss_class(loss)(**schema.chosen_options("loss", values)))
-    if retain_loss in ("nll", "kl") and not values["retain"]:
-        named = f"--retain-loss {retain_loss}" if values.get("retain_loss") else f"--loss {values['loss']}"
-        raise UserError(f"{named} needs --retain: good texts to train on")
-    if values["device"]:
-        from u2a.models import check_device
-
-        check_device(values["device"])
-    CURVATURES[values["curvature"]](**schema.chosen_options("curvature", values))
-    if values["curvature"] in ("kfac", "ekfac") and values["lora_rank"] == 0:
-        raise UserError(f"--curvature {values['curvature']} needs an adapter: give --lora-rank above 0")
-    if values["lora_dropout"] >= 1:
-        raise UserError(f"--lora-dropout {values['lora_dropout']}: must be below 1")
-    _check_objective(values)
-    if values.get("merge") and values["quantize"] != "none":
-        raise UserError("--merge cannot fold an adapter into a base in 4 bits; leave out one of the two")
-    if ":" in values["device"] and not values["device"].endswith(":0"):
-        raise UserError(
-            f"--device {values['device']}: pick the card by CUDA_VISIBLE_DEVICES and take --device cuda"
-        )
-    if "select" in values:
-        Weighting(values["select"], values["eta"], values["rho"], values["weight_floor"])
-
-
-def _check_objective(values: Mapping[str, Any]) -> None:
-    from u2a.objectives.reward import prompt_room
-    from u2a.scorers import named_scorer
-
-    beta = values.get("objective_beta", 1.0)
-    if values["objective"] == "reward":
-        named_scorer(values["objective_reward_model"], values["objective_reward_function"])
-        prompt_room(values["objective_max_new_tokens"], values["max_length"])
-        if beta < 0:
-            raise UserError(f"--objective-beta {beta}: must not be negative")
-    elif beta <= 0:
-        raise UserError(f"--objective-beta {beta}: must be positive")
 
 
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:

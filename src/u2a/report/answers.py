@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from u2a.report.record import read_file
+from u2a.report.record import parsed, read_file
 from u2a.report.wording import shortened
 from u2a.types import UserError
 
@@ -40,7 +39,7 @@ def read_samples(run: Path, length: int) -> list[Sample]:
         if not line:
             continue
         try:
-            answer = json.loads(line)
+            answer = parsed(line)
             role, prompt = str(answer["prompts"]), int(answer["prompt"])
             model, text = str(answer["model"]), str(answer["text"])
         except (ValueError, KeyError, TypeError, OverflowError) as error:

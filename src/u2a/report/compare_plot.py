@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from u2a.report.figure import Cell, Plot, figure, named_bars, plain, vertical, word
-from u2a.report.record import read_file
+from u2a.report.record import parsed, read_file
 from u2a.types import UserError
 
 _COLOURS = {"u2a": "--accent", "original": "--text"}
@@ -27,11 +26,11 @@ def compare_plots(run: Path) -> list[Plot]:
     if not path.exists():
         return []
     try:
-        found = json.loads(read_file(path))
+        found = parsed(read_file(path))
         methods: Methods = found["methods"]
         rise = float(found["nll_rise"])
         return [_bars(methods, rise), _pareto(methods, rise), _cost(methods)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
 
 

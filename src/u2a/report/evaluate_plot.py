@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from u2a.report.figure import Cell, Plot, named_bars, plain, vertical, word
-from u2a.report.record import Row, interval, number_or_nan, read_file
+from u2a.report.record import Row, interval, number_or_nan, parsed, read_file
 from u2a.report.wording import NOTHING, excerpt, number, visible
 from u2a.types import UserError
 
@@ -50,7 +49,7 @@ def _models(run: Path) -> tuple[Figures, list[tuple[str, Figures]]]:
     path = run / "evaluation.json"
     if not path.exists():
         return {}, []
-    models = json.loads(read_file(path))["models"]
+    models = parsed(read_file(path))["models"]
     others = [(name, model["figures"]) for name, model in models.items() if name != "original"]
     return models["original"]["figures"], others
 
@@ -59,7 +58,7 @@ def _models(run: Path) -> tuple[Figures, list[tuple[str, Figures]]]:
 def _named_faults(run: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         path = run / "evaluation.json"
         raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
 
@@ -68,7 +67,7 @@ def _beside(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> R
     own, first, change = (interval((e["low"], e["high"])) for e in (one, original, one["change"]))
     better = "" if one["better"] == "neither" else str(one["better"])
     values = (number_or_nan(original["value"]), number_or_nan(one["value"]))
-    return Row(name, str(one["unit"]), better, *values, first, own, change)
+    return Row(name, str(one["unit"]), better, *values, first, own, change, sure_only=True)
 
 
 def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plot:

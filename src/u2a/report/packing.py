@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from functools import cache
 from typing import Any
 
@@ -16,17 +17,28 @@ from plotly.offline import get_plotlyjs
 
 
 def packed(text: str) -> Markup:
-    """The text as base64 of gzip; equal texts give equal bytes."""
-    return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
+    """The text as base64 of gzip; equal texts give equal bytes. A lone surrogate becomes a question mark."""
+    return Markup(base64.b64encode(gzip.compress(text.encode(errors="replace"), 9, mtime=0)).decode())
 
 
 def packed_json(value: Any) -> Markup:
-    """The value as JSON, packed.
+    """The value as JSON, packed. A number that is not finite, which JSON does not know, becomes null."""
 
-    Raises:
-        ValueError: it holds a number that is not finite, which JSON does not know.
-    """
-    return packed(json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False))
+    def text(of: Any) -> str:
+        return json.dumps(of, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+    try:
+        return packed(text(value))
+    except ValueError:  # only a file that no run of ours has written holds one
+        return packed(text(_finite(value)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

@@ -20,7 +20,8 @@ Interval = tuple[float, float]
 class Row:
     """One line of the summary table; `better` is `higher`, `lower` or empty; NaN = not measured.
 
-    Intervals are None where there is none. That of the change is of the paired difference.
+    Intervals are None where there is none. That of the change is of the paired difference. `sure_only`:
+    without an interval nothing is called better or worse.
     """
 
     metric: str
@@ -31,6 +32,7 @@ class Row:
     original_interval: Interval | None = None
     aligned_interval: Interval | None = None
     change_interval: Interval | None = None
+    sure_only: bool = False
 
     @property
     def change(self) -> float:
@@ -42,6 +44,8 @@ class Row:
         """`better`, `worse`, `within noise` where the change's interval holds 0, or empty where there is no
         change or no better direction."""
         if not self.change or math.isnan(self.change) or not self.better:
+            return ""
+        if self.sure_only and not self.change_interval:
             return ""
         if self.change_interval and self.change_interval[0] <= 0 <= self.change_interval[1]:
             return "within noise"
@@ -117,9 +121,9 @@ def read_record(run: Path) -> Record:
         raise UserError(f"{run}: no such run folder; name the folder that --output of `u2a align` made")
     refuse_links_out(run)
     config = _mapping(run / "config.yaml", plain_values)
-    versions = _mapping(run / "versions.json", json.loads)
+    versions = _mapping(run / "versions.json", parsed)
     path = run / "summary.json"
-    summary = _mapping(path, json.loads)
+    summary = _mapping(path, parsed)
     try:
         return Record(
             path=run,
@@ -129,7 +133,9 @@ def read_record(run: Path) -> Record:
             outcome=_text(summary["outcome"]),
             table=[_row(row) for row in summary["table"]],
             phases=[_phase(phase) for phase in summary.get("phases", [])],
-            counts={_text(k): int(v) for k, v in summary.get("counts", {}).items() if v is not None},
+            counts={
+                _text(k): int(number_or_nan(v)) for k, v in summary.get("counts", {}).items() if v is not None
+            },
             self_check=_self_check(summary.get("self_check")),
             warnings=[_text(warning) for warning in summary.get("warnings", [])],
             findings=[_text(finding) for finding in summary.get("findings", [])],
@@ -149,6 +155,18 @@ def read_file(path: Path) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as UTF-8 text: {error}") from None
+
+
+def parsed(text: str) -> Any:
+    """JSON of a run's file.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
@@ -185,7 +203,9 @@ def _row(row: Any) -> Row:
         better,
         number_or_nan(row.get("original")),
         number_or_nan(row.get("aligned")),
-        *(interval(row.get(f"{name}_interval")) for name in ("original", "aligned", "change")),
+        original_interval=interval(row.get("original_interval")),
+        aligned_interval=interval(row.get("aligned_interval")),
+        change_interval=interval(row.get("change_interval")),
     )
 
 
@@ -198,7 +218,11 @@ def interval(ends: Any) -> Interval | None:
 
 
 def _phase(phase: Any) -> Phase:
-    return Phase(_text(phase["name"]), number_or_nan(phase["seconds"]), int(phase.get("peak_bytes") or 0))
+    return Phase(
+        _text(phase["name"]),
+        number_or_nan(phase["seconds"]),
+        int(number_or_nan(phase.get("peak_bytes") or 0)),
+    )
 
 
 def _self_check(check: Any) -> dict[str, Any] | None:

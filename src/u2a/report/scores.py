@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2a.report.record import number_or_nan, read_file
+from u2a.report.record import number_or_nan, parsed, read_file
 from u2a.report.wording import shortened
 from u2a.types import UserError
 
@@ -156,7 +155,7 @@ def read_measurements(run: Path) -> list[Measured]:
         if not line.strip():
             continue
         try:
-            event = json.loads(line)
+            event = parsed(line)
             if event["event"] == "measurement":
                 points.append(_measured(event))
         except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -168,8 +167,8 @@ def read_measurements(run: Path) -> list[Measured]:
 
 def _measured(event: dict[str, Any]) -> Measured:
     return Measured(
-        outer_step=int(event["outer_step"]),
-        step=int(event["step"]),
+        outer_step=int(number_or_nan(event["outer_step"])),
+        step=int(number_or_nan(event["step"])),
         objective=number_or_nan(event.get("objective")),
         utility=number_or_nan(event.get("utility")),
         kl=number_or_nan(event.get("kl")),

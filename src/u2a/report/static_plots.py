@@ -100,8 +100,12 @@ def draw(plot: Plot) -> Figure:
     from matplotlib.figure import Figure
 
     layout = plot.figure["layout"]
-    names = sorted(
-        {trace.get("yaxis", "y") for trace in plot.figure["data"]}, key=lambda name: int(name[1:] or 1)
+    names = (
+        ["y"]
+        if not plot.figure["data"]
+        else sorted(
+            {trace.get("yaxis", "y") for trace in plot.figure["data"]}, key=lambda name: int(name[1:] or 1)
+        )
     )
     drawn = Figure(figsize=(WIDTH, layout["height"] / PIXELS), layout="constrained")
     panels = drawn.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from u2a.report.figure import Cell, Plot, figure, named_bars, plain, short, vertical, word
-from u2a.report.record import read_file
+from u2a.report.record import parsed, read_file
 from u2a.report.wording import NOTHING, number
 from u2a.types import UserError
 
@@ -29,11 +28,11 @@ def verify_plots(run: Path) -> list[Plot]:
     if not path.exists():
         return []
     try:
-        figures = json.loads(read_file(path))
+        figures = parsed(read_file(path))
         chosen = str(figures["chosen"])
         rows = _rows(run / "subsets.parquet", chosen, figures["seeds"])
         return [_scatter(rows, chosen), _bars(figures)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from u2a.impact.curvature.elementwise import ElementwiseSolver, ScalarSolver
 from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
-from u2a.sharding import added_up, own_part
 
 if TYPE_CHECKING:
     from u2a.problem import Problem, Task
@@ -49,5 +48,7 @@ class Diagonal:
 
 
 def _trace_and_size(diagonal: dict) -> tuple[float, int]:
+    from u2a.sharding import added_up, own_part
+
     total = added_up({name: own_part(value).double().sum() for name, value in diagonal.items()}, diagonal)
     return float(total), sum(value.numel() for value in diagonal.values())
