@@ -22,9 +22,8 @@ def folders(tmp_path_factory):
 
 
 def test_figures_by_hand_and_changes_against_the_original(folders):
-    found = evaluate_models(
-        folders[0], {"b": folders[1]}, metrics=["preference"], test=load_preferences(PAIRS)
-    )
+    test = load_preferences(PAIRS)
+    found = evaluate_models(folders[0], {"b": folders[1]}, metrics=["preference"], test=test)
     margins = {}
     for name, folder in (("original", folders[0]), ("b", folders[1])):
         policy = load_policy(folder, lora_rank=0)
