@@ -2,12 +2,13 @@
 
     python benchmarks/proxies.py --work runs/proxies     # -> docs/scaling.md; half an hour, resumable
 
-Two cases, on the demo's rows. `layers`: SmolLM2-135M (30 layers, rank 16), 40 negatives, 16 pairs and 16
-retain texts, scored along all layers and along random shares of them (`--proxy-layers`). `family`: no second
-model of SmolLM2's family is at hand, so two Llamas of 0.4 and 3.0 million parameters are trained here from
-nothing on the docs of this project and then on the demo's rude answers, and the small one scores for the
-large one (`--proxy-model`). Beside every proxy stands the whole model with another seed of the adapter's A:
-no proxy can be expected to be better. This is about two tiny models and a small real one, not a user's.
+Three cases, on the demo's rows. `family`: no second model of SmolLM2's family is at hand, so two Llamas of
+0.4 and 3.3 million parameters are trained here from nothing on the docs of this project and then on the
+demo's rude answers, and the small one scores for the large one (`--proxy-model`). `layers`: the large one
+along random shares of its six layers (`--proxy-layers`). `smollm2`: the same for SmolLM2-135M (30 layers,
+rank 16) with 16 negatives, 8 pairs and 8 retain texts. Beside every proxy stands the whole model with
+another seed of the adapter's A: no proxy can be expected to be better. This is about tiny models and a
+small one, not a user's.
 """
 
 from __future__ import annotations
@@ -43,11 +44,8 @@ SIZES = {"small": (80, 3, 4), "large": (192, 6, 6)}
 """Width, layers, heads of the family."""
 STEPS, SPOILING, WIDTH = 200, 40, 96
 """Training steps, steps on the rude answers, tokens of a training text."""
-LAYERS = [("whole", 1.0, 0), ("whole, another A", 1.0, 1)]
-LAYERS += [
-    ("50% of layers", 0.5, 0),
-    *((f"25% of layers, draw {seed + 1}", 0.25, seed) for seed in (0, 1, 2)),
-]
+LAYERS = [("whole", 1.0, 0), *((f"25% of layers, draw {seed + 1}", 0.25, seed) for seed in (0, 1, 2))]
+LAYERS += [("50% of layers", 0.5, 0), ("whole, another A", 1.0, 1)]
 FAMILY = [("whole", "large", 0), ("whole, another A", "large", 1)]
 FAMILY += [("small model", "small", 0), ("small model, another A", "small", 1)]
 
@@ -123,21 +121,21 @@ def trained(model: LlamaForCausalLM, ids: torch.Tensor, steps: int, rate: float)
 
 def scored(model: str, share: float, draw: int, seed: int, few: bool) -> dict[str, Any]:
     """Impacts of the demo's negatives, and what they cost: processor seconds over the negatives alone, and
-    megabytes of the directions. `few`: only every other row of everything."""
+    megabytes of a direction. `few`: 16 negatives, 8 pairs and 8 retain texts spread over the demo's."""
     policy = load_policy(model, lora_rank=16, seed=seed)
     if share < 1:
         keep_layers(policy, share, draw)
 
     def rows(load: Any, name: str, count: int) -> Any:
         found = load(str(DEMO / name))
-        return found.select(range(0, len(found), len(found) // count)).select(range(count)) if few else found
+        return found.select(range(0, count * (len(found) // count), len(found) // count)) if few else found
 
-    negatives = rows(load_negatives, "negatives.jsonl", 40)
+    negatives = rows(load_negatives, "negatives.jsonl", 16)
     problem = prepare(
         policy,
         negatives=negatives,
-        preferences=rows(load_preferences, "validation.jsonl", 16),
-        retain=rows(load_retain, "retain.jsonl", 16),
+        preferences=rows(load_preferences, "validation.jsonl", 8),
+        retain=rows(load_retain, "retain.jsonl", 8),
         max_tokens=1024,
     )
     aimed = aim(problem, problem.measure(), scoring="exact", se_groups=0)
@@ -169,7 +167,11 @@ def write_table() -> None:
     """Both cases."""
     cells = json.loads(CELLS.read_text())
     lines = [f"Command: `python benchmarks/proxies.py` ({machine()}; one thread, processor seconds)."]
-    titles = {"layers": "SmolLM2-135M, 40 negatives", "family": "trained here, 96 negatives"}
+    titles = {
+        "family": "3.3 M parameters, 96 negatives",
+        "layers": "3.3 M parameters, 6 layers, 96 negatives",
+        "smollm2": "SmolLM2-135M, 30 layers, 16 negatives",
+    }
     for case, found in cells.items():
         lines += ["", *lines_of(titles[case], found)]
     old = PAGE.read_text(encoding="utf-8")
@@ -182,19 +184,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/proxies"), help="where models are kept")
-    parser.add_argument("--case", choices=("family", "layers"), help="only this one")
     parser.add_argument("--table", action="store_true", help="only write docs/scaling.md from the cells")
     options = parser.parse_args()
     if not options.table:
         torch.set_num_threads(1)
         cells: dict[str, Any] = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
-        work = [("layers", n, ("demo", share, seed if share < 1 else 0, 0 if share < 1 else seed, True))
-                for n, share, seed in LAYERS]  # fmt: skip
-        if options.case != "layers":
-            folders = family(options.work)
-            work = [*(("family", n, (str(folders[m]), 1.0, 0, s, False)) for n, m, s in FAMILY), *work]
+        folders = family(options.work)
+        large = str(folders["large"])
+        work = [("family", name, (str(folders[size]), 1.0, 0, seed, False)) for name, size, seed in FAMILY]
+        for case, model in (("layers", large), ("smollm2", "demo")):
+            for name, share, seed in LAYERS:
+                draw, adapter = (seed, 0) if share < 1 else (0, seed)
+                work.append((case, name, (model, share, draw, adapter, case == "smollm2")))
         for case, name, given in work:
-            if options.case in (None, case) and name not in cells.get(case, {}):
+            if name not in cells.get(case, {}):
                 cells.setdefault(case, {})[name] = scored(*given)
                 write_json(CELLS, cells)
                 print(case, name, f"{cells[case][name]['seconds']:.1f} s", flush=True)
