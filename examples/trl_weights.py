@@ -10,6 +10,7 @@ same mean. What was left out: evaluation (`u2a evaluate out`), several epochs wi
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,10 +77,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the original model: folder or Hub id")
     parser.add_argument("--pairs", required=True, help="pairs whose rejected answers are the run's negatives")
     parser.add_argument("--method", choices=("dpo", "kto", "sft"), default="kto")
-    parser.add_argument("--output", required=True, help="folder for the adapter")
+    parser.add_argument("--output", required=True, help="a folder for the adapter, new")
     parser.add_argument("--max-steps", type=int, default=-1, help="optimiser steps; -1 = one pass")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     given = parser.parse_args()
+    if Path(given.output).exists():
+        parser.error(f"{given.output} is there already")
     rows = rows_for(given.method, weighted_negatives(given.run), load_preferences(given.pairs), given.seed)
     options = {"max_steps": given.max_steps, "num_train_epochs": 1, "per_device_train_batch_size": 2}
     trainer = trainer_for(given.method, given.model, rows, given.output, **options)

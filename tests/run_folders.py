@@ -159,6 +159,11 @@ def evaluate_run(folder: Path, name: str = "evaluated", answer: str = "ANSWER") 
         "original": {k: _figure(v, None, better.get(k, "higher")) for k, (v, _) in figures.items()},
         "mine": {k: _figure(v + c, c, better.get(k, "higher")) for k, (v, c) in figures.items()},
     }
+    for figures in models.values():  # of words that differ there is no interval
+        figures["distinct"] = _figure(0.5, 0.3) | {"low": None, "high": None}
+    models["original"]["distinct"]["change"] = None
+    models["mine"]["distinct"]["change"] = {"value": 0.3, "low": None, "high": None, "n": 40}
+    models["mine"]["distinct"]["value"] = 0.8
     document = {"schema": 1, "models": {k: {"source": k, "figures": v} for k, v in models.items()}}
     (run / "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
     lines = [

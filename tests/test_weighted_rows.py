@@ -147,3 +147,5 @@ def test_the_script_from_end_to_end(recipe, run, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["trl_weights.py", str(run), *words, "--output", str(out)])
     recipe.main()
     assert (out / "adapter_model.safetensors").is_file()
+    with pytest.raises(SystemExit):  # nothing is overwritten
+        recipe.main()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from run_folders import align_run, evaluate_run
 from u2a.cli import app
+from u2a.commands import schemas
 
 
 def call(*words: object) -> Result:
@@ -73,3 +74,10 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     result = call(align_run(tmp_path), "--plots", tmp_path / "paper", "--format", "pdf")
     assert result.exit_code == 2
     assert "svg" in result.stderr
+
+
+def test_the_configuration_of_an_evaluation_can_be_given_again(tmp_path: Path) -> None:
+    """It names the models, which the page's command repeats."""
+    file = tmp_path / "config.yaml"
+    file.write_text("models: [runs/align]\nanswers: 3\n", encoding="utf-8")
+    assert schemas.EVALUATE.resolve(str(file), {})["answers"] == 3

@@ -369,13 +369,14 @@ def test_an_evaluation_shows_intervals_and_only_sure_verdicts(tmp_path: Path) ->
     ]
     assert "accuracy ↑ share 0.5 0.45 to 0.55 0.7 0.65 to 0.75 +0.2 better +0.15 to +0.25" in rows
     assert "refused ↑ share 0.3 0.25 to 0.35 0.31 0.26 to 0.36 +0.01 within noise -0.04 to +0.06" in rows
+    assert "distinct ↑ share 0.5 0.8 +0.3" in rows
     assert "kl ↓ share 0 -0.05 to 0.05 0.3 0.25 to 0.35 +0.3 worse +0.25 to +0.35" in rows
 
 
 def test_answers_stand_side_by_side_unless_without_text(tmp_path: Path) -> None:
     run = evaluate_run(tmp_path, answer=HOSTILE)
     page = Page(write_report(run))
-    assert page.text.index("test, prompt 0") < page.text.index("original 0") < page.text.index("mine 0")
+    assert page.text.index("test, number 0") < page.text.index("original 0") < page.text.index("mine 0")
     assert "<script>alert" not in page.source
     assert "What do the models answer?" not in Page(write_report(run, with_text=False)).text
 

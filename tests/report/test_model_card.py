@@ -326,3 +326,12 @@ def test_folders_that_would_be_pushed_have_cards_of_their_own(tmp_path: Path) ->
     assert "A LoRA adapter merged into org/model" in merged
     assert "/home" not in adapter + merged
     assert not (run / "model").exists()
+
+
+def test_a_merged_model_of_full_fine_tuning_had_no_adapter(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"lora_rank": 0})
+    (run / "merged").mkdir()
+    write_model_card(run)
+    merged = (run / "merged" / "README.md").read_text(encoding="utf-8")
+    assert "Made by full fine-tuning of org/model" in merged
+    assert "adapter" not in merged.split("## Cost")[0]

@@ -51,8 +51,9 @@ def check_ray() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What an actor needs beside the rows: the command's options, the loss, the directions and, of an adapter,
-    φ, on the CPU. Adapters are drawn differently on other devices, so φ goes along; a whole model does not."""
+    """What an actor needs beside the rows: the command's options, the loss, the directions and, of an
+    adapter, φ, on the CPU. Adapters are drawn otherwise on other devices, so φ goes along; whole models do
+    not."""
 
     values: Mapping[str, Any]
     loss: UnlearningLoss
@@ -105,7 +106,6 @@ class Actor:
         from u2a.impact.shard_scores import ShardScorer
 
         values = self.job.values
-        IMPACT.load_parts(values)  # a loss of the user's own, which the command was allowed to load
         policy = load_scorer(values)
         own = policy.trainable()
         with torch.no_grad():

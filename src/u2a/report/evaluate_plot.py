@@ -67,7 +67,7 @@ def _beside(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> R
     own, first, change = (interval((e["low"], e["high"])) for e in (one, original, one["change"]))
     better = "" if one["better"] == "neither" else str(one["better"])
     values = (number_or_nan(original["value"]), number_or_nan(one["value"]))
-    return Row(name, str(one["unit"]), better, *values, first, own, change)
+    return Row(name, str(one["unit"]), better, *values, first, own, change, sure_only=True)
 
 
 def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plot:

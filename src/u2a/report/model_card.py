@@ -92,6 +92,7 @@ def _card(record: Record, kind: _Kind) -> str:
         licence=licence,
         data=data_rows(record),
         kind=kind,
+        lora=record.config.get("lora_rank", 1) != 0,
         code=Markup(kind.code),
         few_pairs=FEW_PAIRS,
         settings=Markup(settings(record.config, public=True)),

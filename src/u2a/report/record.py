@@ -20,7 +20,8 @@ Interval = tuple[float, float]
 class Row:
     """One line of the summary table; `better` is `higher`, `lower` or empty; NaN = not measured.
 
-    Intervals are None where there is none. That of the change is of the paired difference.
+    Intervals are None where there is none. That of the change is of the paired difference. `sure_only`:
+    without an interval nothing is called better or worse.
     """
 
     metric: str
@@ -31,6 +32,7 @@ class Row:
     original_interval: Interval | None = None
     aligned_interval: Interval | None = None
     change_interval: Interval | None = None
+    sure_only: bool = False
 
     @property
     def change(self) -> float:
@@ -42,6 +44,8 @@ class Row:
         """`better`, `worse`, `within noise` where the change's interval holds 0, or empty where there is no
         change or no better direction."""
         if not self.change or math.isnan(self.change) or not self.better:
+            return ""
+        if self.sure_only and not self.change_interval:
             return ""
         if self.change_interval and self.change_interval[0] <= 0 <= self.change_interval[1]:
             return "within noise"
@@ -199,7 +203,9 @@ def _row(row: Any) -> Row:
         better,
         number_or_nan(row.get("original")),
         number_or_nan(row.get("aligned")),
-        *(interval(row.get(f"{name}_interval")) for name in ("original", "aligned", "change")),
+        original_interval=interval(row.get("original_interval")),
+        aligned_interval=interval(row.get("aligned_interval")),
+        change_interval=interval(row.get("change_interval")),
     )
 
 
