@@ -32,7 +32,6 @@ def trained(folder, reference=None, policy=None, **options):
         optim="sgd",
         retain_batch_size=3,
         retain_weight=0.7,
-        ddp_broadcast_buffers=False,
         use_cpu=True,
         report_to="none",
         save_strategy="no",
