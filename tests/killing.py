@@ -199,7 +199,7 @@ def content(run: Path) -> dict[str, Any]:
             found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.suffix == ".parquet":
             found[name] = repr(timeless(pq.read_table(path).to_pylist()))
-        elif name == "README.md":  # with a table of costs
+        elif path.name == "README.md":  # with a table of costs
             found[name] = [line for line in path.read_text().splitlines() if "MiB" not in line]
         else:
             found[name] = path.read_bytes()

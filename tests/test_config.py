@@ -137,7 +137,7 @@ def test_keys_aside_come_from_yaml_alone_as_they_are(tmp_path):
 DANGEROUS = {
     "trust_remote_code": ("true", ("ALIGN", "IMPACT", "VERIFY", "COMPARE", "EVALUATE")),
     "objective_reward_function": ("evil:run", ("ALIGN", "IMPACT", "VERIFY")),
-    "allow_code": ("true", ("ALIGN", "IMPACT", "VERIFY", "EVALUATE")),
+    "allow_code": ("true", ("ALIGN", "IMPACT", "VERIFY", "EVALUATE", "COMPARE")),
     "harness_include": ("evil", ("EVALUATE",)),
     "send_to_judge": ("true", ("EVALUATE",)),
     "send_to_scorer": ("true", ("EVALUATE",)),

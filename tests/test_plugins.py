@@ -191,6 +191,23 @@ def test_metrics_from_python(given):
         evaluate_models(given["--model"], {}, metrics=["words"], test=test)
 
 
+@pytest.mark.usefixtures("example")
+def test_compare_with_a_loss_of_ones_own(given, tmp_path):
+    """Of an installed package by a method, and as the one of all; each with its own options."""
+    test = jsonl(tmp_path / "test.jsonl", PAIRS)
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "methods:\n- uniform\n- {method: uniform, name: uniform npo, loss: npo}\n"
+        "loss: unlikelihood\nceiling: 0.5\nsteps: 1\nrates: 1e-4\nseeds: 1\nlooks: 1\nmetrics: perplexity\n"
+    )
+    more = {"--config": str(file), "--test": test, "--retain": given["--negatives"]}
+    result = call("compare", {**given, **more, "--output": str(tmp_path / "run")})
+    assert result.exit_code in (0, 1), result.output + result.stderr
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert {"uniform", "uniform npo"} <= set(found["methods"])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["ceiling"] == 0.5
+
+
 # -- code by its path ----------------------------------------------------------------------------------------
 
 OWN_LOSS = """

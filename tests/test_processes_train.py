@@ -32,7 +32,6 @@ def trained(folder, reference=None, policy=None, **options):
         optim="sgd",
         retain_batch_size=3,
         retain_weight=0.7,
-        ddp_broadcast_buffers=False,
         use_cpu=True,
         report_to="none",
         save_strategy="no",
@@ -95,10 +94,10 @@ def aligned(folder, resume=False, prepared=lambda problem: problem):
 
 
 @pytest.mark.usefixtures("true_float64")
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_outer_loop_selects_weighs_and_unlearns_as_one_process(tmp_path, count):
+def test_the_outer_loop_selects_weighs_and_unlearns_as_one_process(tmp_path):
+    """Four; tests/commands/test_launch.py has two."""
     history, points, parameters = aligned(tmp_path / "alone")
-    for found in by_processes(count, tmp_path / "several", lambda: aligned(tmp_path / "together")):
+    for found in by_processes(4, tmp_path / "several", lambda: aligned(tmp_path / "together")):
         assert [(w > 0).tolist() for w in found[0]] == [(w > 0).tolist() for w in history]
         np.testing.assert_allclose(found[0], history, rtol=1e-6)
         assert [p["step"] for p in found[1]] == [p["step"] for p in points]

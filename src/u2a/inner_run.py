@@ -59,7 +59,6 @@ def unlearning_trainer(
         gradient_accumulation_steps=options.gradient_accumulation,
         gradient_checkpointing=options.gradient_checkpointing,
         seed=seed,
-        ddp_broadcast_buffers=False,  # nothing changes them, and passes need not wait for each other
         ddp_find_unused_parameters=_has_experts(problem.policy.model),
         use_cpu=problem.policy.device.type == "cpu",
         report_to="none",

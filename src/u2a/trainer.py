@@ -92,6 +92,8 @@ class U2AConfig(TrainingArguments):
         self.remove_unused_columns = False
         # without an accelerator torch warns that pinning does nothing
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if self.ddp_broadcast_buffers is None:  # nothing changes them between the passes of a step
+            self.ddp_broadcast_buffers = False
         super().__post_init__()
         self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
 

@@ -322,6 +322,7 @@ COMPARE = Schema(
         ModelOptions,
         ImpactOptions,
         CompareOptions,
+        CodeOptions,
         RunOptions,
         ResumeOptions,
     ),

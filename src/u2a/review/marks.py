@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from u2a.types import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
 
 REASONS = ("wrong label", "exclude")
 """`wrong label`: the answer is not bad. `exclude`: it is, or may be, but is not to be unlearned."""
@@ -123,6 +125,11 @@ class Review:
         )
         self.raw.write(self.reviewed, self._instead(marks))
 
+    @cached_property
+    def _sources(self) -> NDArray[np.int64]:
+        """(N,) the row of the source that each negative came from, ascending."""
+        return np.asarray(self.negatives.data.column("source_row"))
+
     def _entry(self, row: int, mark: Mark) -> dict[str, Any]:
         """A mark with where its row stands; no text of the row."""
         negative = self.negatives[row]
@@ -131,10 +138,9 @@ class Review:
 
     def _instead(self, marks: Mapping[int, Mark]) -> dict[int, list[dict[str, Any]]]:
         """What takes the place of the source's rows with marks: what is left of a row of two negatives."""
-        sources = np.asarray(self.negatives["source_row"])  # ascending
         found = {}
-        for source_row in {int(sources[row]) for row in marks}:
-            first, end = np.searchsorted(sources, [source_row, source_row + 1])
+        for source_row in {int(self._sources[row]) for row in marks}:
+            first, end = np.searchsorted(self._sources, [source_row, source_row + 1])
             left = [row for row in range(int(first), int(end)) if row not in marks]
             found[source_row] = [_alone(self.negatives[row]) for row in left]
         return found
