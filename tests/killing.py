@@ -200,7 +200,8 @@ def content(run: Path) -> dict[str, Any]:
         elif path.suffix == ".parquet":
             found[name] = repr(timeless(pq.read_table(path).to_pylist()))
         elif path.name == "README.md":  # with a table of costs
-            found[name] = [line for line in path.read_text().splitlines() if "MiB" not in line]
+            lines = path.read_text().splitlines()
+            found[name] = [line for line in lines if not line.endswith(("MiB |", "GiB |", "– |", "iB."))]
         else:
             found[name] = path.read_bytes()
     return found
