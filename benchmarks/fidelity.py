@@ -37,10 +37,10 @@ from u2a.data.render import Renderer
 from u2a.losses import LOSSES, resolve_loss
 from u2a.models import load_policy
 from u2a.problem import Measurement, Problem, prepare
-from u2a.verify.cells import Cells, settings_of
-from u2a.verify.plan import Plan, Run
-from u2a.verify.subsets import draw_singles, draw_subsets
-from u2a.verify.truth import GroundTruth, held_out_objective
+from u2a.verification.cells import Cells, settings_of
+from u2a.verification.plan import Plan, Run
+from u2a.verification.subsets import draw_singles, draw_subsets
+from u2a.verification.truth import GroundTruth, held_out_objective
 
 if TYPE_CHECKING:
     from datasets import Dataset

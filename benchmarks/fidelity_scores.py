@@ -19,9 +19,9 @@ from u2a.impact.several import score_curvatures
 from u2a.problem import Problem, Task, silent
 from u2a.runs import write_json
 from u2a.trajectory.partition import partition_impact
-from u2a.verify.controls import control_scores
-from u2a.verify.estimators import ESTIMATORS
-from u2a.verify.plan import over_all
+from u2a.verification.controls import control_scores
+from u2a.verification.estimators import ESTIMATORS
+from u2a.verification.plan import over_all
 
 BY_RUN = ("trajectory", "partition", "metagradient")
 SOLVED = ("residual", "converged", "iterations", "negative_curvature")

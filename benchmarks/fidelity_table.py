@@ -27,7 +27,7 @@ from fidelity import (
 from fidelity_scores import BY_RUN
 from sections import write_section
 from u2a.impact.curvature import CURVATURES
-from u2a.verify.agreement import Ceiling, agreement, noise_ceiling, spearman
+from u2a.verification.agreement import Ceiling, agreement, noise_ceiling, spearman
 
 Array = NDArray[np.float64]
 FIGURES = {"validation": "objective", "held-out": "held_out", "U": "utility"}

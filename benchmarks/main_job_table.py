@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sections import write_section
-from u2a.evaluate.preference import pair_margins
+from u2a.evaluation.preference import pair_margins
 
 DRAWS = 10_000
 

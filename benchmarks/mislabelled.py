@@ -43,7 +43,7 @@ from u2a.models import load_policy
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, pair_texts, prepare
 from u2a.runs import write_json
-from u2a.verify.controls import control_scores
+from u2a.verification.controls import control_scores
 
 CELLS = Path(__file__).parent / "results" / "mislabelled"
 CURVATURES: dict[str, Any] = {
@@ -100,7 +100,7 @@ def problem_of(material: Material, retain: list[Row], model: str) -> tuple[Probl
 
 
 def scores_of(problem: Problem, at: Measurement, pairs: list[Row], embedding_model: str) -> dict[str, Any]:
-    """Scores by every curvature and by every control of `u2a.verify.controls`; what was refused, and why."""
+    """Scores by every curvature and by every control of `u2a.verification`; what was refused, and why."""
     refused: dict[str, str] = {}
     tables = score_curvatures(problem, CURVATURES, at=at, refused=refused, task=announced)
     preferences = Dataset.from_list([{side: row[side] for side in ("chosen", "rejected")} for row in pairs])

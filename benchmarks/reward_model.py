@@ -38,7 +38,7 @@ from u2a.data.load import load_preferences, load_prompts
 from u2a.data.render import Renderer
 from u2a.data.validate import prompt_key
 from u2a.demo_model import demo_model
-from u2a.evaluate.figure import Array, Figure
+from u2a.evaluation.figure import Array, Figure
 from u2a.runs import write_json
 from u2a.scorers import Scorer, model_scorer
 

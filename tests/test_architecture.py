@@ -60,8 +60,8 @@ ORDER = [
     "inner_checkpoints",
     "measuring",
     "outer_loop",
-    "verify",
-    "evaluate",
+    "verification",
+    "evaluation",
     "baselines",
     "compare",
     "report",
@@ -75,7 +75,7 @@ STOOD_ON = (
     "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
     "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
-SIBLINGS_APART = {"losses": (), "objectives": (), "evaluate": STOOD_ON}
+SIBLINGS_APART = {"losses": (), "objectives": (), "evaluation": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

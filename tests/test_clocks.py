@@ -10,7 +10,7 @@ import u2a
 from problems import tiny_problem
 from u2a.baselines import Budget, Watch
 from u2a.config import UnlearnOptions
-from u2a.evaluate.endpoint import retry_after
+from u2a.evaluation.endpoint import retry_after
 from u2a.inner_run import unlearning_trainer
 from u2a.runs import RunFolder
 

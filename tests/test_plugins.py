@@ -16,7 +16,7 @@ from cases import jsonl, save_tiny
 from problems import pairs, tiny_problem
 from u2a import cli, plugins
 from u2a.commands import schemas
-from u2a.evaluate import JUDGES, METRICS
+from u2a.evaluation import JUDGES, METRICS
 from u2a.losses import LOSSES
 from u2a.losses.contract import check_loss
 from u2a.objectives import OBJECTIVES
@@ -156,7 +156,7 @@ def test_the_figures_of_the_example_by_hand():
 
 @pytest.mark.usefixtures("example")
 def test_held_out_pairs_get_the_same_objective_with_its_options():
-    from u2a.verify.truth import held_out_objective
+    from u2a.verification.truth import held_out_objective
 
     hinge = plugins.find("u2a.objectives", "hinge", OBJECTIVES, flag="--objective")
     problem = tiny_problem(objective=hinge, objective_options={"gap": 3.0}, random_b=False)
@@ -177,18 +177,16 @@ def test_a_worker_process_loads_them_again():
 
 @pytest.mark.usefixtures("example")
 def test_metrics_from_python(given):
-    from u2a import evaluate_models, load_preferences
-    from u2a.evaluate.llm_judge import LLMJudge
+    from u2a import evaluate, load_preferences
+    from u2a.evaluation.llm_judge import LLMJudge
 
     short = plugins.find("u2a.judges", "short", JUDGES, flag="--judge")
     test = load_preferences(PAIRS)
     judge = LLMJudge(own_judge=short(), send_to_judge=True)
-    found = evaluate_models(
-        given["--model"], {"same": given["--model"]}, metrics=[judge], test=test, answers=1
-    )
+    found = evaluate(given["--model"], {"same": given["--model"]}, metrics=[judge], test=test, answers=1)
     assert found.readings["same"]["judge_win"].estimate.value == 0.5
     with pytest.raises(UserError, match="words: it needs --unwanted"):
-        evaluate_models(given["--model"], {}, metrics=["words"], test=test)
+        evaluate(given["--model"], {}, metrics=["words"], test=test)
 
 
 @pytest.mark.usefixtures("example")
@@ -385,7 +383,7 @@ def test_the_page_names_what_there_is():
 
 
 def test_a_judge_that_fails_or_says_no_text_is_named():
-    from u2a.evaluate.own_judge import OwnJudge
+    from u2a.evaluation.own_judge import OwnJudge
 
     requests = {"a": [{"role": "user", "content": "x"}]}
     with pytest.raises(UserError, match=r"--judge mine raised ZeroDivisionError"):

@@ -10,8 +10,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.data.load import load_negatives as load_negatives
     from u2a.data.load import load_preferences as load_preferences
     from u2a.data.load import load_retain as load_retain
-    from u2a.evaluate.models import Evaluation as Evaluation
-    from u2a.evaluate.models import evaluate_models as evaluate_models
+    from u2a.evaluation.evaluate import Evaluation as Evaluation
+    from u2a.evaluation.evaluate import evaluate as evaluate
     from u2a.impact.curvature import EKFAC as EKFAC
     from u2a.impact.curvature import KFAC as KFAC
     from u2a.impact.curvature import Adam as Adam
@@ -38,8 +38,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.trainer import UnlearnTrainer as UnlearnTrainer
     from u2a.trajectory.first_order import first_order_impact as first_order_impact
     from u2a.trajectory.metagradient import metagradient_impact as metagradient_impact
-    from u2a.verify.verification import Verification as Verification
-    from u2a.verify.verification import verify_impact as verify_impact
+    from u2a.verification.verify import Verification as Verification
+    from u2a.verification.verify import verify as verify
     from u2a.weighted_rows import drawn_by_weight as drawn_by_weight
     from u2a.weighted_rows import weighted_negatives as weighted_negatives
 
@@ -50,7 +50,7 @@ _HOME = {
     "AlignResult": "u2a.outer_loop",
     "Diagonal": "u2a.impact.curvature",
     "EKFAC": "u2a.impact.curvature",
-    "Evaluation": "u2a.evaluate.models",
+    "Evaluation": "u2a.evaluation.evaluate",
     "GaussNewton": "u2a.impact.curvature",
     "GradientAscent": "u2a.losses",
     "Hessian": "u2a.impact.curvature",
@@ -66,10 +66,10 @@ _HOME = {
     "SimNPO": "u2a.losses",
     "U2AConfig": "u2a.trainer",
     "UnlearnTrainer": "u2a.trainer",
-    "Verification": "u2a.verify.verification",
+    "Verification": "u2a.verification.verify",
     "align": "u2a.outer_loop",
     "drawn_by_weight": "u2a.weighted_rows",
-    "evaluate_models": "u2a.evaluate.models",
+    "evaluate": "u2a.evaluation.evaluate",
     "first_order_impact": "u2a.trajectory.first_order",
     "load_negatives": "u2a.data.load",
     "load_policy": "u2a.models",
@@ -79,7 +79,7 @@ _HOME = {
     "prepare": "u2a.problem",
     "score_curvatures": "u2a.impact.several",
     "score_impact": "u2a.impact.table",
-    "verify_impact": "u2a.verify.verification",
+    "verify": "u2a.verification.verify",
     "weighted_negatives": "u2a.weighted_rows",
 }
 

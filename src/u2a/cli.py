@@ -29,7 +29,7 @@ from typer.core import TyperGroup
 from u2a import interruption, processes
 from u2a.commands import schemas
 from u2a.commands.flags import CONFIG, FILE, JSON, MODELS, QUIET, RUN, RUNS, flag
-from u2a.evaluate import METRICS
+from u2a.evaluation import METRICS
 from u2a.printable import printable_lines
 from u2a.schema import Schema
 from u2a.types import GuardStop, UserError

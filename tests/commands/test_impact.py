@@ -5,8 +5,8 @@ import numpy as np
 from problems import pairs, tiny_problem
 from u2a.commands import impact as command
 from u2a.impact.table import score_impact
-from u2a.verify.bm25 import bm25
-from u2a.verify.controls import likeness
+from u2a.verification.bm25 import bm25
+from u2a.verification.controls import likeness
 
 
 def _negatives(problem):

@@ -10,7 +10,7 @@ import torch
 
 from problems import tiny_problem
 from u2a.commands.summary import held_out_rows, mean_interval, measurement_rows
-from u2a.evaluate.preference import pair_metrics, pair_values
+from u2a.evaluation.preference import pair_metrics, pair_values
 
 
 def test_an_interval_is_of_the_mean() -> None:

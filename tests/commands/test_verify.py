@@ -19,7 +19,7 @@ from cases import jsonl, save_tiny
 from u2a.cli import app
 from u2a.commands.verify_workers import watch
 from u2a.types import GuardStop
-from u2a.verify.truth import GroundTruth
+from u2a.verification.truth import GroundTruth
 
 PAIRS = [
     {"prompt": f"Question {i}?", "chosen": f"Answer {i}, with care.", "rejected": "Go away, I will not."}
@@ -190,8 +190,8 @@ def test_a_worker_that_dies_is_named_and_the_advice_is_to_resume():
 def test_a_killed_worker_says_what_it_was_at_and_what_is_kept(tmp_path):
     """The plan's runs are dealt out in turn; of worker 1's, the first is there already."""
     from u2a.config import UnlearnOptions
-    from u2a.verify.cells import Cells
-    from u2a.verify.plan import make_plan
+    from u2a.verification.cells import Cells
+    from u2a.verification.plan import make_plan
 
     plan = make_plan(8, 2, UnlearnOptions(max_steps=1), subsets=4, singles=0, seeds=1, repeats=2, seed=0)
     cells = Cells(tmp_path, plan, {})

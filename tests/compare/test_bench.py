@@ -12,7 +12,7 @@ from problems import pairs, tiny_problem
 from u2a.baselines import Budget
 from u2a.compare.bench import Bench
 from u2a.compare.plan import CellName, parse_methods
-from u2a.evaluate.figure import figure_of_json
+from u2a.evaluation.figure import figure_of_json
 from u2a.impact.curvature import Identity
 
 pytestmark = pytest.mark.usefixtures("true_float64")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from u2a.config import option
-from u2a.evaluate.figure import Figure
+from u2a.evaluation.figure import Figure
 
 if TYPE_CHECKING:
-    from u2a.evaluate.material import Material
-    from u2a.evaluate.subject import Subject
+    from u2a.evaluation.material import Material
+    from u2a.evaluation.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import answer_rows, pair_rows, run, seeded_order
 from u2a.baselines.unlearning import first_weights
 from u2a.data.collate import tokenize_rows
-from u2a.evaluate.subject import Sampling, Subject
+from u2a.evaluation.subject import Sampling, Subject
 from u2a.types import UserError
 
 PAIRS = {"help": "Pairs to learn from: training, or validation (those that J is measured on)."}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from u2a.types import UserError
 
 if TYPE_CHECKING:
-    from u2a.evaluate.subject import Answer, Subject
+    from u2a.evaluation.subject import Answer, Subject
     from u2a.types import Message
 
 

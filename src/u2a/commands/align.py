@@ -106,7 +106,7 @@ def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray]
         return None
     import torch
 
-    from u2a.evaluate.preference import pair_values
+    from u2a.evaluation.preference import pair_values
     from u2a.problem import pair_texts
 
     texts, _ = pair_texts(data.test, problem.renderer)

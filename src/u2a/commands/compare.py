@@ -74,7 +74,7 @@ def make_bench(
     """Loads the model and measures the start."""
     from u2a.baselines import Budget
     from u2a.compare.bench import Bench
-    from u2a.evaluate.subject import Sampling
+    from u2a.evaluation.subject import Sampling
     from u2a.impact.curvature import CURVATURES
 
     # U is measured on the same half of the retain rows whatever a method trains on

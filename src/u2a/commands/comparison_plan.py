@@ -57,7 +57,7 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
         UserError: one of them is unusable, or a method lacks what it needs.
     """
     from u2a.compare.plan import parse_methods
-    from u2a.evaluate import METRICS
+    from u2a.evaluation import METRICS
 
     methods = values["methods"]
     if methods is None:

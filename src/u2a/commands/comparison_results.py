@@ -57,7 +57,7 @@ def document(
 
 def _figures(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every metric at the end: mean and spread over seeds."""
-    from u2a.evaluate.figure import figure_of_json
+    from u2a.evaluation.figure import figure_of_json
 
     found: dict[str, list[float]] = {}
     about: dict[str, dict[str, Any]] = {}

@@ -104,7 +104,7 @@ def _spoil(
     from u2a.data.collate import tokenize_rows
     from u2a.data.load import load_negatives, load_retain
     from u2a.data.render import Renderer
-    from u2a.evaluate.answers import answer
+    from u2a.evaluation.answers import answer
     from u2a.finetune import fine_tune
     from u2a.models import load_policy
 
@@ -144,7 +144,7 @@ def _answers_of(
     from peft import PeftModel
 
     from u2a.data.render import Renderer
-    from u2a.evaluate.answers import answer
+    from u2a.evaluation.answers import answer
     from u2a.models import load_policy
 
     policy = load_policy(str(folder / "original"), lora_rank=0)

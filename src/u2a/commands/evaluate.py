@@ -14,7 +14,7 @@ from u2a.commands.evaluation_results import document, outcomes, tables
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
-from u2a.evaluate.readings import ORIGINAL, Reading, estimates
+from u2a.evaluation.readings import ORIGINAL, Reading, estimates
 from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json
 from u2a.types import UserError
@@ -22,10 +22,10 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.evaluate import Metric
-    from u2a.evaluate.figure import Figure
-    from u2a.evaluate.material import Material
-    from u2a.evaluate.subject import Subject
+    from u2a.evaluation import Metric
+    from u2a.evaluation.figure import Figure
+    from u2a.evaluation.material import Material
+    from u2a.evaluation.subject import Subject
     from u2a.types import Message
 
 ROLES = (
@@ -79,7 +79,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
 
 def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
     """Every model's figures and answers; those of models that were finished before are read."""
-    from u2a.evaluate.material import material_of
+    from u2a.evaluation.material import material_of
 
     finished = Finished(run.path / "models", tuple(rows.names), marks_of(rows.names, rows.by_role))
     found = {name: measured for name in rows.names if (measured := finished.read(name))}
@@ -130,7 +130,7 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
         UserError: a file or model is missing or unusable, a metric unknown, or nothing is left to measure.
     """
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
-    from u2a.evaluate.material import Plan, prompts_of
+    from u2a.evaluation.material import Plan, prompts_of
     from u2a.model_source import check_source
 
     names = model_names(models, values["original"])
@@ -203,7 +203,7 @@ def load_subject(
 ) -> Subject:
     """A model as the options have it loaded and answer; an adapter is merged."""
     from u2a.data.render import Renderer
-    from u2a.evaluate.subject import Sampling, Subject
+    from u2a.evaluation.subject import Sampling, Subject
     from u2a.models import load_policy
 
     policy = load_policy(

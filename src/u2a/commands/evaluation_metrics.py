@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from u2a.commands.schemas import EVALUATE
 from u2a.commands.terminal import say
-from u2a.evaluate import JUDGES, METRICS, Metric
-from u2a.evaluate.choice import measurable
+from u2a.evaluation import JUDGES, METRICS, Metric
+from u2a.evaluation.choice import measurable
 from u2a.plugins import installed
 from u2a.types import UserError
 
 if TYPE_CHECKING:
-    from u2a.evaluate.material import Plan
+    from u2a.evaluation.material import Plan
 
 
 def choose_metrics(

@@ -16,8 +16,8 @@ from u2a.runs import write_json, write_text
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.evaluate.figure import Figure
-    from u2a.evaluate.subject import Answer, Subject
+    from u2a.evaluation.figure import Figure
+    from u2a.evaluation.subject import Answer, Subject
 
 log = logging.getLogger("u2a")
 
@@ -56,8 +56,8 @@ class Finished:
 
     def read(self, name: str) -> Measured | None:
         """A finished model, None if it is not finished, or damaged, or of other rows or another model."""
-        from u2a.evaluate.figure import figure_of_json
-        from u2a.evaluate.subject import Answer
+        from u2a.evaluation.figure import figure_of_json
+        from u2a.evaluation.subject import Answer
 
         path = self._path(name)
         if not path.is_file():

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from u2a.evaluate.readings import ORIGINAL, Reading
+from u2a.evaluation.readings import ORIGINAL, Reading
 
 if TYPE_CHECKING:
-    from u2a.evaluate.figure import Estimate
+    from u2a.evaluation.figure import Estimate
 
 
 def document(

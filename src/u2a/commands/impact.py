@@ -156,8 +156,8 @@ def describe(table: ImpactTable) -> str:
 def negatives_differ(table: ImpactTable, negatives: Dataset, preferences: Dataset) -> Difference:
     """How unequal the impacts are, and what of each negative explains them."""
     from u2a.impact.difference import difference
-    from u2a.verify.bm25 import bm25
-    from u2a.verify.controls import has_answers, likeness
+    from u2a.verification.bm25 import bm25
+    from u2a.verification.controls import has_answers, likeness
 
     properties = {"length": table.n_tokens.astype(float), "loss": table.loss}
     if table.grad_norm is not None:

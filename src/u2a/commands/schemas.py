@@ -18,7 +18,7 @@ from u2a.config import (
     WeightOptions,
     option,
 )
-from u2a.evaluate import JUDGES, METRICS
+from u2a.evaluation import JUDGES, METRICS
 from u2a.impact.curvature import CURVATURES
 from u2a.losses import COMPOSED, LOSSES
 from u2a.objectives import OBJECTIVES

@@ -99,7 +99,7 @@ def held_out_rows(original: Values, aligned: Values) -> list[Row]:
     """Preference accuracy and margin on held-out pairs, and how the chosen answers' log-prob changed.
 
     Args:
-        original, aligned: from `u2a.evaluate.preference.pair_values`.
+        original, aligned: from `u2a.evaluation.preference.pair_values`.
     """
 
     def row(metric: str, unit: str, name: str) -> Row:

@@ -37,10 +37,10 @@ from u2a.types import UserError
 
 if TYPE_CHECKING:
     from u2a.problem import Measurement
-    from u2a.verify.cells import Cells
-    from u2a.verify.controls import Controls
-    from u2a.verify.estimators import Estimate, Estimator
-    from u2a.verify.truth import GroundTruth
+    from u2a.verification.cells import Cells
+    from u2a.verification.controls import Controls
+    from u2a.verification.estimators import Estimate, Estimator
+    from u2a.verification.truth import GroundTruth
 
 FREE = ("estimators", "embedding_model", "processes")
 """Options that a resumed run may change: finished cells do not depend on them."""
@@ -48,7 +48,7 @@ FREE = ("estimators", "embedding_model", "processes")
 
 def run(values: Mapping[str, Any]) -> int:
     """Measures, compares, writes the run folder; 1 when the judged estimator is not to be trusted."""
-    from u2a.verify.estimators import estimator_names
+    from u2a.verification.estimators import estimator_names
 
     folder = output_path(values)
     if values["output"]:
@@ -82,7 +82,7 @@ def read_data(values: Mapping[str, Any]) -> Data:
     Raises:
         UserError: as `load_data`; or the subsets cannot be drawn, or standard input cannot be shared.
     """
-    from u2a.verify.subsets import draw_singles, subset_size
+    from u2a.verification.subsets import draw_singles, subset_size
 
     data = load_data(values, VERIFY)
     subset_size(values["subset_share"], len(data.negatives))
@@ -114,10 +114,10 @@ def run_folder(folder: Path, values: Mapping[str, Any]) -> RunFolder:
 
 def ground_truth(values: Mapping[str, Any], data: Data, bars: Bars) -> GroundTruth:
     """The model, the problem, the plan and the measurement at φ₀: the same in every worker."""
-    from u2a.verify.cells import Cells, settings_of
-    from u2a.verify.plan import make_plan
-    from u2a.verify.subsets import subset_size
-    from u2a.verify.truth import GroundTruth, held_out_objective
+    from u2a.verification.cells import Cells, settings_of
+    from u2a.verification.plan import make_plan
+    from u2a.verification.subsets import subset_size
+    from u2a.verification.truth import GroundTruth, held_out_objective
 
     problem = build_problem(values, VERIFY, data, load_model(values, VERIFY), bars)
     unlearn: UnlearnOptions = VERIFY.part(UnlearnOptions, values)
@@ -161,9 +161,9 @@ def _score(
     """
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.several import score_curvatures
-    from u2a.verify.controls import control_scores
-    from u2a.verify.estimators import Estimate
-    from u2a.verify.plan import over_all
+    from u2a.verification.controls import control_scores
+    from u2a.verification.estimators import Estimate
+    from u2a.verification.plan import over_all
 
     estimates: dict[str, Estimate] = {}
     left_out: list[str] = []
@@ -201,7 +201,7 @@ def _score(
 def _estimator(name: str, values: Mapping[str, Any]) -> Estimator:
     """The estimator of that name; the curvature that the options choose has their settings."""
     from u2a.impact.curvature import CURVATURES
-    from u2a.verify.estimators import ESTIMATORS, by_curvature
+    from u2a.verification.estimators import ESTIMATORS, by_curvature
 
     if name not in CURVATURES:
         return ESTIMATORS[name]
@@ -211,7 +211,7 @@ def _estimator(name: str, values: Mapping[str, Any]) -> Estimator:
 
 def _cost(truth: GroundTruth, values: Mapping[str, Any], names: list[str]) -> str:
     from u2a.impact.curvature import CURVATURES
-    from u2a.verify.plan import steps_per_pass
+    from u2a.verification.plan import steps_per_pass
 
     problem, plan = truth.problem, truth.cells.plan
     sizes, every = Sizes.of(problem), len(plan.runs)
@@ -235,7 +235,7 @@ def _cost(truth: GroundTruth, values: Mapping[str, Any], names: list[str]) -> st
 
 def _write_results(run: RunFolder, cells: Cells, start: Measurement, scored: _Scored, data: Data) -> int:
     from u2a.report.html import write_report
-    from u2a.verify.comparison import Comparison, verdict
+    from u2a.verification.comparison import Comparison, verdict
 
     done = [cell for cell in map(cells.read, cells.plan.runs) if cell is not None]
     comparison = Comparison(cells.plan, done, scored.estimates, scored.controls.scores)

@@ -15,9 +15,9 @@ import numpy as np
 
 from u2a.baselines import Budget, Spent, Stage, Watch
 from u2a.compare.plan import CellName, Entry
-from u2a.evaluate import METRICS
-from u2a.evaluate.material import Material
-from u2a.evaluate.subject import Sampling, Subject
+from u2a.evaluation import METRICS
+from u2a.evaluation.material import Material
+from u2a.evaluation.subject import Sampling, Subject
 from u2a.files import whole_folder
 from u2a.fingerprint import fingerprint
 from u2a.impact.curvature import Curvature
