@@ -51,6 +51,8 @@ ORDER = [
     "training_card",
     "training_state",
     "training_rows",
+    "training_batches",
+    "training_config",
     "trainer",
     "finetune",
     "inner_run",

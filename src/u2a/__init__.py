@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.outer_loop import align as align
     from u2a.problem import Problem as Problem
     from u2a.problem import prepare as prepare
-    from u2a.trainer import U2AConfig as U2AConfig
     from u2a.trainer import UnlearnTrainer as UnlearnTrainer
+    from u2a.training_config import U2AConfig as U2AConfig
     from u2a.trajectory.first_order import first_order_impact as first_order_impact
     from u2a.trajectory.metagradient import metagradient_impact as metagradient_impact
     from u2a.verification.verify import Verification as Verification
@@ -64,7 +64,7 @@ _HOME = {
     "Problem": "u2a.problem",
     "Reward": "u2a.objectives",
     "SimNPO": "u2a.losses",
-    "U2AConfig": "u2a.trainer",
+    "U2AConfig": "u2a.training_config",
     "UnlearnTrainer": "u2a.trainer",
     "Verification": "u2a.verification.verify",
     "align": "u2a.outer_loop",

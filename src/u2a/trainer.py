@@ -7,19 +7,18 @@ pass is exactly the objective, whatever the batch size, padding or gradient accu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from u2a import processes
-from u2a.data.collate import collate, row_name, tokenize_rows
+from u2a.data.collate import collate, row_name
 from u2a.data.render import Renderer
 from u2a.data.retain_order import retain_rows
 from u2a.gradient_guard import FiniteGradients
@@ -38,8 +37,10 @@ from u2a.micro_batches import in_parts
 from u2a.model_loading import load_source
 from u2a.model_source import check_source
 from u2a.sharding import is_sharded
+from u2a.training_batches import Collator, as_batch, as_dict, pad_token_id_of
 from u2a.training_card import write_card
-from u2a.training_rows import EvenOrder, PositiveRows
+from u2a.training_config import U2AConfig
+from u2a.training_rows import EvenOrder, PositiveRows, checked_weights, tokenized, with_ids
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop, UserError
 
@@ -48,58 +49,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from u2a.objectives.preference import Preference
-
-
-@dataclass
-class U2AConfig(TrainingArguments):
-    """Arguments of `UnlearnTrainer`: those of `transformers.TrainingArguments` and these.
-
-    Args:
-        max_grad_norm: 0 here (no clipping), since clipping undoes what weights do to the size of a step.
-        loss_type: `ga`, `npo`, `simnpo`; or `graddiff` (ga + nll retain) and `ga+kl`.
-        loss_options: options of that loss, e.g. `{"beta": 0.1}`.
-        retain_loss: `none`, `nll`, `kl` or `l2`; None = what `loss_type` says (`none` for the plain ones).
-        retain_weight: λ.
-        retain_batch_size: retain rows of each optimiser step over all processes; 0 = as many as negatives.
-        joint_weight: μ, of the preference pairs; 0 = they are left alone.
-        joint_batch_size: pairs of each optimiser step over all processes; 0 = half as many as negatives (a
-            pair has two answers).
-        max_length: tokens of prompt and response together.
-        template: `auto` (the tokenizer's chat template) or `none` (raw text).
-
-    Example:
-        >>> from u2a import U2AConfig
-        >>> args = U2AConfig("out", loss_type="graddiff", retain_weight=0.5, report_to="none")
-        >>> args.loss_type, args.retain_loss  # a name of the literature: ga with the nll retain term
-        ('ga', 'nll')
-    """
-
-    # clipping would undo what weights do to the size of a step
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 = no clipping."})
-    loss_type: str = field(default="npo", metadata={"help": "ga, npo, simnpo, graddiff or ga+kl."})
-    loss_options: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Options of the loss, as a dictionary."}
-    )
-    retain_loss: str | None = field(default=None, metadata={"help": "none, nll, kl or l2."})
-    retain_weight: float = field(default=1.0, metadata={"help": "λ of the retain term."})
-    retain_batch_size: int = field(default=0, metadata={"help": "Retain rows per optimiser step."})
-    joint_weight: float = field(default=0.0, metadata={"help": "μ of the preference pairs."})
-    joint_batch_size: int = field(default=0, metadata={"help": "Preference pairs per optimiser step."})
-    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
-    template: str = field(default="auto", metadata={"help": "auto or none."})
-
-    def __post_init__(self) -> None:
-        self.remove_unused_columns = False
-        # without an accelerator torch warns that pinning does nothing
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        if self.ddp_broadcast_buffers is None:  # nothing changes them between the passes of a step
-            self.ddp_broadcast_buffers = False
-        super().__post_init__()
-        self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the token: `training_args.bin` is saved beside the model, and pushed with it."""
-        return {**vars(self), "hub_token": None}
 
 
 class UnlearnTrainer(Trainer):
@@ -199,18 +148,18 @@ class UnlearnTrainer(Trainer):
             raise UserError("joint_weight needs preference pairs: give joint_objective")
         self._joint = joint_objective if args.joint_weight > 0 else None
         renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
-        negatives = self._negatives = _with_ids(_tokenized(train_dataset, renderer), train_dataset)
-        self._retain = _tokenized(retain_dataset, renderer) if retain_dataset is not None else None
-        self._pad_token_id = _pad_token_id(processing_class)
+        negatives = self._negatives = with_ids(tokenized(train_dataset, renderer), train_dataset)
+        self._retain = tokenized(retain_dataset, renderer) if retain_dataset is not None else None
+        self._pad_token_id = pad_token_id_of(processing_class)
         weights = np.asarray(train_dataset["weight"] if "weight" in train_dataset.column_names else [], float)
-        self.weights = _checked_weights(weights, len(train_dataset))
+        self.weights = checked_weights(weights, len(train_dataset))
         self.args: U2AConfig
         self.model: Any
         super().__init__(
             model=trained,
             args=args,
             train_dataset=PositiveRows(negatives, np.flatnonzero(self.weights)),
-            data_collator=_Collator(self._pad_token_id),
+            data_collator=Collator(self._pad_token_id),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -340,7 +289,7 @@ class UnlearnTrainer(Trainer):
 
     def _collated(self, texts: Dataset, rows: list[int]) -> dict[str, Tensor]:
         """Those texts as one batch whose `index` are their positions in `texts`."""
-        return _as_dict(collate([texts[row] for row in rows], rows, pad_token_id=self._pad_token_id))
+        return as_dict(collate([texts[row] for row in rows], rows, pad_token_id=self._pad_token_id))
 
     # -- the loss -----------------------------------------------------------------------------------------
 
@@ -355,7 +304,7 @@ class UnlearnTrainer(Trainer):
         loss: Any = 0.0
         losses = None
         if "input_ids" in inputs:
-            batch = _as_batch(inputs)
+            batch = as_batch(inputs)
             s = response_logprobs(model, batch)
             reference = self._reference_logprobs[batch.index.cpu()].to(s)
             losses = self.loss(s, reference, response_lengths(batch).to(s))
@@ -410,7 +359,7 @@ class UnlearnTrainer(Trainer):
             return l2(trainable, self._start) / self.current_gradient_accumulation_steps
         if "retain" not in inputs:
             return 0.0
-        batch = _as_batch(inputs["retain"])
+        batch = as_batch(inputs["retain"])
         if self._retain_name == "nll":
             total = nll_sum(model, batch)
         else:
@@ -421,7 +370,7 @@ class UnlearnTrainer(Trainer):
 
     def _joint_gain(self, model: nn.Module, inputs: dict[str, Any], joint: Preference) -> Tensor:
         """This micro-batch's part of the mean of J's terms over the step's pairs."""
-        batch = _as_batch(inputs["pairs"])
+        batch = as_batch(inputs["pairs"])
         s = response_logprobs(model, batch)
         terms = joint.terms_of(s, batch.index.cpu())
         scale = inputs["pairs_count"] * self.args.world_size if self.args.world_size > 1 else 1
@@ -443,71 +392,6 @@ class UnlearnTrainer(Trainer):
             f"the unlearning loss of the negative {name} is {float(losses[int(bad[0])])} at step "
             f"{self.state.global_step}: lower --learning-rate, or look at that row"
         )
-
-
-def _checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
-    if len(weights) == 0:
-        return np.ones(rows)
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise UserError(f"train_dataset row {bad[0]}: weight is {weights[bad[0]]}; it must be finite and ≥ 0")
-    if not weights.any():
-        raise UserError("train_dataset: every weight is 0, so there is nothing to unlearn")
-    return weights
-
-
-@dataclass(frozen=True)
-class _Collator:
-    pad_token_id: int
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        return _as_dict(collate(rows, [row["index"] for row in rows], pad_token_id=self.pad_token_id))
-
-
-def _as_dict(batch: Batch) -> dict[str, Tensor]:
-    """What accelerate can move and split: the fields of a batch by name."""
-    return {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "labels": batch.labels,
-        "index": batch.index,
-    }
-
-
-def _as_batch(inputs: dict[str, Any]) -> Batch:
-    return Batch(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], inputs["index"])
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id will do, since padding is masked: the pad token, else the end token, else 0."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
-
-
-def _tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
-    if "input_ids" in rows.column_names:
-        return rows
-    response = "response" if "response" in rows.column_names else "completion"
-    missing = {"prompt", response} - set(rows.column_names)
-    if missing:
-        found = ", ".join(rows.column_names)
-        raise UserError(
-            f"the data set has no column {' or '.join(sorted(missing))}; its columns are: {found}"
-        )
-    if isinstance(rows[0]["prompt"], str):
-        rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    if isinstance(rows[0][response], list):  # TRL's conversational format: one assistant turn
-        rows = rows.map(lambda row: {response: row[response][-1]["content"]})
-    return tokenize_rows(rows, renderer, response=response)
-
-
-def _with_ids(negatives: Dataset, given: Dataset) -> Dataset:
-    """With the rows' ids, if they have any, for messages."""
-    if "id" not in given.column_names or "id" in negatives.column_names:
-        return negatives
-    return negatives.add_column("id", given["id"])
 
 
 def _adapter_off(model: Any) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""What a trainer goes through: the negatives of positive weight, shared evenly by the processes."""
+"""What a trainer goes through: rows as tokens, negatives of positive weight, shared out evenly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
+from u2a.data.collate import tokenize_rows
+from u2a.types import UserError
+
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from u2a.data.render import Renderer
 
 FILLER = -1
 """The item of `PositiveRows` that stands where a process would go without."""
@@ -61,3 +66,48 @@ class EvenOrder:
     def set_epoch(self, epoch: int) -> None:
         """Which pass is next: each has an order of its own."""
         self.order.set_epoch(epoch)
+
+
+def checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
+    """Weights (N,) ≥ 0, not all 0; ones where none are given.
+
+    Raises:
+        UserError: a weight is negative or not finite, or all are 0.
+    """
+    if len(weights) == 0:
+        return np.ones(rows)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise UserError(f"train_dataset row {bad[0]}: weight is {weights[bad[0]]}; it must be finite and ≥ 0")
+    if not weights.any():
+        raise UserError("train_dataset: every weight is 0, so there is nothing to unlearn")
+    return weights
+
+
+def tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
+    """Rows of TRL's formats as tokens; those that are tokenised already as they are.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    if "input_ids" in rows.column_names:
+        return rows
+    response = "response" if "response" in rows.column_names else "completion"
+    missing = {"prompt", response} - set(rows.column_names)
+    if missing:
+        found = ", ".join(rows.column_names)
+        raise UserError(
+            f"the data set has no column {' or '.join(sorted(missing))}; its columns are: {found}"
+        )
+    if isinstance(rows[0]["prompt"], str):
+        rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    if isinstance(rows[0][response], list):  # TRL's conversational format: one assistant turn
+        rows = rows.map(lambda row: {response: row[response][-1]["content"]})
+    return tokenize_rows(rows, renderer, response=response)
+
+
+def with_ids(negatives: Dataset, given: Dataset) -> Dataset:
+    """With the rows' ids, if they have any, for messages."""
+    if "id" not in given.column_names or "id" in negatives.column_names:
+        return negatives
+    return negatives.add_column("id", given["id"])

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from u2a import processes
 from u2a.commands.ends import End, end_of
 from u2a.commands.impact import counts, describe, self_check_figures
+from u2a.commands.launch import join_processes
 from u2a.commands.schemas import ALIGN
 from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
-    join_processes,
     load_data,
     load_model,
     minutes,

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from u2a import processes
+from u2a.commands.launch import join_processes
 from u2a.commands.proxies import (
     SampledRows,
     is_proxy,
@@ -22,7 +23,6 @@ from u2a.commands.session import (
     Data,
     Sizes,
     build_problem,
-    join_processes,
     load_data,
     minutes,
     output_path,

@@ -1,0 +1,63 @@
+"""`U2AConfig`: the arguments of `UnlearnTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from u2a.losses import resolve_loss
+
+
+@dataclass
+class U2AConfig(TrainingArguments):
+    """Arguments of `UnlearnTrainer`: those of `transformers.TrainingArguments` and these.
+
+    Args:
+        max_grad_norm: 0 here (no clipping), since clipping undoes what weights do to the size of a step.
+        loss_type: `ga`, `npo`, `simnpo`; or `graddiff` (ga + nll retain) and `ga+kl`.
+        loss_options: options of that loss, e.g. `{"beta": 0.1}`.
+        retain_loss: `none`, `nll`, `kl` or `l2`; None = what `loss_type` says (`none` for the plain ones).
+        retain_weight: λ.
+        retain_batch_size: retain rows of each optimiser step over all processes; 0 = as many as negatives.
+        joint_weight: μ, of the preference pairs; 0 = they are left alone.
+        joint_batch_size: pairs of each optimiser step over all processes; 0 = half as many as negatives (a
+            pair has two answers).
+        max_length: tokens of prompt and response together.
+        template: `auto` (the tokenizer's chat template) or `none` (raw text).
+
+    Example:
+        >>> from u2a import U2AConfig
+        >>> args = U2AConfig("out", loss_type="graddiff", retain_weight=0.5, report_to="none")
+        >>> args.loss_type, args.retain_loss  # a name of the literature: ga with the nll retain term
+        ('ga', 'nll')
+    """
+
+    # clipping would undo what weights do to the size of a step
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 = no clipping."})
+    loss_type: str = field(default="npo", metadata={"help": "ga, npo, simnpo, graddiff or ga+kl."})
+    loss_options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Options of the loss, as a dictionary."}
+    )
+    retain_loss: str | None = field(default=None, metadata={"help": "none, nll, kl or l2."})
+    retain_weight: float = field(default=1.0, metadata={"help": "λ of the retain term."})
+    retain_batch_size: int = field(default=0, metadata={"help": "Retain rows per optimiser step."})
+    joint_weight: float = field(default=0.0, metadata={"help": "μ of the preference pairs."})
+    joint_batch_size: int = field(default=0, metadata={"help": "Preference pairs per optimiser step."})
+    max_length: int = field(default=512, metadata={"help": "Tokens of prompt and response together."})
+    template: str = field(default="auto", metadata={"help": "auto or none."})
+
+    def __post_init__(self) -> None:
+        self.remove_unused_columns = False
+        # without an accelerator torch warns that pinning does nothing
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if self.ddp_broadcast_buffers is None:  # nothing changes them between the passes of a step
+            self.ddp_broadcast_buffers = False
+        super().__post_init__()
+        self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: `training_args.bin` is saved beside the model, and pushed with it."""
+        return {**vars(self), "hub_token": None}
