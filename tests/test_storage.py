@@ -34,6 +34,19 @@ def test_a_full_disk_leaves_the_former_file_and_is_named(tmp_path, monkeypatch, 
     assert message.endswith("MiB are free there")
 
 
+def test_a_fault_that_is_not_the_disk_s_stays_as_it_is(tmp_path):
+    with pytest.raises(TypeError, match="wrong") as caught, whole_file(tmp_path / "x.txt"):
+        raise TypeError("wrong")
+    assert caught.value.__cause__ is None
+    assert storage_errno(caught.value) is None
+
+
+def test_causes_may_form_a_ring():
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert storage_errno(first) is None
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path

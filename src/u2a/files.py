@@ -38,7 +38,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         force(path.parent)
     except Exception as error:
-        raise _named(error, path) from error
+        if (named := _named(error, path)) is None:
+            raise
+        raise named from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -60,7 +62,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         force(path.parent)
     except Exception as error:
-        raise _named(error, path) from error
+        if (named := _named(error, path)) is None:
+            raise
+        raise named from error
     finally:
         if before.exists() and not path.exists():
             before.rename(path)
@@ -68,10 +72,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def _named(error: Exception, path: Path) -> Exception:
-    """A fault of the disk by the target's name: the temporary one, or none, says nothing to people."""
+def _named(error: Exception, path: Path) -> OSError | None:
+    """A fault of the disk by the target's name: the temporary one, or none, says nothing to people. None =
+    it is no fault of the disk."""
     number = storage_errno(error)
-    return error if number is None else OSError(number, os.strerror(number), str(path))
+    return None if number is None else OSError(number, os.strerror(number), str(path))
 
 
 def force(path: Path) -> None:

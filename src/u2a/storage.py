@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _WHAT = {
@@ -34,14 +35,22 @@ def storage_errno(error: BaseException | None) -> int | None:
 
     Some writers are no Python: safetensors and pyarrow tell the number in their message alone.
     """
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (found := re.search(r"(?:os error|errno) (\d+)", str(error), flags=re.I)):
+    for each in _with_causes(error):
+        number = each.errno if isinstance(each, OSError) else None
+        if number is None and (found := re.search(r"(?:os error|errno) (\d+)", str(each), flags=re.I)):
             number = int(found[1])
         if number in _WHAT:
             return number
-        error = error.__cause__
     return None
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, its cause, that one's cause, ...; each once, since causes may form a ring."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__
 
 
 def storage_message(error: BaseException, output: Path | None) -> str | None:
@@ -67,11 +76,10 @@ def storage_message(error: BaseException, output: Path | None) -> str | None:
 
 
 def _file_of(error: BaseException | None) -> Path | None:
-    while error is not None:
-        name = getattr(error, "filename", None)
+    for each in _with_causes(error):
+        name = getattr(each, "filename", None)
         if isinstance(name, (str, bytes)):
             return Path(os.fsdecode(name)).absolute()
-        error = error.__cause__
     return None
 
 

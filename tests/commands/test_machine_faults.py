@@ -120,7 +120,7 @@ def test_a_folder_that_vanishes(given, tmp_path, monkeypatch):
 def test_a_disk_that_turns_read_only_at_the_model(given, tmp_path, monkeypatch):
     from u2a.models import Policy
 
-    def refuse(_self, folder):
+    def refuse(_self, folder, _state):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
 
     monkeypatch.setattr(Policy, "save", refuse)
