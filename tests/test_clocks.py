@@ -15,7 +15,7 @@ from u2a.inner_run import unlearning_trainer
 from u2a.runs import RunFolder
 
 YEAR = 365 * 86_400.0
-WALL_CLOCK = {"runs.py", "evaluate/endpoint.py"}
+WALL_CLOCK = {"runs.py", "evaluation/endpoint.py"}
 """Who may ask for the time of day: the stamps in `metrics.jsonl`, and a server that names a date."""
 
 

@@ -120,8 +120,8 @@ def test_a_loss_that_is_not_finite_names_row_and_id(tmp_path, monkeypatch):
         own = real(self, s, reference, lengths)
         return torch.where(lengths == int(tiny.lengths[3]), own * float("inf"), own)
 
-    monkeypatch.setattr(type(tiny.loss), "__call__", infinite)
     run, weights = UnlearnOptions(max_steps=3, batch_size=6), torch.ones(len(BAD)).numpy()
     trainer = unlearning_trainer(tiny, weights, run, learning_rate=1e-2, seed=0, folder=str(tmp_path))
+    monkeypatch.setattr(type(tiny.loss), "__call__", infinite)  # the trainer has checked the loss by now
     with pytest.raises(GuardStop, match=r"loss of the negative row 3 \(id ticket-3\) is .*inf at step 0"):
         trainer.train()
