@@ -192,6 +192,18 @@ def test_curvatures_of_negatives_are_made_of_the_first_rows_and_said_so(files, p
     assert not np.allclose(*impacts, rtol=1e-2)
 
 
+def test_another_row_among_those_a_curvature_is_made_of_scores_all_again(files, pool, tmp_path, monkeypatch):
+    """Also where the directions hardly move: here they are rounded until they do not at all."""
+    monkeypatch.setattr("u2a.impact.shard_scores.norm", lambda _direction: 1.0)
+    given = {"pool": pool, "output": tmp_path / "run", "shard_rows": 5, "keep": 6, "curvature": "adam"}
+    assert impact(files, **given).exit_code == 0
+    jsonl(tmp_path / "bad.jsonl", [*ROWS[:-1], {**ROWS[-1], "completion": "Other words."}])
+    assert impact(files, **given, resume=True).exit_code == 0
+    assert impact(files, **{**given, "output": tmp_path / "anew"}).exit_code == 0
+    for gone_on, anew in zip(parts(tmp_path / "run"), parts(tmp_path / "anew"), strict=True):
+        assert gone_on.equals(anew)
+
+
 def test_prompts_of_the_validation_rows_are_counted(files, tmp_path):
     name = jsonl(tmp_path / "bad.jsonl", [*ROWS[:3], {"prompt": PAIRS[0][0], "completion": "No."}])
     done = impact(files, pool=name, output=tmp_path / "run")

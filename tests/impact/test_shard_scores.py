@@ -130,6 +130,14 @@ def test_the_mark_changes_with_what_scores_are_of():
     fewer = answers([("Q", "A")])
     other = replace(problem, negatives=fewer, negative_texts=tokenize_rows(fewer, problem.renderer))
     assert mark(other) == first
+    # but for a curvature that is made of them, however little it moves the directions
+    at = problem.measure()
+    aimed = aim(problem, at)
+    with_them = [
+        mark_of(each, aimed, at.objective, at.utility, of_negatives=True)
+        for each in (problem, problem, other)
+    ]
+    assert with_them[0] == with_them[1] != with_them[2]
     retain = problem.utility.texts.select([0])
     changed = [
         mark(problem, scoring="fd"),

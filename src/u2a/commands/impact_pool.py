@@ -180,7 +180,9 @@ def _scored(
         engine = RayEngine(Job.of(values, setting.aimed, problem))
     else:
         engine = Here(ShardScorer.of(problem, setting.aimed, values["self_check"]))
-    parts = Parts(run.path / "impact", mark_of(problem, setting.aimed, start.objective, start.utility))
+    of_negatives = values["curvature"] in FROM_NEGATIVES
+    mark = mark_of(problem, setting.aimed, start.objective, start.utility, of_negatives=of_negatives)
+    parts = Parts(run.path / "impact", mark)
     prompts = frozenset(prompt_key(prompt) for prompt in data.preferences["prompt"])
     with bars.task(f"scoring {pool.name}", None) as progress:
         sample = SampledRows(values["proxy_check"], values["seed"]) if is_proxy(values) else None

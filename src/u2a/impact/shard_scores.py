@@ -39,11 +39,20 @@ def without_gradients(aimed: Aimed) -> Aimed:
     return replace(aimed, aims=replace(aimed.aims, of_u={}, parts=[]))
 
 
-def mark_of(problem: Problem, aimed: Aimed, objective: float, utility: float) -> str:
+def mark_of(
+    problem: Problem, aimed: Aimed, objective: float, utility: float, *, of_negatives: bool = False
+) -> str:
     """What scores are of: the validation and retain texts, J and U at φ, the route, the directions. Scores
-    with another mark are made again. The negatives of `problem` are not in it: each shard has its digest."""
-    none = problem.negatives.select([]), problem.negative_texts.select([])
-    texts = fingerprint(replace(problem, negatives=none[0], negative_texts=none[1]))
+    with another mark are made again.
+
+    Args:
+        of_negatives: the directions are made of the negatives of `problem`, so these are in it. Else they are
+            not: each shard has its digest.
+    """
+    if not of_negatives:
+        none = problem.negatives.select([]), problem.negative_texts.select([])
+        problem = replace(problem, negatives=none[0], negative_texts=none[1])
+    texts = fingerprint(problem)
     sizes = " ".join(f"{norm(v):.3g}" for v in aimed.directions)
     loss = json.dumps([type(problem.loss).__name__, vars(problem.loss)], default=str)
     facts = f"{texts} {loss} J {objective:.4g} U {utility:.4g} {aimed.method} {sizes}"
