@@ -15,7 +15,7 @@ from u2a import interruption
 from u2a.cli import app
 from u2a.commands import impact_pool
 from u2a.data.pool import Pool
-from u2a.impact.shard_scores import ShardScorer
+from u2a.impact.shard_scores import Parts, ShardScorer
 
 ROWS = [
     {"id": f"n{k}-{i}", "prompt": f"{p} {k}", "completion": f"{r} {'No. ' * k}", "category": "x"}
@@ -133,6 +133,21 @@ def test_cut_off_it_goes_on_and_ends_with_the_same(files, pool, whole, tmp_path,
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     assert not list((run / "impact").glob(".*"))
     assert not {"engine", "workers"} & yaml.safe_load((run / "config.yaml").read_text()).keys()
+
+
+def test_a_signal_stops_it_also_among_shards_that_are_there_already(files, whole, tmp_path, monkeypatch):
+    run, real, read = shutil.copytree(whole, tmp_path / "run"), Parts.read, []
+
+    def signalled(self, shard):
+        read.append(shard.index)
+        monkeypatch.setattr(interruption._Asked, "by", 15)
+        return real(self, shard)
+
+    monkeypatch.setattr(Parts, "read", signalled)
+    pool = str(whole.parent / "bad.jsonl")
+    done = impact(files, pool=pool, output=run, shard_rows=5, keep=6, resume=True)
+    assert done.exit_code == 3, done.output
+    assert read == [0]
 
 
 def test_changed_rows_are_scored_again_and_the_others_not(files, whole, tmp_path, monkeypatch):

@@ -237,6 +237,7 @@ def score_pool(shards: Iterator[Shard], engine: Engine, parts: Parts, scored: Sc
                 yield shard
             else:
                 scored.take(shard, kept)
+                interruption.check()
 
     try:
         for shard, scores in engine.score(missing()):
