@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +158,19 @@ def test_a_shard_that_ends_every_worker_stops_the_run_and_it_can_be_gone_on_with
     for index in range(8):
         again = len(begun(tmp_path)[3 * index]) - len(before.get(3 * index, []))
         assert again == (f"part-{index:05d}.parquet" not in kept)
+
+
+def test_a_worker_that_was_out_of_reach_does_not_keep_its_place(tmp_path):
+    """It lives, but Ray could not speak to it: nobody would use or end it."""
+    import ray
+
+    made = engine(tmp_path, workers=1)
+    (actor,) = made._hired(ray.put(made.job))
+    ray.get(actor.load.remote())
+    made._lost(actor, None, Counter(), ray.exceptions.ActorUnavailableError("no answer", None))
+    assert made.crew == []
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actor.load.remote(), timeout=20)
 
 
 def test_a_bad_row_is_the_user_s_error(tmp_path):

@@ -210,6 +210,9 @@ class RayEngine:
         return new
 
     def _lost(self, actor: Any, shard: Shard | None, losses: Counter[int], error: Exception) -> None:
+        import ray
+
+        ray.kill(actor)  # one that is merely out of reach would keep the place of the next
         place = _READY if shard is None else shard.index
         losses[place] += 1
         if actor in self.crew:
