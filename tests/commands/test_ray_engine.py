@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
+from u2a import interruption
 from u2a.cli import app
 from u2a.commands import ray_engine
 from u2a.commands.impact_pool import Scored, score_pool
@@ -176,6 +178,19 @@ def test_a_worker_that_was_out_of_reach_does_not_keep_its_place(tmp_path):
 def test_a_bad_row_is_the_user_s_error(tmp_path):
     with pytest.raises(UserError, match=r"^bad\.jsonl, row 8: the `response` has no tokens"):
         run(tmp_path, "bad row", workers=1)
+
+
+def test_a_signal_still_asks_for_a_stop_once_there_is_a_cluster(monkeypatch):
+    """`ray.init` puts a handler of its own in the place of the command's."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with interruption.listening(quiet=True), ray_engine._cluster(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(interruption.Interrupted):
+            interruption.check()
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch):

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -245,6 +247,17 @@ def _named(shard: Shard) -> str:
 
 
 @contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps what SIGTERM does: `ray.init` has it end the process at once, with no word of how to go on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _cluster(workers: int) -> Iterator[None]:
     """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS names, or a
     new one on this machine, which ends with the block. No other is looked for: rows go where the user said.
@@ -256,10 +269,11 @@ def _cluster(workers: int) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **quiet)
+    with _own_signals():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **quiet)
     try:
         yield
     finally:
