@@ -100,6 +100,25 @@ def test_the_citation_is_whole():
     assert all(set(author) == {"family-names", "given-names"} for author in paper["authors"])
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "README.md",
+        "docs/index.md",
+        "src/u2a/training_card.py",
+        "src/u2a/report/templates/model_card.md.j2",
+        "src/u2a/report/templates/report.html.j2",
+    ],
+)
+def test_the_paper_has_one_title(place):
+    """Cards and reports cite what CITATION.cff cites, under the name and year that it was published with."""
+    (paper,) = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]
+    text = " ".join((ROOT / place).read_text(encoding="utf-8").split())
+    assert paper["title"] in text
+    assert f"{paper['year']}" in text
+    assert "Bridging the Gap" not in text
+
+
 @pytest.mark.parametrize("path", [form for form in FORMS if form.name != "config.yml"], ids=lambda p: p.name)
 def test_an_issue_form_parses(path):
     """GitHub's rules for issue forms; and each form asks for no private rows."""

@@ -17,11 +17,12 @@ from u2a.logprobs import unwrapped
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 CITATION = """```bibtex
-@misc{feng2025bridging,
-  title         = {Bridging the Gap Between Preference Alignment and Machine Unlearning},
+@inproceedings{feng2026leveraging,
+  title         = {Leveraging Machine Unlearning for Cost-Efficient Preference Alignment},
   author        = {Feng, Xiaohua and Li, Yuyuan and Ji, Huwei and Zhang, Jiaming and Zhang, Li and
                    Du, Tianyu and Chen, Chaochao},
-  year          = {2025},
+  booktitle     = {International Conference on Machine Learning (ICML)},
+  year          = {2026},
   eprint        = {2504.06659},
   archivePrefix = {arXiv},
   url           = {https://arxiv.org/abs/2504.06659}
