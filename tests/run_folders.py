@@ -145,7 +145,7 @@ def _figure(
     )
 
 
-def evaluate_run(folder: Path, name: str = "evaluated", answer: str = "ANSWER") -> Path:
+def evaluate_run(folder: Path, name: str = "evaluated", answer: str = "ANSWER", asked: str = "ASKED") -> Path:
     """An `evaluate` run of one model beside the original, with answers to two prompts."""
     run = align_run(folder, name)
     for left in ("impact.parquet", "weights.parquet", "metrics.jsonl"):
@@ -167,7 +167,14 @@ def evaluate_run(folder: Path, name: str = "evaluated", answer: str = "ANSWER") 
     document = {"schema": 1, "models": {k: {"source": k, "figures": v} for k, v in models.items()}}
     (run / "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
     lines = [
-        {"model": model, "prompts": "test", "prompt": i, "text": f"{answer} {model} {i}", "tokens": 3}
+        {
+            "model": model,
+            "prompts": "test",
+            "prompt": i,
+            "asked": f"{asked} {i}",
+            "text": f"{answer} {model} {i}",
+            "tokens": 3,
+        }
         for model in models
         for i in range(2)
     ]

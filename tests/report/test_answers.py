@@ -27,6 +27,14 @@ def test_the_first_prompts_of_each_role_with_every_model(tmp_path: Path) -> None
     assert samples[-1].texts["mine"].endswith("… (280 more characters)")
 
 
+def test_the_prompt_itself_is_read_where_it_was_kept(tmp_path: Path) -> None:
+    kept = {"model": "a", "prompts": "test", "prompt": 1, "asked": "Tea? " * 10, "text": "Yes."}
+    (tmp_path / "answers.jsonl").write_text(line("a", 0, "b") + json.dumps(kept) + "\n", encoding="utf-8")
+    before, now = read_samples(tmp_path, 20)
+    assert before.asked == ""
+    assert now.asked == "Tea? Tea? Tea? Tea? … (30 more characters)"
+
+
 def test_a_run_without_answers_has_none(tmp_path: Path) -> None:
     assert read_samples(tmp_path, 20) == []
 

@@ -374,11 +374,14 @@ def test_an_evaluation_shows_intervals_and_only_sure_verdicts(tmp_path: Path) ->
 
 
 def test_answers_stand_side_by_side_unless_without_text(tmp_path: Path) -> None:
-    run = evaluate_run(tmp_path, answer=HOSTILE)
+    run = evaluate_run(tmp_path, answer=HOSTILE, asked=f"{HOSTILE} Was it asked?")
     page = Page(write_report(run))
-    assert page.text.index("test, number 0") < page.text.index("original 0") < page.text.index("mine 0")
+    order = ("test, number 0", "Was it asked? 0", "original 0", "mine 0")
+    assert sorted(order, key=page.text.index) == list(order)
     assert "<script>alert" not in page.source
-    assert "What do the models answer?" not in Page(write_report(run, with_text=False)).text
+    without = Page(write_report(run, with_text=False))
+    assert "What do the models answer?" not in without.text
+    assert "Was it asked?" not in without.source
 
 
 def test_an_evaluation_is_reproduced_with_its_models(tmp_path: Path) -> None:

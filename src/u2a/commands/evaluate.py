@@ -105,7 +105,7 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
                 say(f"The original model took {minutes(seconds)}; {left} more: about {after}.")
         del subject  # before the next is loaded
     found = {name: found[name] for name in rows.names}
-    finished.write_answers(run.path / "answers.jsonl", found)
+    finished.write_answers(run.path / "answers.jsonl", found, rows.prompts)
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a.data.as_text import as_text
 from u2a.data.digest import rows_digest
 from u2a.runs import write_json, write_text
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.evaluation.figure import Figure
+    from u2a.evaluation.material import Prompts
     from u2a.evaluation.subject import Answer, Subject
 
 log = logging.getLogger("u2a")
@@ -75,10 +77,19 @@ class Finished:
             log.warning("%s is damaged (%r): %s is measured again", path, error, name)
             return None
 
-    def write_answers(self, path: Path, found: Mapping[str, Measured]) -> None:
-        """Writes what every model answered, a line an answer, by role and place of the prompt."""
+    def write_answers(self, path: Path, found: Mapping[str, Measured], prompts: Prompts) -> None:
+        """Writes what every model answered, a line an answer, by role and place of the prompt.
+
+        Args:
+            prompts: what was asked, by role; the answers to a metric's own prompts stand without them.
+        """
+        asked = {role: [as_text(prompt) for prompt in each] for role, each in prompts.items()}
         lines = [
-            json.dumps({"model": model, "prompts": role, "prompt": place, **answer._asdict()})
+            json.dumps(
+                {"model": model, "prompts": role, "prompt": place}
+                | ({"asked": asked[role][place]} if role in asked else {})
+                | answer._asdict()
+            )
             for model, measured in found.items()
             for role, answers in measured.answers.items()
             for place, answer in enumerate(answers)

@@ -15,10 +15,14 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """What every model answered to one prompt: its place in the file of its role, and texts by model."""
+    """What every model answered to one prompt: its place in the file of its role, and texts by model.
+
+    `asked` is the prompt's text; empty where the run did not keep it.
+    """
 
     role: str
     prompt: int
+    asked: str = ""
     texts: dict[str, str] = field(default_factory=dict)
 
 
@@ -26,7 +30,7 @@ def read_samples(run: Path, length: int) -> list[Sample]:
     """The first prompts of each role in `answers.jsonl`; none where there is no such file.
 
     Args:
-        length: most characters of an answer; what is longer is cut and says so.
+        length: most characters of a prompt or an answer; what is longer is cut and says so.
 
     Raises:
         UserError: a line is not what a run writes.
@@ -41,10 +45,10 @@ def read_samples(run: Path, length: int) -> list[Sample]:
         try:
             answer = parsed(line)
             role, prompt = str(answer["prompts"]), int(answer["prompt"])
-            model, text = str(answer["model"]), str(answer["text"])
+            model, text, asked = str(answer["model"]), str(answer["text"]), str(answer.get("asked", ""))
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"{path}, line {number}: not a line that a run writes ({error!r})") from None
         if prompt < SAMPLES:
-            sample = found.setdefault((role, prompt), Sample(role, prompt))
+            sample = found.setdefault((role, prompt), Sample(role, prompt, shortened(asked, length)))
             sample.texts[model] = shortened(text, length)
     return list(found.values())
