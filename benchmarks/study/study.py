@@ -13,7 +13,8 @@ all 251 held-out pairs; a fifth of the negatives mislabelled; truthfulqa; 16 to 
 rates that the main case picked. rloo needs --reward-model, what `benchmarks/reward_model.py` made.
 
 The main case takes about 10 hours on one core, each other up to two; two processes of one thread each share
-the cells and take half. Rows never leave --work; the committed cells in `results/study` hold numbers only.
+the cells and take half; --busy counts seconds of the processor, for where other work goes on beside. Rows
+never leave --work; the committed cells in `results/study` hold numbers only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 CELLS = HERE.parent / "results" / "study"
+BUSY = "import time; time.perf_counter = time.process_time; from u2a.cli import main; main()"
 
 
 def prepared(
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--reward-model", type=Path, help="that of reward_model.py, for rloo")
     parser.add_argument("--first", type=int, default=0, help="only the first so many methods; 0 = all")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from the cells")
+    parser.add_argument("--busy", action="store_true", help="count processor seconds, not the clock's")
     options = parser.parse_args()
     if options.table:
         from study_table import write_tables
@@ -103,8 +106,9 @@ def main() -> None:
     run, path = folder / f"run-{count}", folder / f"compare-{count}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     resume = ["--resume"] if (run / "config.yaml").is_file() else []
-    command = [sys.executable, "-m", "u2a.cli", "compare", "--config", str(path), "--output", str(run)]
-    os.execv(sys.executable, [*command, *resume])
+    start = ["-c", BUSY] if options.busy else ["-m", "u2a.cli"]
+    command = [sys.executable, *start, "compare", "--config", str(path), "--output", str(run), *resume]
+    os.execv(sys.executable, command)
 
 
 if __name__ == "__main__":
