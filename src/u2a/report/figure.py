@@ -17,7 +17,7 @@ from u2a.report.wording import excerpt, visible
 
 Cell = float | int | str
 
-_AXIS = {"automargin": True, "zeroline": True, "nticks": 6, "exponentformat": "e"} | {
+_AXIS = {"automargin": True, "zeroline": True, "nticks": 6, "exponentformat": "power"} | {
     "gridcolor": "--line",
     "linecolor": "--line",
     "zerolinecolor": "--quiet",
