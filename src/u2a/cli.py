@@ -283,7 +283,7 @@ _register(
 )
 _register(
     "review",
-    "Go through a run's negatives by impact, in the browser, and mark what is none.",
+    "Go through a run's negatives by impact, in the browser, and mark those that are not bad.",
     schemas.REVIEW,
     RUN,
     takes_config=False,

@@ -60,6 +60,13 @@ def test_histogram_counts_every_negative_once(impact: list[float]) -> None:
     assert sum(row[-1] for row in plot.rows) == len(impact)
 
 
+@pytest.mark.parametrize("size, written", [(2e4, "none"), (1e-3, "none"), (1e8, "power"), (1e-6, "power")])
+def test_long_numbers_on_an_axis_become_powers_of_ten(size: float, written: str) -> None:
+    layout = impact_histogram(scores([-size, size])).figure["layout"]
+    assert layout["xaxis"]["exponentformat"] == written
+    assert layout["yaxis"]["exponentformat"] == "none"
+
+
 def test_cumulative_gain_sums_from_the_largest() -> None:
     """Sorted 4, 1, -2: sums 4, 5, 3; the largest is reached with two."""
     plot = cumulative_gain(scores([1.0, -2.0, 4.0]), cut=1)
