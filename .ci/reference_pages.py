@@ -102,7 +102,7 @@ def _first_line(part: type) -> str:
 
 
 def _table(rows: list[tuple[Any, OptionSpec | None]]) -> str:
-    lines = ["| option | value | default | |", "|---|---|---|---|"]
+    lines = ["| option | value | default | what it does |", "|---|---|---|---|"]
     for parameter, spec in rows:
         flags = "/".join([*parameter.opts, *parameter.secondary_opts])
         cells = (f"`{flags}`", _value(parameter, spec), _default(parameter, spec), _help(parameter, spec))
