@@ -118,7 +118,7 @@ def more_held_out(parts: dict[str, list[Any]]) -> None:
 
 
 def plenty(parts: dict[str, list[Any]]) -> None:
-    """For validation all pairs of the split but the first test ones; held out, pairs of longer rows besides."""
+    """For validation all pairs of the split but the first test ones; held out, longer rows' pairs besides."""
     tested = {key_of(row["prompt"]) for row in parts["test"]}
     spare = [row for row in parts["spare"] if key_of(row["prompt"]) not in tested]
     parts["validation"] = [*parts["all validation"], *spare]
