@@ -127,7 +127,7 @@ def test_the_model_scores_the_same_and_a_worker_that_dies_is_replaced(tmp_path, 
     assert done.exit_code == 0, done.output
     assert (tmp_path / "ray" / "died").exists()
     assert "a worker died scoring shard 2 (rows 10 to 14)" in done.output
-    names = ["impact.parquet", "selected.jsonl", *(f"impact/part-{i:05d}.parquet" for i in range(5))]
+    names = ["impact.parquet", "selected.jsonl", *(f"impact/part-{i:08d}.parquet" for i in range(5))]
     for name in names:
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
 
@@ -154,13 +154,13 @@ def test_a_shard_that_ends_every_worker_stops_the_run_and_it_can_be_gone_on_with
     ):
         run(tmp_path, "kill always")
     kept = {path.name for path in (tmp_path / "impact").iterdir()}
-    assert "part-00002.parquet" not in kept
+    assert "part-00000002.parquet" not in kept
     before = begun(tmp_path)
     best = run(tmp_path)
     assert best.rows == 24
     for index in range(8):
         again = len(begun(tmp_path)[3 * index]) - len(before.get(3 * index, []))
-        assert again == (f"part-{index:05d}.parquet" not in kept)
+        assert again == (f"part-{index:08d}.parquet" not in kept)
 
 
 def test_a_worker_that_was_out_of_reach_does_not_keep_its_place(tmp_path):

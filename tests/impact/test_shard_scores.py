@@ -89,7 +89,7 @@ def test_parts_are_kept_and_others_are_not_taken(tmp_path):
     part = part_of(rows, table)
     assert parts.read(_shard(rows)) is None
     parts.write(_shard(rows), part)
-    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000000.parquet"]
     kept = parts.read(_shard(rows))
     assert kept.equals(part)
     assert kept.schema.equals(PART_SCHEMA)
@@ -99,8 +99,16 @@ def test_parts_are_kept_and_others_are_not_taken(tmp_path):
     assert parts.read(_shard(rows, index=1)) is None
     assert Parts(tmp_path / "impact", "other").read(_shard(rows)) is None
     parts.write(_shard(rows, index=3), part)
+    (tmp_path / "impact" / "part-00000.parquet").write_bytes(b"of an earlier version")
     parts.drop_after(1)
-    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000000.parquet"]
+
+
+def test_names_of_parts_are_in_the_order_of_the_rows(tmp_path):
+    """A billion rows are a quarter of a million shards."""
+    parts, indices = Parts(tmp_path, "mark"), [0, 9, 10, 4095, 99_999, 100_000, 250_000, 99_999_999]
+    names = [parts.path(index).name for index in indices]
+    assert sorted(names) == names
 
 
 def test_a_damaged_part_is_not_taken(tmp_path):

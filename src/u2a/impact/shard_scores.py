@@ -127,14 +127,15 @@ def part_of(rows: Dataset, table: ImpactTable) -> pa.Table:
 
 
 class Parts:
-    """The folder of a pool's scores, `part-00000.parquet` and so on, one for each shard."""
+    """The folder of a pool's scores, `part-00000000.parquet` and so on, one for each shard: sorted by name
+    they are in the order of the rows, up to a hundred million shards."""
 
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.mark = folder, mark
 
     def path(self, index: int) -> Path:
         """Of the shard with this index."""
-        return self.folder / f"part-{index:05d}.parquet"
+        return self.folder / f"part-{index:08d}.parquet"
 
     def write(self, shard: Shard, scores: pa.Table) -> None:
         """Keeps a shard's scores, whole: a killed process leaves all of a part or nothing."""
@@ -162,8 +163,9 @@ class Parts:
         return found if whole else None
 
     def drop_after(self, count: int) -> None:
-        """Removes parts of shards that the pool does not have any more."""
+        """Removes parts of shards that the pool does not have any more, and those under shorter names, which
+        an earlier version gave: whoever reads the folder would find their rows twice."""
         for path in self.folder.glob("part-*.parquet"):
             number = path.stem.removeprefix("part-")
-            if number.isdigit() and int(number) >= count:
+            if number.isdigit() and (int(number) >= count or path != self.path(int(number))):
                 path.unlink()
