@@ -157,6 +157,33 @@ def test_the_mark_changes_with_what_scores_are_of():
     assert len({first, *changed}) == 6
 
 
+def test_the_mark_changes_with_any_weight_of_the_model_however_little(monkeypatch):
+    """Also where J, U and the directions' sizes, which are rounded, do not tell."""
+    problem = tiny_problem("llama")
+    at = problem.measure()
+    aimed = aim(problem, at)
+
+    def mark():
+        return mark_of(problem, aimed, at.objective, at.utility)
+
+    first, parameters = mark(), dict(problem.policy.model.named_parameters())
+    assert len(parameters) > 10
+    for p in parameters.values():
+        with torch.no_grad():
+            kept = p.flatten()[0].clone()
+            p.flatten()[0] = torch.nextafter(kept, kept + 1)
+            changed = mark()
+            p.flatten()[0] = kept
+        assert changed != first
+    assert mark() == first
+    # of large tensors a share is looked at, and training changes nearly all elements
+    monkeypatch.setattr("u2a.fingerprint.SAMPLE", 3)
+    sampled = mark()
+    with torch.no_grad():
+        next(iter(parameters.values())).mul_(1.001)
+    assert mark() != sampled
+
+
 def test_a_score_that_is_not_finite_names_its_row_in_the_pool():
     problem = tiny_problem("llama", dtype=torch.float32)
     at = problem.measure()
