@@ -71,7 +71,7 @@ def merged(work: Path) -> Path:
     if not (work / "logits.pt").is_file():
         policy = load_policy(demo_model(), lora_rank=8, seed=0)
         for parameter in (p for name, p in policy.trainable().items() if "lora_B" in name):
-            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(0))
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
         rows = (DEMO / "negatives.jsonl").read_text(encoding="utf-8").splitlines()[:TEXTS]
         texts = [policy.tokenizer(json.loads(row)["prompt"])["input_ids"] for row in rows]
         with torch.no_grad(), policy.reference() as reference:
