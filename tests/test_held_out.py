@@ -1,4 +1,4 @@
-"""`eval_dataset` of `UnlearnTrainer`: the weighted loss over held-out negatives, as Trainer's users know it."""
+"""`eval_dataset` of `UnlearnTrainer`: the weighted loss over held-out negatives, as Trainer has it."""
 
 import numpy as np
 import pytest
