@@ -188,7 +188,8 @@ def start(
 
 
 def content(run: Path) -> dict[str, Any]:
-    """What a run leaves, without times: JSON and tables by value, everything else by its bytes."""
+    """What a run leaves, without times: JSON and tables by value, everything else, and tables of impacts, by
+    its bytes."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
@@ -198,7 +199,7 @@ def content(run: Path) -> dict[str, Any]:
             found[name] = json.dumps(timeless(json.loads(path.read_text())))
         elif path.suffix == ".jsonl":
             found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.suffix == ".parquet":
+        elif path.suffix == ".parquet" and name.split("/")[0] not in ("impact", "impact.parquet"):
             found[name] = repr(timeless(pq.read_table(path).to_pylist()))
         elif path.name == "README.md":  # with a table of costs
             lines = path.read_text().splitlines()
@@ -253,6 +254,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "compare": ["compare", "--config", str(methods), *compared, "--steps", "2", "--batch-size", "2",
                     "--looks", "1", "--seeds", "1", "--rates", "1e-2", "--curvature", "identity",
                     "--keep-models"],
+        "impact, pool": ["impact", *scored[:2], "--pool", *scored[3:], "--lora-rank", "2",
+                         "--shard-rows", "2", "--keep", "4"],
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-COMMANDS = ("impact", "align", "align, reward", "verify", "evaluate", "compare")
+COMMANDS = ("impact", "align", "align, reward", "verify", "evaluate", "compare", "impact, pool")
 EACH = 11
 """Kills of each command; some of a resumed run, and of one that was resumed twice."""
 
@@ -28,5 +28,5 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(tmp_path):
     assert {kill["kind"] for kill in kills} >= {"file", "forward", "clock"}
     phases = {f"{kill['command']}: {kill['phase']}" for kill in kills}
     assert phases >= set(found["phases"])  # every phase in which something happens
-    assert phases >= {"align: scoring", "align: unlearning", "verify: unlearning"}
+    assert phases >= {"align: scoring", "align: unlearning", "verify: unlearning", "impact, pool: scoring"}
     assert sum(kill["phase"].startswith("after") for kill in kills) >= 5  # results are being written

@@ -7,8 +7,9 @@ import torch
 from cases import tiny_policy
 from problems import BAD, GOOD, answers, tiny_problem
 from several import by_processes
-from u2a import processes
+from u2a import interruption, processes
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.inner_checkpoints import InnerCheckpoints
 from u2a.ledger import snapshot
 from u2a.outer_loop import align
 from u2a.trainer import U2AConfig, UnlearnTrainer
@@ -78,14 +79,19 @@ def test_a_guard_in_one_process_stops_all(tmp_path):
     assert sorted(by_processes(2, tmp_path / "several", stopped)) == [False, True]
 
 
-def aligned(folder, resume=False, prepared=lambda problem: problem):
+def aligned(folder, resume=False, prepared=lambda problem: problem, outer_steps=2):
     problem = prepared(tiny_problem("llama", random_b=False, dtype=torch.float64, retain_loss="nll"))
     result = align(
         problem,
         unlearn=UnlearnOptions(learning_rate=3e-3, max_steps=3, batch_size=4),
         weights=WeightOptions(select="80%"),
         outer=OuterOptions(
-            outer_steps=2, measurements=2, kl_budget=0.0, max_nll_rise=100.0, min_gain=-100.0, halvings=0
+            outer_steps=outer_steps,
+            measurements=2,
+            kl_budget=0.0,
+            max_nll_rise=100.0,
+            min_gain=-100.0,
+            halvings=0,
         ),
         folder=folder,
         resume=resume,
@@ -109,3 +115,45 @@ def test_the_outer_loop_selects_weighs_and_unlearns_as_one_process(tmp_path):
     )
     again = aligned(tmp_path / "together", resume=True)
     np.testing.assert_allclose(again[0], history, rtol=1e-6)
+
+
+def cut_off(folder):
+    """A run that a signal stops at the first checkpoint within its steps."""
+    kept = InnerCheckpoints.save
+
+    def signalled(self, *args):
+        patch.setattr(interruption._Asked, "by", 15)
+        return kept(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InnerCheckpoints, "save", signalled)
+        with pytest.raises(interruption.Interrupted):
+            aligned(folder, outer_steps=1)
+
+
+def gone_on(folder, **options):
+    """What `aligned` returns of the run resumed, and the first step that was taken."""
+    real, steps = UnlearnTrainer.training_step, []
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        return real(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnlearnTrainer, "training_step", counted)
+        return *aligned(folder, resume=True, outer_steps=1, **options), steps[0]
+
+
+@pytest.mark.usefixtures("true_float64")
+@pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
+def test_a_run_cut_off_within_its_steps_goes_on_with_other_processes(tmp_path, first, then):
+    """The points and weights are those of one process, and the steps before are not taken again."""
+    history, points, parameters = aligned(tmp_path / "alone", outer_steps=1)
+    by_processes(first, tmp_path / "cut", cut_off, tmp_path / "run")
+    assert list((tmp_path / "run").glob("inner-001-00-*"))
+    for found in by_processes(then, tmp_path / "gone_on", gone_on, tmp_path / "run"):
+        assert found[3] > 0
+        np.testing.assert_allclose(found[0], history, rtol=1e-6)
+        assert [p["step"] for p in found[1]] == [p["step"] for p in points]
+        for name, value in found[2].items():
+            torch.testing.assert_close(value, parameters[name], rtol=1e-5, atol=1e-7)

@@ -1,6 +1,7 @@
 """A model whose parameters are sharded over processes (FSDP2) is scored and trained as the whole one is."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from problems import tiny_problem
 from several import by_processes
-from test_processes_train import aligned, trained
+from test_processes_train import aligned, cut_off, gone_on, trained
 from u2a import processes
 from u2a.impact.context import ScoringContext
 from u2a.impact.curvature import CURVATURES
@@ -48,6 +49,20 @@ def test_a_sharded_model_is_unlearned_as_the_whole_one(tmp_path):
         assert [p["step"] for p in found[1]] == [p["step"] for p in points]
         for name, value in found[2].items():
             torch.testing.assert_close(value, parameters[name], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.usefixtures("true_float64")
+def test_a_whole_model_s_steps_are_not_gone_on_with_by_a_sharded_one(tmp_path):
+    """Its optimiser holds parts: the outer step begins again, and ends as it would have."""
+    cut_off(tmp_path / "run")
+    assert list((tmp_path / "run").glob("inner-001-00-*"))
+    expected = aligned(tmp_path / "alone", outer_steps=1)
+    work = partial(gone_on, tmp_path / "run", prepared=sharded)
+    for found in by_processes(2, tmp_path / "several", work):
+        assert found[3] == 0
+        for name, value in found[2].items():
+            torch.testing.assert_close(value, expected[2][name], rtol=1e-2, atol=1e-4)
+    assert not list((tmp_path / "run").glob("inner-*"))
 
 
 @pytest.mark.usefixtures("true_float64")

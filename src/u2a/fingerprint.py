@@ -1,12 +1,17 @@
-"""A fingerprint of a problem's texts: kept work of other texts is not gone on with."""
+"""Fingerprints of a problem's texts and of a model: kept work of others is not gone on with."""
 
 from __future__ import annotations
 
 import hashlib
 
 import numpy as np
+import torch
+from torch import nn
 
 from u2a.problem import Problem
+
+SAMPLE = 4096
+"""Elements of each tensor that a model's fingerprint looks at: training changes nearly all of them."""
 
 
 def fingerprint(problem: Problem) -> str:
@@ -21,4 +26,19 @@ def fingerprint(problem: Problem) -> str:
         digest.update(b"none" if texts is None else b"texts")
         for ids in texts["input_ids"] if texts is not None else ():
             digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of_model(model: nn.Module) -> str:
+    """Changes when the weights do, those of adapters too; the same on any device, with any number of threads.
+
+    Of each tensor it reads at most about `SAMPLE` elements, spread evenly: all would take minutes where the
+    model is large. Parameters must be whole: a sharded model has none that one process could read.
+    """
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        flat = p.detach().reshape(-1)
+        few = flat[:: max(1, flat.numel() // SAMPLE)].cpu().contiguous()
+        digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+        digest.update(few.view(torch.uint8).numpy().data)
     return digest.hexdigest()

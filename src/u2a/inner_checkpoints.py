@@ -21,6 +21,7 @@ from u2a.fingerprint import fingerprint
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, snapshot
 from u2a.problem import Task
+from u2a.sharding import is_sharded
 from u2a.training_state import PARAMETERS
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ class InnerCheckpoints:
 
     def load(self, state: OuterState, ledger: Ledger, task: Task) -> InnerPosition | None:
         """The position to go on from, in the outer step after `state`'s, with `state` and the ledger brought
-        to it; None if there is none."""
+        to it; None if there is none, or it holds an optimiser whole that is sharded now."""
+        if is_sharded(ledger.problem.policy.model) or processes.are_by_deepspeed():
+            return None
         found = processes.from_main(next(self._whole(), None) if processes.is_main() else None)
         if found is None:
             return None

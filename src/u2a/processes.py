@@ -64,13 +64,18 @@ def is_first() -> bool:
     return is_main() if count() > 1 or not launched() else os.environ["RANK"] == "0"
 
 
+def are_by_deepspeed() -> bool:
+    """Whether the launcher's configuration wants DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def refuse_launcher() -> None:
     """Refuses what a launcher asks for and cannot have.
 
     Raises:
         UserError: DeepSpeed shards the parameters, or there is no accelerator for it.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+    if not are_by_deepspeed():
         return
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise UserError(

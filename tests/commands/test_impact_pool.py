@@ -125,11 +125,11 @@ def test_cut_off_it_goes_on_and_ends_with_the_same(files, pool, whole, tmp_path,
     assert len(parts(run)) == kept
     assert not (run / "impact.parquet").exists()
     monkeypatch.setattr(interruption._Asked, "by", 0)
-    (run / "impact" / ".part-00002.parquet.0123.part").write_bytes(b"half")  # as a kill leaves it
+    (run / "impact" / ".part-00000002.parquet.0123.part").write_bytes(b"half")  # as a kill leaves it
     done = impact(files, pool=pool, output=run, shard_rows=5, keep=6, resume=True)
     assert done.exit_code == 0, done.output
     assert calls[3:] == [5 * index for index in range(kept, 4)]
-    for name in ("impact.parquet", "selected.jsonl", *(f"impact/part-{i:05d}.parquet" for i in range(4))):
+    for name in ("impact.parquet", "selected.jsonl", *(f"impact/part-{i:08d}.parquet" for i in range(4))):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     assert not list((run / "impact").glob(".*"))
     assert not {"engine", "workers"} & yaml.safe_load((run / "config.yaml").read_text()).keys()

@@ -18,6 +18,7 @@ import u2a
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
 from several import by_processes
+from u2a import cli
 from u2a.cli import app
 from u2a.commands import impact
 from u2a.commands.schemas import IMPACT
@@ -148,6 +149,38 @@ def test_what_several_processes_cannot_do_is_refused_before_anything_is_loaded(
     done = CliRunner().invoke(app, [command, *line(known, output=str(tmp_path / "run"), **changes)])
     assert done.exit_code == 2
     assert words in done.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", sorted(set(cli._COMMANDS) - set(cli._SHARED)))
+def test_other_commands_refuse_a_launcher_before_they_do_anything(monkeypatch, command):
+    def imported(_name):
+        raise AssertionError("the command's work has begun")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(cli.importlib, "import_module", imported)
+    words = {"split": ["rows.jsonl"], "report": ["runs/a"], "review": ["runs/a"]}
+    words |= {"evaluate": ["runs/a"], "chat": ["runs/a"]}
+    done = CliRunner().invoke(app, [command, *words.get(command, [])])
+    assert done.exit_code == 2, done.output
+    assert f"u2a {command} runs in one process: start it without a launcher" in done.output
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_two_launched_processes_refuse_with_one_voice(tmp_path, command):
+    """torchrun, for real; the model that is named is not looked for."""
+    given = ["no-such-model"] if command == "evaluate" else ["--model", "no-such-model"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "u2a.cli", command, *given, "--output", str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(Path(u2a.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count(f"u2a {command} runs in one process: start it without a launcher") == 1
     assert not (tmp_path / "run").exists()
 
 

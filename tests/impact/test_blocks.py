@@ -66,5 +66,10 @@ def test_a_kept_table_is_read_and_not_that_of_another_phi(tmp_path, monkeypatch)
     assert calls
     path = tmp_path / "scores.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    score_impact(problem, keep=keep)
+    at = problem.measure(negatives=True)
+    score_impact(problem, at=at, keep=keep)
     assert len(calls) == 2
+    with torch.no_grad():  # by so little that J and U, which are rounded, do not tell
+        next(iter(problem.policy.trainable().values())).mul_(1 + 1e-5)
+    score_impact(problem, at=at, keep=keep)
+    assert len(calls) == 3

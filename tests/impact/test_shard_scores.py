@@ -89,7 +89,7 @@ def test_parts_are_kept_and_others_are_not_taken(tmp_path):
     part = part_of(rows, table)
     assert parts.read(_shard(rows)) is None
     parts.write(_shard(rows), part)
-    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000000.parquet"]
     kept = parts.read(_shard(rows))
     assert kept.equals(part)
     assert kept.schema.equals(PART_SCHEMA)
@@ -99,8 +99,16 @@ def test_parts_are_kept_and_others_are_not_taken(tmp_path):
     assert parts.read(_shard(rows, index=1)) is None
     assert Parts(tmp_path / "impact", "other").read(_shard(rows)) is None
     parts.write(_shard(rows, index=3), part)
+    (tmp_path / "impact" / "part-00000.parquet").write_bytes(b"of an earlier version")
     parts.drop_after(1)
-    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000.parquet"]
+    assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000000.parquet"]
+
+
+def test_names_of_parts_are_in_the_order_of_the_rows(tmp_path):
+    """A billion rows are a quarter of a million shards."""
+    parts, indices = Parts(tmp_path, "mark"), [0, 9, 10, 4095, 99_999, 100_000, 250_000, 99_999_999]
+    names = [parts.path(index).name for index in indices]
+    assert sorted(names) == names
 
 
 def test_a_damaged_part_is_not_taken(tmp_path):
@@ -147,6 +155,33 @@ def test_the_mark_changes_with_what_scores_are_of():
         mark(tiny_problem("llama", seed=3)),
     ]
     assert len({first, *changed}) == 6
+
+
+def test_the_mark_changes_with_any_weight_of_the_model_however_little(monkeypatch):
+    """Also where J, U and the directions' sizes, which are rounded, do not tell."""
+    problem = tiny_problem("llama")
+    at = problem.measure()
+    aimed = aim(problem, at)
+
+    def mark():
+        return mark_of(problem, aimed, at.objective, at.utility)
+
+    first, parameters = mark(), dict(problem.policy.model.named_parameters())
+    assert len(parameters) > 10
+    for p in parameters.values():
+        with torch.no_grad():
+            kept = p.flatten()[0].clone()
+            p.flatten()[0] = torch.nextafter(kept, kept + 1)
+            changed = mark()
+            p.flatten()[0] = kept
+        assert changed != first
+    assert mark() == first
+    # of large tensors a share is looked at, and training changes nearly all elements
+    monkeypatch.setattr("u2a.fingerprint.SAMPLE", 3)
+    sampled = mark()
+    with torch.no_grad():
+        next(iter(parameters.values())).mul_(1.001)
+    assert mark() != sampled
 
 
 def test_a_score_that_is_not_finite_names_its_row_in_the_pool():

@@ -4,25 +4,23 @@ The rows are read here, once and in order, and the scores come back here: only t
 the run folder; the others need u2a and the model. Actors come and go. One that dies, with its machine or not,
 is replaced, and its shard goes to another; one that gets its place later joins in. There are never more
 shards under way than actors, so memory here does not grow with the pool.
-
-Ray sends no usage statistics from here (RAY_USAGE_STATS_ENABLED=0).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import signal
-import threading
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a import interruption
+from u2a.commands.cluster_code import going_along, lacking_code
+from u2a.commands.ray_cluster import check_address, cluster
 from u2a.types import GuardStop, UserError
 
 if TYPE_CHECKING:
@@ -46,9 +44,10 @@ _READY = -1
 
 
 def check_ray() -> None:
-    """Raises `UserError` where Ray is not installed."""
+    """Raises `UserError` where Ray is not installed, or nobody answers at the address of the cluster."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("--engine ray needs Ray: pip install 'u2a[ray]'")
+    check_address()
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,14 @@ class Job:
 
         aimed = without_gradients(aimed)
         policy = problem.policy
+        # a folder's name must not depend on where a worker happens to be
+        models = {
+            name: str(Path(values[name]).resolve())
+            for name in ("model", "proxy_model")
+            if values[name] and Path(values[name]).exists()
+        }
         return cls(
-            dict(values),
+            {**values, **models},
             problem.loss,
             replace(
                 aimed,
@@ -108,7 +113,10 @@ class Actor:
         from u2a.impact.shard_scores import ShardScorer
 
         values = self.job.values
-        policy = load_scorer(values)
+        try:
+            policy = load_scorer(values)
+        except UserError as error:  # this machine is not the one that the user sees
+            raise UserError(f"{socket.gethostname()}, a machine of the cluster: {error}") from None
         own = policy.trainable()
         with torch.no_grad():
             for name, value in (self.job.phi or {}).items():
@@ -149,12 +157,13 @@ class RayEngine:
         """Each shard with its scores.
 
         Raises:
-            GuardStop: actors keep dying. UserError, GuardStop: what the scorer raises.
+            GuardStop: actors keep dying. UserError: a machine lacks code. UserError, GuardStop: what the
+                scorer raises.
         """
         first = next(shards, None)
         if first is None:  # all are there: no need for a cluster
             return
-        with _cluster(self.job.values["workers"]):
+        with cluster(self.job.values["workers"]):
             try:
                 yield from self._scored(_with_first(first, shards))
             finally:
@@ -163,7 +172,9 @@ class RayEngine:
     def _scored(self, shards: Iterator[Shard]) -> Iterator[tuple[Shard, pa.Table]]:
         import ray
 
-        job, looked, more = ray.put(self.job), -LOOK, True
+        with going_along(self.job.loss):
+            job = ray.put(self.job)
+        looked, more = -LOOK, True
         tasks: dict[Any, tuple[Any, Shard | None]] = {}  # None = the actor is loading
         idle: list[Any] = []
         again: list[Shard] = []
@@ -187,7 +198,8 @@ class RayEngine:
                 try:
                     found = ray.get(task)
                 except ray.exceptions.RayTaskError as error:
-                    raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                    cause = error.cause if isinstance(error.cause, Exception) else error
+                    raise lacking_code(cause) or cause from error
                 except ray.exceptions.RayError as error:
                     self._lost(actor, shard, losses, error)
                     looked = -LOOK  # hire another at once
@@ -214,6 +226,8 @@ class RayEngine:
     def _lost(self, actor: Any, shard: Shard | None, losses: Counter[int], error: Exception) -> None:
         import ray
 
+        if (lacking := lacking_code(error)) is not None:
+            raise lacking from error
         ray.kill(actor)  # one that is merely out of reach would keep the place of the next
         place = _READY if shard is None else shard.index
         losses[place] += 1
@@ -244,37 +258,3 @@ def _with_first(first: Shard, shards: Iterator[Shard]) -> Iterator[Shard]:
 def _named(shard: Shard) -> str:
     rows = shard.rows["row"]
     return f"shard {shard.index} (rows {rows[0]} to {rows[-1]})"
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keeps what SIGTERM does: `ray.init` has it end the process at once, with no word of how to go on."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _cluster(workers: int) -> Iterator[None]:
-    """Within, Ray is there: the cluster that this process is in already, the one that RAY_ADDRESS names, or a
-    new one on this machine, which ends with the block. No other is looked for: rows go where the user said.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by what ray.init starts
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    with _own_signals():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -20,7 +20,7 @@ from u2a.data.collate import tokenize_rows
 from u2a.data.pool import Shard
 from u2a.data.render import Renderer
 from u2a.files import whole_file
-from u2a.fingerprint import fingerprint
+from u2a.fingerprint import fingerprint, fingerprint_of_model
 from u2a.impact.aims import Aimed
 from u2a.impact.context import ScoringContext, norm
 from u2a.impact.scores import directional_derivatives
@@ -42,8 +42,13 @@ def without_gradients(aimed: Aimed) -> Aimed:
 def mark_of(
     problem: Problem, aimed: Aimed, objective: float, utility: float, *, of_negatives: bool = False
 ) -> str:
-    """What scores are of: the validation and retain texts, J and U at φ, the route, the directions. Scores
-    with another mark are made again.
+    """What scores are of: the model, the loss, the validation and retain texts, J and U at φ, the route, the
+    directions. Scores with another mark are made again.
+
+    Model, loss and texts are compared exactly. They decide the directions but for what nobody can see from
+    here (a scorer on the network, another version of a library), which J, U and the directions' sizes tell.
+    These are rounded: another number of threads, or another device, adds up in another order, and nobody
+    wants a million rows scored again for the last digit.
 
     Args:
         of_negatives: the directions are made of the negatives of `problem`, so these are in it. Else they are
@@ -52,10 +57,10 @@ def mark_of(
     if not of_negatives:
         none = problem.negatives.select([]), problem.negative_texts.select([])
         problem = replace(problem, negatives=none[0], negative_texts=none[1])
-    texts = fingerprint(problem)
+    exact = f"{fingerprint(problem)} {fingerprint_of_model(problem.policy.model)}"
     sizes = " ".join(f"{norm(v):.3g}" for v in aimed.directions)
     loss = json.dumps([type(problem.loss).__name__, vars(problem.loss)], default=str)
-    facts = f"{texts} {loss} J {objective:.4g} U {utility:.4g} {aimed.method} {sizes}"
+    facts = f"{exact} {loss} J {objective:.4g} U {utility:.4g} {aimed.method} {sizes}"
     return sha256(facts.encode()).hexdigest()
 
 
@@ -127,14 +132,15 @@ def part_of(rows: Dataset, table: ImpactTable) -> pa.Table:
 
 
 class Parts:
-    """The folder of a pool's scores, `part-00000.parquet` and so on, one for each shard."""
+    """The folder of a pool's scores, `part-00000000.parquet` and so on, one for each shard: sorted by name
+    they are in the order of the rows, up to a hundred million shards."""
 
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.mark = folder, mark
 
     def path(self, index: int) -> Path:
         """Of the shard with this index."""
-        return self.folder / f"part-{index:05d}.parquet"
+        return self.folder / f"part-{index:08d}.parquet"
 
     def write(self, shard: Shard, scores: pa.Table) -> None:
         """Keeps a shard's scores, whole: a killed process leaves all of a part or nothing."""
@@ -162,8 +168,9 @@ class Parts:
         return found if whole else None
 
     def drop_after(self, count: int) -> None:
-        """Removes parts of shards that the pool does not have any more."""
+        """Removes parts of shards that the pool does not have any more, and those under shorter names, which
+        an earlier version gave: whoever reads the folder would find their rows twice."""
         for path in self.folder.glob("part-*.parquet"):
             number = path.stem.removeprefix("part-")
-            if number.isdigit() and int(number) >= count:
+            if number.isdigit() and (int(number) >= count or path != self.path(int(number))):
                 path.unlink()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from u2a import processes
 from u2a.data.as_text import as_text
-from u2a.fingerprint import fingerprint
+from u2a.fingerprint import fingerprint, fingerprint_of_model
 from u2a.impact.aims import Aims, aim
 from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import ScoringContext, norm
@@ -29,6 +29,7 @@ from u2a.logprobs import refuse_non_finite
 from u2a.losses import UnlearningLoss
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import whole_file
+from u2a.sharding import is_sharded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,7 +168,10 @@ def score_impact(
 def _blocks_of(problem: Problem, at: Measurement, keep: Path | None) -> Blocks:
     if keep is None:
         return WHOLE
-    return Blocks(keep, f"{fingerprint(problem)} J {at.objective:.4g} U {at.utility:.4g}")
+    model = problem.policy.model
+    exact = fingerprint(problem) + ("" if is_sharded(model) else f" {fingerprint_of_model(model)}")
+    # rounded, since another number of threads adds up in another order
+    return Blocks(keep, f"{exact} J {at.objective:.4g} U {at.utility:.4g}")
 
 
 def table_of(
