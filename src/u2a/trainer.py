@@ -8,7 +8,7 @@ pass is exactly the objective, whatever the batch size, padding or gradient accu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +32,11 @@ from u2a.logprobs import (
 )
 from u2a.losses import UnlearningLoss, loss_class, resolve_loss
 from u2a.losses.contract import check_loss
-from u2a.losses.retain import kl_sum, l2, nll_sum
+from u2a.losses.retain import add_l2_gradient, kl_sum, l2, nll_sum
 from u2a.micro_batches import in_parts
 from u2a.model_loading import load_source
 from u2a.model_source import check_source
-from u2a.sharding import is_sharded
+from u2a.sharding import at_rest, is_sharded
 from u2a.training_batches import Collator, as_batch, as_dict, pad_token_id_of
 from u2a.training_card import write_card
 from u2a.training_config import U2AConfig
@@ -166,17 +166,13 @@ class UnlearnTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True
         if is_sharded(self.model):
-            if self._retain_name == "l2":
-                raise UserError("the l2 retain term does not go with sharded parameters: take nll or kl")
             self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
         self.add_callback(FiniteGradients(self))
         self._reference_logprobs = self._reference(negatives, train_dataset)
         self._start = (
-            {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
-            if self._retain_name == "l2"
-            else {}
+            {n: p.detach().clone() for n, p in self._trained().items()} if self._retain_name == "l2" else {}
         )
 
     # -- checkpoints: safetensors and JSON instead of pickles ------------------------------------------------
@@ -328,8 +324,17 @@ class UnlearnTrainer(Trainer):
             return super(UnlearnTrainer, self).training_step(model, part, num_items_in_batch)
 
         if self.accelerator.distributed_type != DistributedType.NO:
-            return backward(inputs)  # the other processes would wait for as many backward passes
+            loss = backward(inputs)  # the other processes would wait for as many backward passes
+            if self._retain_name == "l2" and is_sharded(self.model) and self.accelerator.sync_gradients:
+                loss = loss + add_l2_gradient(self._trained(), self._start, self._retain_weight)
+            return loss
         return in_parts(model, inputs, backward, self.name_of)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Nothing is deferred: gradients kept whole until a step's last micro-batch would not fit where the
+        parameters do not. (And the base class looks into a configuration that only it gives a model.)"""
+        yield
 
     def name_of(self, part: dict[str, Any]) -> str:
         """What messages call the only text (or pair) of a part."""
@@ -345,6 +350,10 @@ class UnlearnTrainer(Trainer):
         objective."""
         return self._steps_per_pass() / float(self.weights.sum())
 
+    def _trained(self) -> dict[str, nn.Parameter]:
+        at_rest(self.model)
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
@@ -353,10 +362,10 @@ class UnlearnTrainer(Trainer):
 
     def _retain_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
         if self._retain_name == "l2":
-            if not inputs.get("l2", True):  # another part of this micro-batch has it
+            # another part of this micro-batch has it, or it is added after the step's passes
+            if not inputs.get("l2", True) or is_sharded(self.model):
                 return 0.0
-            trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-            return l2(trainable, self._start) / self.current_gradient_accumulation_steps
+            return l2(self._trained(), self._start) / self.current_gradient_accumulation_steps
         if "retain" not in inputs:
             return 0.0
         batch = as_batch(inputs["retain"])
