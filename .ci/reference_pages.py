@@ -6,7 +6,6 @@ options with type, default and bounds.
 
 from __future__ import annotations
 
-import inspect
 import posixpath
 import re
 from typing import Any
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 
 from u2a.cli import app
 from u2a.commands import schemas
+from u2a.commands.grouped_help import grouped
 from u2a.schema import OptionSpec, Schema
 
 FOLDER = "reference/cli"
@@ -78,31 +78,14 @@ def page(name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def grouped(schema: Schema) -> list[tuple[str, list[str]]]:
-    """Titles and the names of the options under them; every option once."""
-    by_owner: dict[str, list[str]] = {}
-    for spec in schema.specs.values():
-        by_owner.setdefault(spec.owner, []).append(spec.name)
-    titles = {part.__name__: _first_line(part) for part in schema.parts}
-    for registry in schema.registries:
-        for name, cls in registry.classes.items():
-            which = name if registry.several else "…"
-            titles[registry.owner(cls)] = f"Of `--{registry.name.replace('_', '-')} {which}`"
-    return [(titles[owner], names) for owner, names in by_owner.items()]
-
-
 def _usage(name: str) -> str:
     """`u2a report [OPTIONS] RUN`, as the command's `--help` says it."""
     printed = CliRunner().invoke(app, [name, "--help"], prog_name="u2a").output
     return printed.split("\n\n")[0].strip().removeprefix("Usage: ")
 
 
-def _first_line(part: type) -> str:
-    return (inspect.getdoc(part) or part.__name__).splitlines()[0].rstrip(".")
-
-
 def _table(rows: list[tuple[Any, OptionSpec | None]]) -> str:
-    lines = ["| option | value | default | |", "|---|---|---|---|"]
+    lines = ["| option | value | default | what it does |", "|---|---|---|---|"]
     for parameter, spec in rows:
         flags = "/".join([*parameter.opts, *parameter.secondary_opts])
         cells = (f"`{flags}`", _value(parameter, spec), _default(parameter, spec), _help(parameter, spec))

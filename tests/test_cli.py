@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from u2a.cli import app
+from u2a.commands import schemas
 
 PAIR = {"prompt": "Hi there", "chosen": "Hello, how can I help?", "rejected": "Go away."}
 PAIRS = [{**PAIR, "prompt": f"Question {i}?", "chosen": f"Answer {i}, with care."} for i in range(6)]
@@ -431,3 +433,28 @@ def test_split_writes_the_parts(tmp_path):
     names = {p.name for p in (tmp_path / "parts").iterdir()}
     assert names == {f"{n}.jsonl" for n in ("original", "forget", "retain", "validation", "test")}
     assert len((tmp_path / "parts" / "original.jsonl").read_text().splitlines()) == 20
+
+
+def test_help_is_grouped_as_the_options_are():
+    """Every flag stands once, under its part's heading; what all commands have comes last."""
+    shown = CliRunner().invoke(app, ["align", "--help"], env={"COLUMNS": "80"}).output
+    order = ("Where the rows are", "--negatives", "The original model", "--lora-rank", "Besides:", "--quiet")
+    assert sorted(order, key=shown.index) == list(order)
+    assert len(re.findall(r"^  --negatives ", shown, flags=re.M)) == 1
+    flags = {spec.flag for spec in schemas.ALIGN.specs.values()}
+    assert {flag for flag in flags if not re.search(rf"^  {flag}\b", shown, flags=re.M)} == set()
+
+
+def test_80_columns_show_every_summary_whole():
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    assert "..." not in shown.partition("Commands:")[2]
+    assert "Was it better than what I would have done?\n" in shown
+
+
+def test_help_uses_a_wide_terminal():
+    """In a process of its own: the runner of tests has 80 columns whatever the environment says."""
+    command = [sys.executable, "-m", "u2a.cli", "align", "--help"]
+    wide = subprocess.run(
+        command, env=os.environ | {"COLUMNS": "120"}, capture_output=True, text=True, check=True
+    )
+    assert 80 < max(map(len, wide.stdout.splitlines())) <= 110

@@ -45,6 +45,17 @@ def test_the_makefile_s_tools_are_among_them():
     assert {Requirement(line).name for line in TOOLS} == {"cyclonedx-bom", "pip-audit"}
 
 
+def test_the_page_of_extras_has_every_one_with_what_it_brings():
+    """Those for users in the table with their packages, those for developers below it."""
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, flags=re.M))
+    for_users = set(EXTRAS) - {"dev", "browser", "docs", "fuzz"}
+    assert {name: set(brings.split(", ")) for name, brings in rows.items()} == {
+        name: {Requirement(line).name for line in EXTRAS[name]} for name in for_users
+    }
+    assert all(f"`{name}`" in page for name in EXTRAS)
+
+
 def _audit():
     spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
     module = importlib.util.module_from_spec(spec)

@@ -149,7 +149,7 @@ def test_wandb_offline(tmp_path, model, monkeypatch):
 
 
 def test_mlflow_gets_figures_alone(tmp_path, model, monkeypatch):
-    """MLflow itself is large: it is replaced where transformers calls it."""
+    """MLflow is large and stays out of `dev`: it is replaced where transformers calls it."""
     from transformers.integrations import integration_utils
 
     fake = MagicMock(__version__="3.0")
@@ -164,6 +164,26 @@ def test_mlflow_gets_figures_alone(tmp_path, model, monkeypatch):
     assert params["loss_type"] == "npo"
     assert "zebra" not in str(fake.mock_calls)
     assert "sesame" not in str(fake.mock_calls)
+
+
+def test_mlflow_itself_keeps_the_figures_in_its_file(tmp_path, model, monkeypatch):
+    store = tmp_path / "store"
+    store.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'runs.db'}")
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri(f"sqlite:///{store / 'runs.db'}")  # what an earlier test set would go before
+    mlflow.create_experiment("unlearning", artifact_location=(store / "files").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "unlearning")
+    trainer(tmp_path / "out", model, report_to="mlflow", hub_token="hf_sesame").train()
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("unlearning").experiment_id])
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    assert [(each.step, each.value != 0) for each in losses] == [(1, True), (2, True)]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["loss_type"] == "npo"
+    files = [path.read_bytes() for path in store.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"zebra" in content or b"sesame" in content for content in files)
 
 
 # -- pushing -------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_kl_retain_term_is_zero_at_the_reference_and_positive_away_from_it(tmp_p
             tmp_path, answers(BAD), policy=policy, retain=answers(GOOD), retain_loss="kl", retain_weight=1.0
         )
         batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
-        return trainer._retain_loss(trainer.model, batches[0]).item()
+        return trainer._beside.retain_loss(trainer.model, batches[0]).item()
 
     assert value(False) == pytest.approx(0.0, abs=1e-12)
     assert value(True) > 1e-4
@@ -191,7 +191,7 @@ def test_l2_pulls_back_to_the_start_by_hand(tmp_path):
     p = next(p for p in trainer.model.parameters() if p.requires_grad)
     with torch.no_grad():
         p.add_(0.1)
-    assert trainer._retain_loss(trainer.model, {}).item() == pytest.approx(0.005 * p.numel())
+    assert trainer._beside.retain_loss(trainer.model, {}).item() == pytest.approx(0.005 * p.numel())
 
 
 def test_training_makes_the_negatives_less_likely_and_is_seeded(tmp_path):

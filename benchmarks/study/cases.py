@@ -117,6 +117,14 @@ def more_held_out(parts: dict[str, list[Any]]) -> None:
     parts["test"] = [*parts["test"], *parts["spare"]]
 
 
+def plenty(parts: dict[str, list[Any]]) -> None:
+    """For validation all pairs of the split but the first test ones; held out, longer rows' pairs besides."""
+    tested = {key_of(row["prompt"]) for row in parts["test"]}
+    spare = [row for row in parts["spare"] if key_of(row["prompt"]) not in tested]
+    parts["validation"] = [*parts["all validation"], *spare]
+    parts["test"] = [*parts["test"], *parts["other pairs"]]
+
+
 POWER = [
     *(unlearning(kind, loss) for loss in LOSSES for kind in ("u2a", "uniform", "random-k")),
     JOINT,
@@ -129,6 +137,7 @@ INFORMED = [SIX[0], JOINT, DPO, KTO, SFT, {"method": "climb"}]
 CASES: dict[str, Case] = {
     "hh_harmless": Case(every_method(), seeds=3, own_rates=True),
     "held-out-251": Case(POWER, more_held_out, seeds=3),
+    "plenty": Case(SIX, plenty, seeds=3),
     "mislabelled": Case([*SIX, {"method": "cosine"}], mislabelled),
     "truthfulqa": Case(SIX, own_rates=True, data="truthfulqa_pairs", seeds=3),
     **{f"validation-{n}": Case(INFORMED, validation_of(n)) for n in (16, 32, 128)},
@@ -145,7 +154,8 @@ def key_of(prompt: Any) -> str:
 
 def read_parts(data: Path, folder: Path) -> dict[str, list[Any]]:
     """The split's rows, and what cases draw from besides: `pairs` are both answers to every training prompt,
-    `spare` pairs and `other rejected` answers are of prompts that are nowhere in the study."""
+    `spare` pairs, `other pairs` (longer ones) and `other rejected` answers are of prompts that are nowhere in
+    the main case."""
     from u2a.data.load import load_preferences
 
     def rows(name: str) -> list[Any]:
@@ -157,8 +167,9 @@ def read_parts(data: Path, folder: Path) -> dict[str, list[Any]]:
     parts["validation"] = parts["validation"][:VALIDATION]
     parts["mixture"], parts["retain"] = parts["retain"], parts["retain"][:RETAIN]
     trained = {key_of(row["prompt"]) for row in parts["original"]}
+    held = {key_of(row["prompt"]) for row in spare}
     kept = trained | {key_of(row["prompt"]) for name in ("all validation", "test") for row in parts[name]}
-    pairs, other = [], []
+    pairs, other, more = [], [], []
     for row in load_preferences(str(data)):
         prompt = [{"role": "system", "content": ""}, *row["prompt"]]  # as the split has them
         key = key_of(prompt)
@@ -169,7 +180,10 @@ def read_parts(data: Path, folder: Path) -> dict[str, list[Any]]:
         elif key not in kept and sum(len(t["content"]) for t in prompt) + len(row["rejected"]) <= LONGER:
             answer = [{"role": "assistant", "content": row["rejected"]}]
             other.append({"id": f"other-{row['id']}", "prompt": prompt, "completion": answer})
-    return {**parts, "pairs": pairs, "spare": spare, "other rejected": other}
+            if key not in held and sum(len(t["content"]) for t in prompt) + len(row["chosen"]) <= LONGER:
+                good = [{"role": "assistant", "content": row["chosen"]}]
+                more.append({"prompt": prompt, "chosen": good, "rejected": answer})
+    return {**parts, "pairs": pairs, "spare": spare, "other rejected": other, "other pairs": more}
 
 
 def write_parts(parts: dict[str, list[Any]], folder: Path) -> None:

@@ -29,6 +29,7 @@ from typer.core import TyperGroup
 from u2a import interruption, processes
 from u2a.commands import schemas
 from u2a.commands.flags import CONFIG, FILE, JSON, MODELS, QUIET, RUN, RUNS, flag
+from u2a.commands.grouped_help import WIDTH, command_class, summary
 from u2a.evaluation import METRICS
 from u2a.printable import printable_lines
 from u2a.schema import Schema
@@ -111,7 +112,11 @@ def _register(
         body, parameters = _body(name, schema, arguments, takes_config)
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
-        to.command(name, help=about, epilog=epilog)(body)
+        look: dict[str, Any] = {
+            "cls": command_class(schema),
+            "context_settings": {"max_content_width": WIDTH},
+        }
+        to.command(name, help=about, short_help=summary(about), epilog=epilog, **look)(body)
 
     _COMMANDS[name] = schema, add
     add(app, schema)
@@ -257,9 +262,7 @@ _SHARED = ("impact", "align")
 _RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
 
 _register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
-_register(
-    "split", "Cut preference pairs into original, forget, retain, validation, test.", schemas.SPLIT, FILE
-)
+_register("split", "Cut pairs into original, forget, retain, validation and test.", schemas.SPLIT, FILE)
 _register("impact", "Which negatives matter, and what would they cost?", schemas.IMPACT)
 _register("align", "The main job: score, select, weight and unlearn negatives.", schemas.ALIGN)
 _register("verify", "May I trust the impact scores? Unlearns subsets for real and compares.", schemas.VERIFY)
@@ -283,7 +286,7 @@ _register(
 )
 _register(
     "review",
-    "Go through a run's negatives by impact, in the browser, and mark what is none.",
+    "Mark negatives that are not bad after all, largest impact first.",
     schemas.REVIEW,
     RUN,
     takes_config=False,

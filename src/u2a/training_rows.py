@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,47 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.data.render import Renderer
+
+
+@dataclass
+class Negatives(torch.utils.data.Dataset):
+    """Tokenised negatives with weights ω (N,) ≥ 0, not all 0, and s_ref (N,): None until it is measured."""
+
+    rows: Dataset
+    weights: np.ndarray
+    reference: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        return {**self.rows[item], "index": item}
+
+
+def prepared_negatives(given: Dataset | None, renderer: Renderer, name: str) -> Negatives:
+    """What a user gave as negatives: the columns are those of `UnlearnTrainer`'s `train_dataset`.
+
+    Args:
+        name: what messages call them.
+
+    Raises:
+        UserError: there are none, a column is missing, a row is labelled good, or a weight is unusable.
+    """
+    if given is None or len(given) == 0:
+        raise UserError(f"{name} is empty: there is nothing to unlearn")
+    columns = given.column_names
+    if "label" in columns and any(value is True for value in given["label"]):
+        raise UserError(
+            f"{name} holds rows whose label is true, that is good answers: keep only those to "
+            f"unlearn, `{name}.filter(lambda row: not row['label'])`"
+        )
+    weights = checked_weights(
+        np.asarray(given["weight"] if "weight" in columns else [], float), len(given), name
+    )
+    kept = "ref_logprob" in columns
+    reference = torch.tensor(given["ref_logprob"], dtype=torch.float64) if kept else None
+    return Negatives(with_ids(tokenized(given, renderer), given), weights, reference)
+
 
 FILLER = -1
 """The item of `PositiveRows` that stands where a process would go without."""
@@ -68,7 +110,7 @@ class EvenOrder:
         self.order.set_epoch(epoch)
 
 
-def checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
+def checked_weights(weights: np.ndarray, rows: int, name: str = "train_dataset") -> np.ndarray:
     """Weights (N,) ≥ 0, not all 0; ones where none are given.
 
     Raises:
@@ -78,9 +120,9 @@ def checked_weights(weights: np.ndarray, rows: int) -> np.ndarray:
         return np.ones(rows)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
-        raise UserError(f"train_dataset row {bad[0]}: weight is {weights[bad[0]]}; it must be finite and ≥ 0")
+        raise UserError(f"{name} row {bad[0]}: weight is {weights[bad[0]]}; it must be finite and ≥ 0")
     if not weights.any():
-        raise UserError("train_dataset: every weight is 0, so there is nothing to unlearn")
+        raise UserError(f"{name}: every weight is 0, so there is nothing to unlearn")
     return weights
 
 

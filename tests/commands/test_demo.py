@@ -33,6 +33,9 @@ def test_the_demo_runs_and_shows_what_it_measured(tiny_demo):
         assert words in result.output
     assert (tiny_demo / "original" / "adapter_model.safetensors").is_file()
     assert (tiny_demo / "align" / "adapter" / "adapter_model.safetensors").is_file()
+    asked = (tiny_demo / "align" / "answers.jsonl").read_text().splitlines()
+    assert len(asked) == 9  # three prompts, three models
+    assert "What do the models answer?" in (tiny_demo / "align" / "report.html").read_text()
     counts = json.loads((tiny_demo / "align" / "summary.json").read_text())["counts"]
     assert counts["negatives"] == 96
     assert counts["validation"] == counts["test"] == counts["retain"] == 32

@@ -33,8 +33,8 @@ def ended(best=1.0, points=((0.5, True),), *, history=1, guard=False, before=Non
 
 
 ENDS = {
-    "better": (ended(1.5), "Better: J changed by +0.5; the kept model is the best measured step", 0),
-    "held out too": (ended(1.5, before=0 * UP, after=UP), "held-out margin by +1.033 ± 0.088 nats", 0),
+    "better": (ended(1.5), "Better: J rose by 0.5; the best measured step is kept.", 0),
+    "held out too": (ended(1.5, before=0 * UP, after=UP), "held-out margin by +1.033 ± 0.17 nats (95 %)", 0),
     "held out in doubt": (ended(1.5, before=UP, after=UP - np.array([0.1, -0.1, 0.1])), "Better: ", 0),
     "worse on held-out": (ended(1.5, before=0 * UP, after=DOWN), "Worse: J changed by +0.5, the held-out", 1),
     "one held-out pair": (ended(1.5, before=UP[:1], after=DOWN[:1]), "Worse: ", 1),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from problems import tiny_problem
-from u2a.commands.summary import held_out_rows, mean_interval, measurement_rows
+from u2a.commands import summary
+from u2a.commands.summary import Row, held_out_rows, mean_interval, measurement_rows, print_summary
 from u2a.evaluation.preference import pair_metrics, pair_values
 
 
@@ -66,3 +68,30 @@ def test_intervals_lie_around_the_changes_of_j_and_u() -> None:
     assert [row.change_interval for row in rows[2:]] == [None, None]
     assert all(row.change_interval is None for row in measurement_rows(start, moved))
     json.dumps([row.change_interval for row in rows], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "aligned, interval, title, header, cells",
+    [
+        (None, None, "The original model", 2, ("J ↑ (nats)", "-0.75")),
+        (-0.5, None, "Original beside aligned", 4, ("J ↑ (nats)", "-0.75", "-0.5", "+0.25")),
+        (
+            -0.5,
+            (0.125, 0.375),
+            "Original beside aligned",
+            5,
+            ("J ↑ (nats)", "-0.75", "-0.5", "+0.25", "0.12"),
+        ),
+        (-0.75, (0.0, 0.0), "Original beside aligned", 5, ("J ↑ (nats)", "-0.75", "-0.75", "0", "")),
+    ],
+)
+def test_the_table_has_the_columns_that_hold_something(
+    aligned, interval, title, header, cells, monkeypatch
+) -> None:
+    tables = []
+    monkeypatch.setattr(summary, "print_table", lambda *table: tables.append(table))
+    row = Row("J", "nats", "higher", -0.75, aligned, change_interval=interval)
+    print_summary([row], SimpleNamespace(phases={}))
+    assert tables[0][0] == title
+    assert tables[0][1] == ("metric (unit)", "original", "aligned", "change", "± 95 %")[:header]
+    assert tables[0][2] == [cells]

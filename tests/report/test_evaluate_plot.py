@@ -22,11 +22,12 @@ def figure(value, change=None, low=None, high=None, better="higher"):
 
 @pytest.fixture
 def run(tmp_path):
-    names = ("margin", "kl", "answer_tokens", "accuracy", "distinct")
+    names = ("margin", "perplexity_retain", "kl", "answer_tokens", "accuracy", "distinct")
     original = {name: figure(1.0) for name in names}
     ours = {
         "margin": figure(3.0, 2.0, 1.0, 3.0),  # two half-widths, for the better
-        "kl": figure(41.0, 40.0, 39.0, 41.0, better="lower"),  # forty, for the worse
+        "perplexity_retain": figure(41.0, 40.0, 39.0, 41.0, better="lower"),  # forty, for the worse
+        "kl": figure(3.0, 2.0, 1.0, 3.0, better="lower"),  # cannot but rise
         "answer_tokens": figure(5.0, 4.0, 2.0, 6.0, better="neither"),
         "accuracy": figure(1.1, 0.1, -0.1, 0.3),  # within noise
         "distinct": figure(0.5, -0.5),  # no interval
@@ -39,14 +40,20 @@ def run(tmp_path):
 def test_changes_are_in_half_widths_of_their_interval(run):
     (plot,) = evaluate_plots(run)
     (bars,) = plot.figure["data"]
-    assert bars["y"] == ["accuracy", "answer_tokens", "kl", "margin"]
-    assert bars["x"] == pytest.approx([0.5, 2.0, 10.0, 2.0])
-    assert bars["marker"]["color"] == ["--quiet", "--quiet", "--bad", "--good"]
+    assert bars["y"] == [
+        "held-out accuracy, summed",
+        "tokens of an answer",
+        "KL from the original",
+        "perplexity of retain texts",
+        "held-out margin, summed",
+    ]
+    assert bars["x"] == pytest.approx([0.5, 2.0, 2.0, 10.0, 2.0])
+    assert bars["marker"]["color"] == ["--quiet", "--quiet", "--quiet", "--bad", "--good"]
     assert plot.figure["layout"]["yaxis"]["dtick"] == 1  # no name is left out
     assert plot.title == "mine: changes from the original model"
-    assert plot.rows[0] == ["margin", "higher", "nats", 1.0, 3.0, 2.0, "+1 to +3", 4]
-    assert plot.rows[4][6] == "–"
-    assert len(plot.rows) == 5
+    assert plot.rows[0] == ["held-out margin, summed", "higher", "nats", 1.0, 3.0, 2.0, "+1 to +3", 4]
+    assert plot.rows[5][6] == "–"
+    assert len(plot.rows) == 6
 
 
 @pytest.mark.parametrize(

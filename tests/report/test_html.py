@@ -33,7 +33,7 @@ from run_folders import (
 )
 from u2a.report import page as page_module
 from u2a.report.html import write_report
-from u2a.report.wording import excerpt, memory, number, visible
+from u2a.report.wording import duration, excerpt, memory, number, visible
 from u2a.types import UserError
 
 
@@ -205,11 +205,13 @@ def test_without_text_no_row_text_no_path(run: Path) -> None:
 
 @pytest.mark.parametrize("limit", [page_module.PAGE_BYTES, 100])
 def test_page_loads_nothing_from_elsewhere(run: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The only link is the one to its own main part."""
+    """All links are to its own parts."""
     monkeypatch.setattr(page_module, "PAGE_BYTES", limit)
     source = Page(write_report(run)).own
     assert not re.search(r"<[^>]*\b(src|srcset|action|data)\s*=", source)
-    assert re.findall(r"<[^>]*\bhref\s*=[^>]*>", source) == ['<a class="skip" href="#main">']
+    links = re.findall(r"<[^>]*\bhref\s*=[^>]*>", source)
+    assert links[0] == '<a class="skip" href="#main">'
+    assert all(re.fullmatch(r'<a href="#r1-[\w-]+">', link) for link in links[1:])
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|import\(|https?://", source)
 
 
@@ -340,11 +342,15 @@ def test_last_line_cut_off_by_an_interruption_is_left_out(run: Path) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [number(x) for x in (None, float("nan"), float("inf"), 0.0, 3, 0.123456, 12345.6)] == [
-        "–", "–", "–", "0", "3", "0.1235", "12,346",
+    assert [number(x) for x in (None, float("nan"), float("inf"), 0.0, 3, 0.123456, 12345.6, 12345)] == [
+        "–", "–", "–", "0", "3", "0.1235", "12,350", "12,345",
     ]  # fmt: skip
     assert [number(0.25, signed=True), number(-1e-6, signed=True), number(0.1234, digits=2)] == [
         "+0.25", "-1.00e-06", "0.12",
+    ]  # fmt: skip
+    assert [number(x, signed=True) for x in (0.0, -0.0, 2.0)] == ["0", "0", "+2"]
+    assert [duration(x) for x in (0.123, 2.94, 99.0, 99.6, 1458.2, 3599.7, 11100.0, float("nan"))] == [
+        "0.12 s", "2.9 s", "99 s", "1 min 40 s", "24 min 18 s", "1 h 0 min", "3 h 5 min", "–",
     ]  # fmt: skip
     assert [memory(0), memory(2**20), memory(3 * 2**30)] == ["–", "1 MiB", "3.00 GiB"]
 
@@ -355,11 +361,43 @@ def test_misleading_characters_become_visible() -> None:
     assert excerpt("  a \n b  " + "c" * 50, 6) == "a b c…"
 
 
-def test_weights_that_could_not_move_are_said(run: Path) -> None:
-    write_weights(run, [[1.0, 1.0, 0.0, 0.0]])
+def test_weights_of_one_outer_step_are_shown_by_rank(run: Path) -> None:
+    write_weights(run, [[1.25, 0.75, 0.0, 0.0]])
     page = Page(write_report(run))
-    assert "They did not: there was one outer step." in page.text
+    assert "There was one outer step." in page.text
+    (line,) = page.figures["weights"]["data"]
+    assert (line["x"], line["y"]) == ([1, 2], [1.25, 0.75])
+
+
+def test_weights_of_nothing_selected_are_said(run: Path) -> None:
+    write_weights(run, [[0.0, 0.0, 0.0, 0.0]])
+    page = Page(write_report(run))
+    assert "They did not: nothing was selected." in page.text
     assert "weights" not in page.figures
+
+
+def test_contents_lead_to_every_part(run: Path) -> None:
+    page = Page(write_report(run))
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    links = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert len(links) == 1 + 6  # the way past the head, and the parts
+    assert set(links) <= ids
+
+
+def test_the_end_of_a_run_comes_first_and_what_was_left_out_last(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    left = ["refusal is left out: it needs --safe-prompts", "only 5 rows"]
+    summary |= {"end": "Better: J changed by +0.2.", "warnings": left}
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    page = Page(write_report(run))
+    order = (
+        "Better: J changed by +0.2.",
+        "are worth unlearning",
+        "only 5 rows",
+        "Not measured: 1",
+        "refusal is",
+    )
+    assert sorted(order, key=page.text.index) == list(order)
 
 
 def test_an_evaluation_shows_intervals_and_only_sure_verdicts(tmp_path: Path) -> None:
@@ -367,16 +405,19 @@ def test_an_evaluation_shows_intervals_and_only_sure_verdicts(tmp_path: Path) ->
     rows = [
         " ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in re.findall(r"<tr>.*?</tr>", source, re.S)
     ]
-    assert "accuracy ↑ share 0.5 0.45 to 0.55 0.7 0.65 to 0.75 +0.2 better +0.15 to +0.25" in rows
+    assert (
+        "held-out accuracy, summed ↑ share 0.5 0.45 to 0.55 0.7 0.65 to 0.75 +0.2 better +0.15 to +0.25"
+        in rows
+    )
     assert "refused ↑ share 0.3 0.25 to 0.35 0.31 0.26 to 0.36 +0.01 within noise -0.04 to +0.06" in rows
     assert "distinct ↑ share 0.5 0.8 +0.3" in rows
-    assert "kl ↓ share 0 -0.05 to 0.05 0.3 0.25 to 0.35 +0.3 worse +0.25 to +0.35" in rows
+    assert "KL from the original ↓ share 0 -0.05 to 0.05 0.3 0.25 to 0.35 +0.3 +0.25 to +0.35" in rows
 
 
 def test_answers_stand_side_by_side_unless_without_text(tmp_path: Path) -> None:
     run = evaluate_run(tmp_path, answer=HOSTILE, asked=f"{HOSTILE} Was it asked?")
     page = Page(write_report(run))
-    order = ("test, number 0", "Was it asked? 0", "original 0", "mine 0")
+    order = ("test, row 0", "Was it asked? 0", "original 0", "mine 0")
     assert sorted(order, key=page.text.index) == list(order)
     assert "<script>alert" not in page.source
     without = Page(write_report(run, with_text=False))

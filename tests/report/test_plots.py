@@ -60,12 +60,21 @@ def test_histogram_counts_every_negative_once(impact: list[float]) -> None:
     assert sum(row[-1] for row in plot.rows) == len(impact)
 
 
+@pytest.mark.parametrize("size, written", [(2e4, "none"), (1e-3, "none"), (1e8, "power"), (1e-6, "power")])
+def test_long_numbers_on_an_axis_become_powers_of_ten(size: float, written: str) -> None:
+    layout = impact_histogram(scores([-size, size])).figure["layout"]
+    assert layout["xaxis"]["exponentformat"] == written
+    assert layout["yaxis"]["exponentformat"] == "none"
+
+
 def test_cumulative_gain_sums_from_the_largest() -> None:
     """Sorted 4, 1, -2: sums 4, 5, 3; the largest is reached with two."""
     plot = cumulative_gain(scores([1.0, -2.0, 4.0]), cut=1)
     assert plot.figure["data"][0]["x"] == [0, 1, 2, 3]
-    assert plot.figure["data"][0]["y"] == [0, 4, 5, 3]
+    assert plot.figure["data"][0]["y"] == [0, 80, 100, 60]  # in per cent of 5
+    assert [row[1:] for row in plot.rows] == [[4.0, 80.0], [5.0, 100.0], [3.0, 60.0]]
     assert "best 2 of 3" in plot.caption
+    assert "Chosen for unlearning: 1, which is 80 % of it." in plot.caption
     assert plot.figure["layout"]["shapes"][0]["x0"] == 1
     assert "shapes" not in cumulative_gain(scores([1.0]), cut=None).figure["layout"]
 

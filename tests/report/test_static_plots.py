@@ -68,7 +68,13 @@ def test_points_and_bars_are_the_pages(tmp_path: Path) -> None:
     assert curve.get_ydata().tolist() == plots["cumulative"].figure["data"][0]["y"]
 
     panels = draw(plots["progress"]).axes
-    assert [panel.get_ylabel() for panel in panels] == ["J", "U", "KL", "log-prob", "repetition"]
+    assert [panel.get_ylabel() for panel in panels] == [
+        "J\nnats",
+        "U\nnats/token",
+        "KL\nnats/token",
+        "log-prob\nnats/token",
+        "repetition\nshare",
+    ]
     line = plots["progress"].figure["data"][0]
     drawn = panels[0].get_lines()[0].get_ydata()
     assert np.array_equal(drawn, np.array(line["y"], float), equal_nan=True)
@@ -83,7 +89,7 @@ def test_a_figure_without_a_point_is_drawn_empty(tmp_path: Path) -> None:
     pq.write_table(pa.table(table | nothing), run / "subsets.parquet")
     plots = {plot.key: plot for plot in read_run(run, with_text=False).all_plots}
     assert plots["truth"].figure["data"] == []
-    assert draw(plots["truth"]).axes[0].get_xlabel() == "predicted sum of diagonal"
+    assert draw(plots["truth"]).axes[0].get_xlabel() == "sum of predicted impacts (diagonal)"
 
 
 def test_error_bars_and_the_line_of_the_ceiling_are_there(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_names_are_escaped_and_lines_few() -> None:
     assert f"the {MOVERS} whose weight moved most" in plot.caption
 
 
-def test_one_step_moves_nothing() -> None:
-    assert weights_plot(scores([1.0, 0.0])) is None
+def test_one_step_is_drawn_by_rank() -> None:
+    plot = weights_plot(scores([0.5, 0.0, 1.5]))
+    assert plot is not None
+    (line,) = plot.figure["data"]
+    assert (line["x"], line["y"]) == ([1, 2], [0.5, 1.5])
+    assert plot.rows == [[1, 2, 0, 0, 0.5, 1.0, 1.5]]
+
+
+def test_nothing_selected_is_no_figure() -> None:
     assert weights_plot(scores([0.0], [0.0])) is None

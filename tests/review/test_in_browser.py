@@ -223,3 +223,14 @@ def test_no_other_page_can_read_or_mark(address, visit, review, tmp_path):
     assert list(review.marks) == [2]
     framed = [frame for frame in seen.page.frames if frame != seen.page.main_frame]
     assert all(frame.query_selector("#rows") is None for frame in framed)
+
+
+def test_on_a_phone_a_row_is_a_card_with_its_marks_in_sight(address, visit):
+    page = visit(address, viewport={"width": 390, "height": 844}).page
+    page.wait_for_selector("#rows tr")
+    mark = page.locator("#rows tr").first.get_by_text("wrong label")
+    box = mark.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    shown = page.evaluate("getComputedStyle(document.querySelector('td.number'), '::before').content")
+    assert shown.startswith('"impact')

@@ -17,7 +17,7 @@ import numpy as np
 
 from u2a.commands.schemas import ALIGN
 from u2a.commands.terminal import Bars, give, print_table, printable, say
-from u2a.runs import RunFolder
+from u2a.runs import RunFolder, write_text
 
 if TYPE_CHECKING:
     from u2a.models import Policy
@@ -72,6 +72,7 @@ def run(values: Mapping[str, Any]) -> int:
             for number, model in enumerate(answers)
         ],
     )
+    _keep_answers(folder / "align", prompts, answers)
     _worthwhile(data, folder / "align")
     minutes = (time.perf_counter() - begin) / 60
     give(minutes=minutes, report=str(folder / "align" / "report.html"))
@@ -151,6 +152,21 @@ def _answers_of(
     policy.model = PeftModel.from_pretrained(policy.model, str(adapter))
     renderer = Renderer(policy.tokenizer, max_length=SETTINGS["max_length"])
     answers["aligned"] += [answer(policy, renderer, prompt) for prompt in prompts]
+
+
+def _keep_answers(run: Path, prompts: list[list[Message]], answers: Mapping[str, list[str]]) -> None:
+    """Writes the answers into the run, as `evaluate` does, and the report again with them."""
+    import json
+
+    from u2a.report.html import write_report
+
+    lines = [
+        {"model": model, "prompts": "prompts.jsonl", "prompt": place, "asked": _content(prompt), "text": text}
+        for model, texts in answers.items()
+        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    write_text(run / "answers.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_report(run)
 
 
 def _worthwhile(data: Path, run: Path) -> None:

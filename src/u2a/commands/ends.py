@@ -34,10 +34,10 @@ def end_of(result: AlignResult, before: NDArray[np.float64] | None, after: NDArr
             without held-out pairs.
     """
     gain = result.best.objective - result.start.objective
-    kept = f"the kept model is the best measured step (J {gain:+.4g})"
-    if not result.improved:
-        kept = "the original model is kept"
     if result.stopped_by_guard:
+        kept = "the original model is kept"
+        if result.improved:
+            kept = f"the kept model is the best measured step (J {gain:+.4g})"
         return End(
             f"Stopped by a guard, and {kept}; the reason is above. Begin again "
             "with a lower --learning-rate, or without that row.",
@@ -48,14 +48,18 @@ def end_of(result: AlignResult, before: NDArray[np.float64] | None, after: NDArr
     if not result.improved:
         return End(_without_gain(result), FINDINGS)
     change, error = _change(before, after)
-    held_out = "" if change is None else f", the held-out margin by {change:+.4g} ± {error:.2g} nats"
+    held_out = (
+        ""
+        if change is None
+        else f", the held-out margin by {change:+.4g} ± {CERTAIN * error:.2g} nats (95 %)"
+    )
     if change is not None and change < -CERTAIN * error:
         return End(
             f"Worse: J changed by {gain:+.4g}{held_out}. What was gained on the validation rows does not "
             "hold on others: do not use this model.",
             FINDINGS,
         )
-    return End(f"Better: J changed by {gain:+.4g}{held_out}; {kept}.", DONE)
+    return End(f"Better: J rose by {gain:.4g}{held_out}; the best measured step is kept.", DONE)
 
 
 def _without_gain(result: AlignResult) -> str:

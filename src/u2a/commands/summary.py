@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from u2a.commands.session import minutes
 from u2a.commands.terminal import give, print_table, say
 from u2a.impact.difference import CERTAIN
+from u2a.report.wording import NOTHING, number
 from u2a.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -127,15 +128,16 @@ def held_out_rows(original: Values, aligned: Values) -> list[Row]:
 
 def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
     """The table, then what each phase cost."""
-    arrows = {"higher": "↑", "lower": "↓", "": ""}
-    print_table(
-        "Original beside aligned",
-        ("metric", "unit", "original", "aligned", "change"),
-        [
-            (f"{r.metric} {arrows[r.better]}", r.unit, _number(r.original), _number(r.aligned), _change(r))
-            for r in rows
-        ],
-    )
+    lines = [
+        (_name(row), number(row.original), number(row.aligned), _change(row), _error(row)) for row in rows
+    ]
+    title, columns = "Original beside aligned", 5
+    if all(row.aligned is None for row in rows):
+        title, columns = "The original model", 2
+    elif all(row.change_interval is None for row in rows):
+        columns = 4
+    header = ("metric (unit)", "original", "aligned", "change", "± 95 %")
+    print_table(title, header[:columns], [line[:columns] for line in lines])
     print_table(
         "Cost",
         ("phase", "time", "peak memory"),
@@ -156,11 +158,18 @@ def write_summary(run: RunFolder, command: str, outcome: str, rows: Sequence[Row
     say(outcome, essential=True)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _name(row: Row) -> str:
+    arrow = {"higher": " ↑", "lower": " ↓", "": ""}[row.better]
+    return f"{row.metric}{arrow} ({row.unit})"
 
 
 def _change(row: Row) -> str:
     if row.original is None or row.aligned is None:
-        return "–"
-    return f"{row.aligned - row.original:+.4f}"
+        return NOTHING
+    return number(row.aligned - row.original, signed=True)
+
+
+def _error(row: Row) -> str:
+    """Half the width of the change's interval; empty where there is none, or nothing changed."""
+    low, high = row.change_interval or (0.0, 0.0)
+    return number((high - low) / 2, digits=2) if high > low else ""

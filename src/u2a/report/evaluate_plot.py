@@ -9,12 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from u2a.report.figure import Cell, Plot, named_bars, plain, vertical, word
-from u2a.report.record import Row, interval, number_or_nan, parsed, read_file
+from u2a.report.record import DISTANCE, Row, interval, number_or_nan, parsed, read_file
 from u2a.report.wording import NOTHING, excerpt, number, visible
 from u2a.types import UserError
 
 LONGEST_BAR = 10.0
 """Changes of more half-widths than this are drawn as long as this."""
+
+_WORDS = {
+    "accuracy": "held-out accuracy, summed",
+    "accuracy_per_token": "held-out accuracy, per token",
+    "margin": "held-out margin, summed",
+    "margin_per_token": "held-out margin, per token",
+    "chosen_logprob": "log-prob of held-out chosen",
+    "rejected_logprob": "log-prob of held-out rejected",
+    "negative_logprob": "log-prob of the negatives",
+    "negative_extracted": "negatives: tokens guessed",
+    "perplexity_retain": "perplexity of retain texts",
+    "kl": DISTANCE,
+    "answer_tokens": "tokens of an answer",
+    "answer_empty": "empty answers",
+    "answer_unended": "answers without an end",
+    "answer_repetition": "repetition within answers",
+    "answer_same": "answers given more than once",
+    "answer_distinct_2": "different bigrams in answers",
+}
+"""Figures of the same rows are called as `align` calls them."""
 
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -63,11 +83,17 @@ def _named_faults(run: Path) -> Iterator[None]:
         raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
 
 
+def in_words(name: str) -> str:
+    """A figure's name in `evaluation.json` as people say it."""
+    return _WORDS.get(name, name.replace("_", " "))
+
+
 def _beside(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> Row:
     own, first, change = (interval((e["low"], e["high"])) for e in (one, original, one["change"]))
     better = "" if one["better"] == "neither" else str(one["better"])
     values = (number_or_nan(original["value"]), number_or_nan(one["value"]))
-    return Row(name, str(one["unit"]), better, *values, first, own, change, sure_only=True)
+    unit = str(one["unit"]).replace(" per ", "/")
+    return Row(in_words(name), unit, better, *values, first, own, change, sure_only=True)
 
 
 def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plot:
@@ -77,8 +103,8 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
         "type": "bar",
         "orientation": "h",
         "x": [plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
-        "y": [word(name) for name, _ in shown],
-        "marker": {"color": [_colour(figures[name]["better"], size) for name, size in shown]},
+        "y": [word(in_words(name)) for name, _ in shown],
+        "marker": {"color": [_colour(name, figures[name]["better"], size) for name, size in shown]},
         "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
     }
     drawn = named_bars(bars, "change, in half-widths of its 95 % interval", 140 + 22 * max(1, len(shown)))
@@ -104,8 +130,8 @@ def beyond(change: Mapping[str, Any]) -> float | None:
     return float(2 * value / (high - low))
 
 
-def _colour(better: str, size: float) -> str:
-    if better == "neither" or abs(size) < 1:
+def _colour(name: str, better: str, size: float) -> str:
+    if better == "neither" or abs(size) < 1 or in_words(name) == DISTANCE:
         return "--quiet"
     return "--good" if (size > 0) == (better == "higher") else "--bad"
 
@@ -115,4 +141,4 @@ def _row(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> list
     low, high = change["low"], change["high"]
     interval = NOTHING if low is None else f"{number(low, signed=True)} to {number(high, signed=True)}"
     values = [math.nan if v is None else float(v) for v in (original["value"], one["value"], change["value"])]
-    return [name, str(one["better"]), str(one["unit"]), *values, interval, int(one["n"])]
+    return [in_words(name), str(one["better"]), str(one["unit"]), *values, interval, int(one["n"])]

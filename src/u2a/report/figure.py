@@ -17,7 +17,8 @@ from u2a.report.wording import excerpt, visible
 
 Cell = float | int | str
 
-_AXIS = {"automargin": True, "zeroline": True, "nticks": 6, "exponentformat": "e"} | {
+_AXIS = {"automargin": True, "zeroline": True, "nticks": 6, "separatethousands": True} | {
+    "exponentformat": "none",
     "gridcolor": "--line",
     "linecolor": "--line",
     "zerolinecolor": "--quiet",
@@ -48,7 +49,14 @@ class Plot:
 
 def figure(traces: list[dict[str, Any]], x: str, y: str, **layout: Any) -> dict[str, Any]:
     """A plotly figure with these traces and titles of axes; `layout` overrides the report's own."""
-    return {"data": traces, "layout": _LAYOUT | {"xaxis": axis(x), "yaxis": axis(y)} | layout}
+    axes = {f"{name}axis": axis(title) | _digits(traces, name) for name, title in (("x", x), ("y", y))}
+    return {"data": traces, "layout": _LAYOUT | axes | layout}
+
+
+def _digits(traces: list[dict[str, Any]], name: str) -> dict[str, str]:
+    """Powers of ten for an axis whose numbers would be long; else they are written out."""
+    values = [abs(v) for trace in traces for v in trace.get(name, ()) if isinstance(v, (int, float)) and v]
+    return {"exponentformat": "power"} if values and not 1e-4 <= max(values) < 1e7 else {}
 
 
 def named_bars(bars: dict[str, Any], x: str, height: int) -> dict[str, Any]:

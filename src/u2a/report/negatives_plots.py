@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,8 @@ def impact_histogram(scores: Scores) -> Plot:
         "Impact of the negatives",
         f"Right of zero, unlearning raises alignment ({helpful:,} of {len(impact):,} negatives); left of it, "
         f"unlearning lowers it or changes nothing ({len(impact) - helpful:,})."
-        + (f" {beyond:,} further out are counted in the outermost bars." if beyond else ""),
+        + (f" {beyond:,} further out are counted in the outermost bars." if beyond else "")
+        + " The scale follows the curvature: compare negatives with each other, not with J.",
         figure([bars], "impact (gain of J per unit of weight)", "negatives", bargap=0.05),
         ["impact from", "to", "negatives"],
         [[float(a), float(b), int(n)] for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True) if n],
@@ -54,6 +56,8 @@ def impact_histogram(scores: Scores) -> Plot:
 def cumulative_gain(scores: Scores, cut: int | None) -> Plot:
     """Σ of the k largest impacts against k: where unlearning more stops paying, to first order.
 
+    Drawn in per cent of the largest sum, since only the shape can be relied upon; without a gain, as it is.
+
     Args:
         cut: how many negatives were chosen, drawn as a line; None = nothing was chosen.
     """
@@ -61,30 +65,34 @@ def cumulative_gain(scores: Scores, cut: int | None) -> Plot:
     total = len(gain)
     shown = np.unique(np.linspace(0, total - 1, min(total, CURVE_POINTS)).round().astype(int))
     peak = int(gain.argmax()) + 1 if gain.max() > 0 else 0
+    share = 100 * gain / gain[peak - 1] if peak else gain
     line = {
         "type": "scatter",
         "mode": "lines",
         "x": [0, *(shown + 1).tolist()],
-        "y": [0.0, *short(gain[shown])],
+        "y": [0.0, *short(share[shown])],
         "line": {"color": "--accent", "width": 2},
-        "hovertemplate": "the best %{x} negatives: %{y}<extra></extra>",
+        "hovertemplate": f"the best %{{x}} negatives: %{{y:.3g}}{' %' if peak else ''}<extra></extra>",
     }
-    drawn = figure([line], "negatives unlearned, best first", "predicted gain of J")
-    caption = "Predicted to first order, at weight 1 each. " + (
+    title = "gain of J, % of the most" if peak else "predicted gain of J"
+    drawn = figure([line], "negatives unlearned, best first", title)
+    caption = "Predicted to first order, at weight 1 each: read the shape, not the height. " + (
         f"It is largest with the best {peak:,} of {total:,} negatives." if peak else "No negative is a gain."
     )
     if cut is not None:
         drawn["layout"]["shapes"] = [vertical(cut, "--good")]
         drawn["layout"]["annotations"] = [label(cut, f"chosen: {cut:,}", at_left=cut > total / 2)]
-        caption += f" Chosen for unlearning: {cut:,}."
+        caption += f" Chosen for unlearning: {cut:,}" + (
+            f", which is {share[min(cut, total) - 1]:.0f} % of it." if peak and cut else "."
+        )
     marks = {round(total * tenth / 10) for tenth in range(1, 11)} | {peak, min(cut or 0, total)}
     return Plot(
         "cumulative",
         "Predicted gain against number of negatives",
         caption,
         drawn,
-        ["best negatives", "predicted gain of J"],
-        [[k, float(gain[k - 1])] for k in sorted(marks) if k],
+        ["best negatives", "predicted gain of J", "% of the most"],
+        [[k, float(gain[k - 1]), float(share[k - 1]) if peak else math.nan] for k in sorted(marks) if k],
     )
 
 
@@ -143,12 +151,8 @@ def gain_and_cost(scores: Scores, texts: Mapping[int, str]) -> Plot:
             }
             traces.append(points)
     front = pareto_front(scores)
-    if len(front) > 1:
-        corners = _corners(scores)
-        line = {"color": "--good", "width": 2, "shape": "hv"}
-        steps = {"x": short(scores.cost[corners]), "y": short(scores.impact[corners]), "line": line}
-        look = {"type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip"}
-        traces.append(look | steps)
+    if len(front):
+        traces.append(_front(scores))
     drawn = figure(traces, "utility cost (loss of U)", "impact (gain of J)")
     drawn["layout"]["showlegend"] = len(traces) > 1
     rows: list[list[Cell]] = []
@@ -159,11 +163,35 @@ def gain_and_cost(scores: Scores, texts: Mapping[int, str]) -> Plot:
     return Plot(
         "cost",
         "Gain against utility cost",
-        "Top left is best: alignment gained, usefulness kept. Top right is a gain at a price. No negative "
-        f"beats the {len(front):,} on the Pareto front in one without losing in the other.{fewer}",
+        "Top left is best: alignment gained, usefulness kept. Top right is a gain at a price. "
+        f"{_beaten(scores, front)}{fewer}",
         drawn,
         ["unlearning it", "and", "negatives", "of them selected"],
         rows,
+    )
+
+
+def _front(scores: Scores) -> dict[str, Any]:
+    corners = _corners(scores)
+    return {
+        "type": "scatter",
+        "mode": "markers" if len(corners) == 1 else "lines",
+        "name": "Pareto front",
+        "x": short(scores.cost[corners]),
+        "y": short(scores.impact[corners]),
+        "line": {"color": "--good", "width": 2, "shape": "hv"},
+        "marker": {"color": "--good", "symbol": "star", "size": 11},
+        "hoverinfo": "skip",
+    }
+
+
+def _beaten(scores: Scores, front: Array) -> str:
+    if not len(front):
+        return "None has both figures."
+    if len(front) == 1:
+        return f"The star, row {scores.row[front[0]]}, is best in both."
+    return (
+        f"None is better in one than the {len(front):,} on the Pareto front without being worse in the other."
     )
 
 

@@ -18,12 +18,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from u2a.report.headline import headline, tiles
 from u2a.report.negatives_table import extreme_tables, extremes, table_data, table_positions
 from u2a.report.packing import packed_json, packed_plotly
 from u2a.report.record import Record
 from u2a.report.run_view import TEXT_LENGTH, RunView
 from u2a.report.runs_table import compared, run_names
 from u2a.report.wording import (
+    counted,
+    duration,
     excerpt,
     memory,
     number,
@@ -62,6 +65,8 @@ def _content(views: Sequence[RunView], with_text: bool) -> dict[str, Any]:
             "record": view.record,
             "name": name,
             "prefix": f"r{place}-",
+            "headline": headline(view.record),
+            "tiles": tiles(view.record, view.tables[0][1] if len(view.tables) == 1 else []),
             "extremes": extreme_tables(view.scores, _texts_of_extremes(view)),
             "models": _models(view.record, public=not with_text),
             "settings": settings(view.record.config, public=not with_text),
@@ -142,6 +147,8 @@ def _environment() -> Environment:
         "number": number,
         "signed": lambda value: number(value, signed=True),
         "memory": memory,
+        "duration": duration,
+        "counted": counted,
         "excerpt": excerpt,
         "cell": lambda value: value if isinstance(value, str) else number(value),
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from u2a.report.figure import Plot, axis, figure, horizontal, plain, vertical
+from u2a.report.figure import Plot, axis, figure, horizontal, inert, plain, vertical
 from u2a.report.scores import Measured
 
 TABLE_ROWS = 60
@@ -21,6 +21,7 @@ _FIELDS = {
     "log-prob of the negatives": "negative_logprob",
     "repetition": "repetition",
 }
+_UNITS = {"J": "nats", "U": "nats/token", "KL": "nats/token", "log-prob": "nats/token", "repetition": "share"}
 _ALWAYS = ("J", "U", "KL")
 _LOOKS: dict[str, dict[str, Any]] = {
     "best": {"symbol": "star", "color": "--good", "size": 13},
@@ -52,13 +53,20 @@ def budgets(config: Mapping[str, Any], start: Measured) -> dict[str, float]:
     return {name: bound for name, bound in found.items() if math.isfinite(bound)}
 
 
-def progress(points: list[Measured], *, restart: bool, bounds: Mapping[str, float] | None = None) -> Plot:
+def progress(
+    points: list[Measured],
+    *,
+    restart: bool,
+    bounds: Mapping[str, float] | None = None,
+    units: Mapping[str, str] | None = None,
+) -> Plot:
     """J, U, KL and other figures that were measured, one below the other, over optimiser steps.
 
     Args:
         points: at least one, in order of outer step; `step` counts within its outer step.
         restart: every outer step began at the original model instead of at the best point so far.
         bounds: of guards, from `budgets`, drawn as lines.
+        units: of curves by name, where they are not the usual ones.
     """
     offsets, total = {}, 0
     for outer in sorted({point.outer_step for point in points}):
@@ -78,7 +86,10 @@ def progress(points: list[Measured], *, restart: bool, bounds: Mapping[str, floa
         traces += [trace | {"yaxis": reference} for trace in both]
         top = 1 - (n - 1) / len(shown)
         title = "log-prob" if name == "log-prob of the negatives" else name
-        axes[f"yaxis{n if n > 1 else ''}"] = axis(title) | {"domain": [top - 0.9 / len(shown), top]}
+        unit = (units or {}).get(title, _UNITS[title])
+        axes[f"yaxis{n if n > 1 else ''}"] = axis(f"{title}<br>{inert(unit)}") | {
+            "domain": [top - 0.9 / len(shown), top]
+        }
         if bounds and name in bounds and _near(bounds[name], points, field):
             shapes.append(horizontal(bounds[name], "--bad", reference))
     drawn = figure(traces, "optimiser steps", "")

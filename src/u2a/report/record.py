@@ -14,6 +14,8 @@ from u2a.report.wording import NOTHING
 from u2a.types import UserError
 
 Interval = tuple[float, float]
+DISTANCE = "KL from the original"
+"""A figure that cannot but rise: what it is judged by is its budget."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Row:
     @property
     def verdict(self) -> str:
         """`better`, `worse`, `within noise` where the change's interval holds 0, or empty where there is no
-        change or no better direction."""
-        if not self.change or math.isnan(self.change) or not self.better:
+        change or no better direction, and for the distance from the original."""
+        if not self.change or math.isnan(self.change) or not self.better or self.metric == DISTANCE:
             return ""
         if self.sure_only and not self.change_interval:
             return ""
@@ -63,7 +65,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Record:
-    """`config.yaml`, `versions.json` and `summary.json` of a run folder."""
+    """`config.yaml`, `versions.json` and `summary.json` of a run folder.
+
+    `end`: better, worse or stopped, in a sentence; empty for a command that does not judge itself.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -76,6 +81,17 @@ class Record:
     self_check: dict[str, Any] | None
     warnings: list[str]
     findings: list[str]
+    end: str = ""
+
+    @property
+    def left_out(self) -> list[str]:
+        """Of the warnings those that only say what was not asked for."""
+        return [warning for warning in self.warnings if " is left out: " in warning]
+
+    @property
+    def cautions(self) -> list[str]:
+        """The other warnings: what a reader of the figures must know."""
+        return [warning for warning in self.warnings if " is left out: " not in warning]
 
     @property
     def seconds(self) -> float:
@@ -139,6 +155,7 @@ def read_record(run: Path) -> Record:
             self_check=_self_check(summary.get("self_check")),
             warnings=[_text(warning) for warning in summary.get("warnings", [])],
             findings=[_text(finding) for finding in summary.get("findings", [])],
+            end=_text(summary.get("end") or ""),
         )
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing; write the run again") from None

@@ -82,5 +82,7 @@ def _plots(record: Record, scores: Scores, texts: Texts) -> dict[str, list[Plot]
         groups["weights"] = [moved]
     if points := read_measurements(run):
         bounds = budgets(record.config, points[0])
-        groups["progress"] = [progress(points, restart=record.config.get("restart") is True, bounds=bounds)]
+        again = record.config.get("restart") is True
+        units = {row.metric.split()[0]: row.unit for row in record.table if row.metric.startswith("J ")}
+        groups["progress"] = [progress(points, restart=again, bounds=bounds, units=units)]
     return groups

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from u2a.report.record import Row
 from u2a.report.run_view import RunView
-from u2a.report.wording import NOTHING, memory, number, shown_settings
+from u2a.report.wording import NOTHING, counted, duration, memory, number, shown_settings
 
 NOT_COMPARED = ("output", "resume", "models")
 """Settings that differ between any two runs and say nothing."""
@@ -44,7 +44,12 @@ def compared(views: Sequence[RunView], *, public: bool) -> list[tuple[str, list[
 def _figures(views: Sequence[RunView]) -> list[Line]:
     """By metric, in order of appearance. A run of several models has a line for each of them."""
     found: list[dict[tuple[str, str], Row]] = [
-        {(row.metric, model): row for model, rows in view.tables for row in rows} for view in views
+        {
+            (row.metric, model if len(view.tables) > 1 else ""): row
+            for model, rows in view.tables
+            for row in rows
+        }
+        for view in views
     ]
     keys = list(dict.fromkeys(key for rows in found for key in rows))
     lines = []
@@ -67,8 +72,11 @@ def _figure(row: Row | None) -> tuple[str, str]:
 
 def _costs(views: Sequence[RunView]) -> list[Line]:
     names = dict.fromkeys(name for view in views for name in view.record.counts)
-    lines = [Line(name, "", [(number(view.record.counts.get(name)), "") for view in views]) for name in names]
-    lines.append(Line("time", "seconds", [(number(view.record.seconds), "") for view in views]))
+    lines = [
+        Line(counted(name), "", [(number(view.record.counts.get(name)), "") for view in views])
+        for name in names
+    ]
+    lines.append(Line("time", "", [(duration(view.record.seconds), "") for view in views]))
     lines.append(Line("peak memory", "", [(memory(view.record.peak_bytes), "") for view in views]))
     return lines
 

@@ -138,7 +138,7 @@ def draw(plot: Plot) -> Figure:
 
 
 def _look(panel: Axes, title: str) -> None:
-    _words(panel.set_ylabel(title))
+    _words(panel.set_ylabel(title.replace("<br>", "\n")))
     panel.grid(color=_COLOURS["--line"], linewidth=0.5)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)

@@ -71,7 +71,7 @@ def _scatter(rows: dict[int, list[float]], chosen: str) -> Plot:
                     "hovertemplate": "%{text}: predicted %{x}, measured %{y}<extra></extra>",
                 }
             )
-    drawn = figure(traces, f"predicted sum of {word(chosen)}", "measured change of J")
+    drawn = figure(traces, f"sum of predicted impacts ({word(chosen)})", "measured change of J")
     drawn["layout"]["showlegend"] = len(traces) > 1
     cells: list[list[Cell]] = [[subset, *row] for subset, row in rows.items()]
     return Plot(

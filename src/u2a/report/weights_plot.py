@@ -7,23 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from u2a.report.figure import Cell, Plot, figure, short, word
+from u2a.report.figure import Cell, Plot, figure, horizontal, short, word
 from u2a.report.scores import Array, Scores
 
 MOVERS = 12
 """Most negatives with a line of their own: those whose weight moved most."""
+RANKS = 400
+"""Most points of the curve by rank."""
 _COLOURS = ("--accent", "--good", "--bad", "--quiet")
 _DASHES = ("solid", "dash", "dot")
 
 
 def weights_plot(scores: Scores) -> Plot | None:
-    """Weights of the selected over outer steps; None where there were fewer than two, so nothing moved.
+    """Weights of the selected over outer steps, or of the only one by rank; None where nothing was selected.
 
     A weight of 0 is a negative that is not selected. The mean over the selected is 1 in every step.
     """
     history = [np.nan_to_num(step) for step in scores.history]
-    if len(history) < 2 or not any(step.any() for step in history):
+    if not any(step.any() for step in history):
         return None
+    if len(history) == 1:
+        return _by_rank(scores, history[0])
     steps = list(range(1, len(history) + 1))
     traces = [*_band(history, steps), *_movers(scores, history, steps)]
     drawn = figure(traces, "outer step", "weight", height=380)
@@ -38,6 +42,32 @@ def weights_plot(scores: Scores) -> Plot | None:
         drawn,
         ["outer step", "selected", "entered", "left", "smallest weight", "median", "largest"],
         rows,
+    )
+
+
+def _by_rank(scores: Scores, weights: Array) -> Plot:
+    ranked = scores.order[weights[scores.order] > 0]
+    chosen = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), RANKS)).round().astype(int))]
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": (1 + np.flatnonzero(np.isin(ranked, chosen))).tolist(),
+        "y": short(weights[chosen]),
+        "text": [word(f"row {scores.row[i]}, id {scores.ids[i]}") for i in chosen.tolist()],
+        "line": {"color": "--accent", "width": 1.5},
+        "marker": {"color": "--accent", "size": 5},
+        "hovertemplate": "%{text}: weight %{y}<extra></extra>",
+    }
+    drawn = figure([line], "selected negatives, largest impact first", "weight")
+    drawn["layout"]["shapes"] = [horizontal(1.0, "--quiet", "y", dash="dot")]
+    return Plot(
+        "weights",
+        "Weights of the selected",
+        "There was one outer step. Every selected negative began at weight 1 (dotted) and ended here; "
+        "the mean stays 1.",
+        drawn,
+        ["outer step", "selected", "entered", "left", "smallest weight", "median", "largest"],
+        [_row(0, [weights])],
     )
 
 

@@ -15,6 +15,8 @@ import yaml
 NOTHING = "–"
 HIDDEN = "(hidden)"
 
+_COUNTS = {"helpful": "worth unlearning", "harmful": "would harm"}
+
 _SECRET_KEY = re.compile(
     r"(^|[_-])(token|secret|password|passwd|api_?key|key|credentials?|authorization)$", re.I
 )
@@ -32,13 +34,30 @@ _FILE_ENDING = re.compile(r"\.(gguf|jsonl?|csv|parquet|txt|ya?ml|safetensors|bin
 
 
 def number(value: float | int | None, *, digits: int = 4, signed: bool = False) -> str:
-    """So many significant digits, whole numbers in full; a dash for None and for what is not finite."""
+    """So many significant digits, integers in full; a dash for None and for what is not finite."""
     if value is None or not math.isfinite(value):
         return NOTHING
     sign = "+" if signed else ""
     if abs(value) >= 1e9 or 0 < abs(value) < 1e-4:
         return f"{value:{sign}.{digits - 2}e}"
-    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.{digits}g}"
+    if abs(value) < 1000:
+        return f"{value or 0:{sign if value else ''}.{digits}g}"
+    return f"{value if isinstance(value, int) else float(f'{value:.{digits}g}'):{sign},.0f}"
+
+
+def counted(name: str) -> str:
+    """What a count of `summary.json` counts, in words."""
+    return _COUNTS.get(name, name)
+
+
+def duration(seconds: float) -> str:
+    """Time as people say it: `2.9 s`, `24 min 18 s`, `3 h 5 min`; a dash for what is not finite."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def memory(peak: int) -> str:

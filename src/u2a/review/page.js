@@ -17,8 +17,8 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-function number(value) {
-  return value === null ? "–" : Number(value.toPrecision(3)).toString();
+function number(value, digits = 3) {
+  return value === null ? "–" : Number(value.toPrecision(digits)).toString();
 }
 
 function showCounts(counts) {
@@ -32,8 +32,11 @@ function textCell(row) {
   return element("td", { className: "text" }, prompt, answer, element("p", { className: "place", textContent: row.place }));
 }
 
-function numberCell(text, className = "number") {
-  return element("td", { className, textContent: text });
+// The name stands before the figure where a narrow window has no room for headings.
+function numberCell(name, text) {
+  const cell = element("td", { className: "number", textContent: text });
+  cell.dataset.name = name;
+  return cell;
 }
 
 function markCell(row, line) {
@@ -86,10 +89,10 @@ async function save(row, line, wanted) {
 function lineOf(row, index) {
   const line = element("tr", { tabIndex: index === 0 ? 0 : -1 });
   row.saved = { reason: row.reason, note: row.note };
-  const error = row.error === null ? "" : ` ± ${number(row.error)}`;
-  line.append(textCell(row), numberCell(number(row.impact) + error), numberCell(number(row.cost)));
-  if (weighted) line.append(numberCell(number(row.weight)));
-  line.append(numberCell(number(row.tokens)), markCell(row, line));
+  const error = row.error === null ? "" : ` ± ${number(row.error, 2)}`;
+  line.append(textCell(row), numberCell("impact", number(row.impact) + error), numberCell("cost", number(row.cost)));
+  if (weighted) line.append(numberCell("weight", number(row.weight)));
+  line.append(numberCell("tokens", row.tokens === null ? "–" : String(row.tokens)), markCell(row, line));
   line.dataset.row = row.row;
   line.addEventListener("focusin", () => makeCurrent(line));
   line.addEventListener("keydown", (event) => pressed(event, row, line));

@@ -7,12 +7,13 @@
     weight: "weight", selected: "selected", tokens: "n_tokens", prompt: "prompt", response: "response" };
   const WORDS = new Set(["id", "prompt", "response"]);
 
-  const shown = (value, digits) => { // as number() in wording.py
+  const shown = (value, digits) => { // as number() in wording.py; no digits: an integer, in full
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
+    if (!digits) return value.toLocaleString("en-US");
     if (size >= 1e9 || (size > 0 && size < 1e-4)) return value.toExponential(Math.max(0, digits - 2));
-    if (size >= 1000) return Math.round(value).toLocaleString("en-US");
-    return String(Number(value.toPrecision(digits)));
+    const rounded = Number(value.toPrecision(digits));
+    return size >= 1000 ? rounded.toLocaleString("en-US") : String(rounded);
   };
 
   const element = (name, text, attributes = {}) => {
@@ -79,7 +80,7 @@
       if (data.error && data.error[i] !== null) impact.append(" ", element("small", "±" + shown(data.error[i], 2)));
       figures.append(impact, element("td", shown(data.cost[i], 3)));
       if (data.weight) figures.append(element("td", shown(data.weight[i], 3)));
-      figures.append(element("td", shown(data.tokens[i], 4)));
+      figures.append(element("td", shown(data.tokens[i])));
       if (data.response) made.append(words(i, figures));
       return made;
     };

@@ -1,0 +1,63 @@
+"""π_ref while training: the adapter off, a frozen copy, or the model as it is before the first step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from u2a.logprobs import dataset_logprobs, evaluating, response_logits
+from u2a.training_rows import Negatives
+from u2a.types import Batch, UserError
+
+
+class Reference:
+    """The original model of a run.
+
+    Args:
+        trainer: gives the model that is trained, its loss and how far it is. frozen: a copy of the original
+            model, or None.
+    """
+
+    def __init__(self, trainer: Any, frozen: Any | None, pad_token_id: int) -> None:
+        self._trainer, self._frozen, self._pad_token_id = trainer, frozen, pad_token_id
+
+    def measure(self, negatives: Negatives) -> Tensor:
+        """s_ref (N,) of negatives, measured once and kept with them; zeros where the loss needs none.
+
+        Raises:
+            UserError: the policy has taken steps and is no reference any more.
+        """
+        if negatives.reference is None and not self._trainer.loss.needs_reference:
+            negatives.reference = torch.zeros(len(negatives))
+        if negatives.reference is None:
+            model = self._trainer.model if self._frozen is None else self._frozen
+            switched = hasattr(model, "disable_adapter")
+            if self._trainer.state.global_step and self._frozen is None and not switched:
+                raise UserError(
+                    "the loss compares with the original model, which full fine-tuning has changed: give "
+                    "these rows as eval_dataset when the trainer is made, or reference_model, or ref_logprob"
+                )
+            with _adapter_off(model):
+                negatives.reference = dataset_logprobs(
+                    model,
+                    negatives.rows,
+                    max_tokens=max(2048, self._trainer.args.max_length),
+                    pad_token_id=self._pad_token_id,
+                )
+        return negatives.reference
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits (R, V) at the response tokens of a batch, without gradient."""
+        policy = self._trainer.model
+        with torch.no_grad():
+            if self._frozen is not None:
+                return response_logits(self._frozen.to(policy.device), batch)[0]
+            with _adapter_off(policy), evaluating(policy):
+                return response_logits(policy, batch)[0]
+
+
+def _adapter_off(model: Any) -> AbstractContextManager[Any]:
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
