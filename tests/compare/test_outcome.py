@@ -63,6 +63,19 @@ def test_who_stays_cheap_is_marked():
     assert not found.reached
 
 
+def test_one_slow_run_does_not_spoil_the_time():
+    """The median of 10, 12 and 600 s, and of 1, 1 and 50 s at the look; the mean of tokens as ever."""
+    s = [-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5]]
+    runs = [cell([s], seconds=10.0), cell([s], seconds=600.0), cell([s], seconds=12.0)]
+    for run, at in zip(runs, (1.0, 50.0, 1.0), strict=True):
+        run["points"][0]["seconds"] = at
+    runs[0]["tokens"] = {"forward": 400, "trained": 50}
+    found = outcome("x", "u2a", runs, ORIGINAL, 0.02)
+    assert found.seconds == 12.0
+    assert found.curve[0][2] == 1.0
+    assert found.forward_tokens == 200
+
+
 def test_intervals_hold_pairs_and_seeds():
     rng = np.random.default_rng(0)
     pairs = interval(rng.normal(1.0, 1.0, (1, 400)))
@@ -79,10 +92,20 @@ def test_differences_are_paired():
     assert (found.sign, difference(base, base + 0.1).sign, difference(base, base).sign) == (1, -1, 0)
 
 
-def made(name, margin, reached=True):
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_pair_has_no_interval(seeds):
+    """Drawn anew it is always itself: its interval would be a point, and every difference sure."""
+    one, other = np.full((seeds, 1), 2.0), np.full((seeds, 1), 1.0)
+    for found in (interval(one), difference(one, other)):
+        assert np.isnan([found.low, found.high]).all()
+        assert found.sign == 0
+    assert difference(one, other).value == 1.0
+
+
+def made(name, margin, reached=True, seeds=2, kind="u2a"):
     rise = 0.05 if reached else 0.001
     s = [-1.0 + margin, -1.0 + margin, -2.0, -0.5]
-    return outcome(name, "u2a", [cell([(-0.6, -2.0 - rise, 0.1, s)])], ORIGINAL, 0.02)
+    return outcome(name, kind, [cell([(-0.6, -2.0 - rise, 0.1, s)])] * seeds, ORIGINAL, 0.02)
 
 
 def test_the_verdict_says_what_the_intervals_support():
@@ -95,4 +118,24 @@ def test_the_verdict_says_what_the_intervals_support():
         "not to be told apart from same",
         "worse than more",
         "taken at their end, since they never cost that much: more",
+    ]
+
+
+def test_the_verdict_says_of_whom_there_is_one_seed():
+    """The original model has no chance in it, so its one run hides none."""
+    others = [made("twice", 0.5), made("once", 0.5, seeds=1), made("original", 0.0, seeds=1, kind="original")]
+    lines = verdict(made("mine", 1.0, seeds=1), others, 0.02)
+    assert lines[1:] == [
+        "better than twice, once, original",
+        "of one seed, so that intervals are about pairs alone: mine, once",
+    ]
+
+
+def test_the_verdict_of_one_pair_tells_nothing_apart():
+    original = cell([(-0.7, -2.0, 0.0, [-1.0, -2.0])])
+    cells = {name: [cell([(-0.6, -2.05, 0.1, s)])] for name, s in (("a", [0.0, -9.0]), ("b", [-1.0, -2.0]))}
+    a, b = (outcome(name, "u2a", runs, original, 0.02) for name, runs in cells.items())
+    assert verdict(a, [b], 0.02)[1:] == [
+        "not to be told apart from b",
+        "one held-out pair has no interval: nothing can be told apart",
     ]

@@ -70,3 +70,15 @@ def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "comparison.json").write_text("{}")
     with pytest.raises(UserError, match=r"comparison\.json"):
         compare_plots(tmp_path)
+
+
+def test_a_method_without_an_interval_has_no_bar(run):
+    """Of one held-out pair: both ends are null in the file."""
+    path = run / "comparison.json"
+    found = json.loads(path.read_text())
+    found["methods"]["u2a"]["margin_at_cost"] |= {"low": None, "high": None}
+    path.write_text(json.dumps(found))
+    bars = compare_plots(run)[0]
+    assert bars.figure["data"][0]["error_x"]["array"] == [0.25, 0.25, None]
+    assert bars.figure["data"][0]["error_x"]["arrayminus"] == [0.5, 0.5, None]
+    assert bars.rows[0][:4] == ["u2a", 2.0, "none", "none"]

@@ -110,7 +110,7 @@ def tables(outcomes: Sequence[Outcome], rise: float) -> list[Table]:
             quality,
         ),
         (
-            "Cost, mean over seeds; tokens without and with a gradient",
+            "Cost: median time and mean tokens over seeds; tokens without and with a gradient",
             ("method", "rate", "seeds", "time", "forward", "trained"),
             cost,
         ),
@@ -130,4 +130,5 @@ def _short(value: float) -> str:
 
 
 def _shown(found: Interval) -> str:
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    ends = f" [{found.low:+.2f}, {found.high:+.2f}]" if math.isfinite(found.low) else ""
+    return f"{found.value:+.2f}{ends}"

@@ -35,8 +35,9 @@ class Outcome:
     `margins` (S, P) are the gains of the held-out margin over the original model at the end, in nats a pair,
     `at_cost` (S, P) those where the retain NLL has risen by the given amount (or at the end, where it rose
     less); `rises` (S,) the rise of the retain NLL at the end, in nats per token, `kl` (S,) likewise;
-    `reached` whether every seed reached that rise. `curve` are (rise, margin, seconds) at every look, mean
-    over seeds. `seconds` and `tokens` are means.
+    `reached` whether every seed reached that rise. `curve` are (rise, margin, seconds) at every look, the
+    first two means over seeds. `seconds`, here and in `curve`, is the median over seeds: one run beside other
+    work on the machine must not spoil it. Tokens are means.
     """
 
     name: str
@@ -85,16 +86,16 @@ def outcome(
         objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
         reached=all(max(r for r, _, _ in run) >= rise for run in looks),
         curve=[_mean_look([run[k] for run in looks]) for k in range(steps)],
-        seconds=float(np.mean([cell["seconds"] for cell in cells])),
+        seconds=float(np.median([cell["seconds"] for cell in cells])),
         forward_tokens=float(np.mean([cell["tokens"]["forward"] for cell in cells])),
         trained_tokens=float(np.mean([cell["tokens"]["trained"] for cell in cells])),
     )
 
 
 def _mean_look(looks: Sequence[tuple[float, Array, float]]) -> tuple[float, float, float]:
-    """Rise, margin over pairs, and seconds of one look, mean over seeds."""
+    """Of one look: rise and margin over pairs, mean over seeds, and seconds, median over seeds."""
     rises, margins, seconds = zip(*looks, strict=True)
-    return float(np.mean(rises)), float(np.mean(margins)), float(np.mean(seconds))
+    return float(np.mean(rises)), float(np.mean(margins)), float(np.median(seconds))
 
 
 def margins_of(held_out: Sequence[float]) -> Array:
@@ -117,24 +118,32 @@ def at_rise(run: Sequence[tuple[float, Array]], rise: float) -> Array:
 
 
 def interval(values: Array, seed: int = 0) -> Interval:
-    """Mean of (S, P) values; the 95 % interval draws seeds and pairs anew, together."""
+    """Mean of (S, P) values; the 95 % interval draws seeds and pairs anew, together. One pair has none: it
+    says nothing of others."""
     return _interval(float(values.mean()), _means(values, seed))
 
 
 def difference(one: Array, other: Array, seed: int = 0) -> Interval:
     """Mean of one minus the other, (S, P) each, paired: the same pairs and, where both have as many seeds,
-    the same seeds are drawn for both."""
+    the same seeds are drawn for both. One pair has no interval."""
     return _interval(float(one.mean() - other.mean()), _means(one, seed) - _means(other, seed))
 
 
 def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str]:
-    """Sentences that say which differences of the margin at equal cost the intervals support."""
+    """Sentences that say which differences of the margin at equal cost the intervals support, and what those
+    leave out: seeds where there is one, everything where there is one pair."""
     found: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for other in others:
         found[difference(judged.at_cost, other.at_cost).sign].append(other.name)
     lines = [f"{judged.name}, held-out margin at a rise of the retain NLL of {rise:g} nats per token:"]
     words = {1: "better than", 0: "not to be told apart from", -1: "worse than"}
     lines += [f"{words[sign]} {', '.join(names)}" for sign, names in found.items() if names]
+    if judged.at_cost.shape[1] == 1:
+        lines.append("one held-out pair has no interval: nothing can be told apart")
+    else:
+        lone = [o.name for o in (judged, *others) if o.seeds == 1 and o.kind != "original"]
+        if lone:
+            lines.append(f"of one seed, so that intervals are about pairs alone: {', '.join(lone)}")
     short = [o.name for o in (judged, *others) if not o.reached]
     if short:
         lines.append(f"taken at their end, since they never cost that much: {', '.join(short)}")
@@ -142,9 +151,11 @@ def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str
 
 
 def _means(values: Array, seed: int) -> Array:
-    """Means of (S, P) values over drawn seeds and pairs, (DRAWS,). Pairs are drawn before seeds, so arrays of
-    as many pairs get the same ones."""
+    """Means of (S, P) values over drawn seeds and pairs, (DRAWS,); NaN for one pair. Pairs are drawn before
+    seeds, so arrays of as many pairs get the same ones."""
     seeds, pairs = values.shape
+    if pairs == 1:
+        return np.full(DRAWS, np.nan)
     draw = np.random.default_rng(seed)
     columns = draw.integers(pairs, size=(DRAWS, pairs))
     rows = draw.integers(seeds, size=(DRAWS, seeds))

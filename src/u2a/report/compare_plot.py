@@ -45,8 +45,8 @@ def _bars(methods: Methods, rise: float) -> Plot:
         "error_x": {
             "type": "data",
             "symmetric": False,
-            "array": [plain(one["high"] - one["value"]) for one in shown],
-            "arrayminus": [plain(one["value"] - one["low"]) for one in shown],
+            "array": [_reach(one, "high") for one in shown],
+            "arrayminus": [_reach(one, "low") for one in shown],
             "color": "--text",
         },
         "marker": {"color": [_colour(methods[name]) for name in order]},
@@ -57,7 +57,8 @@ def _bars(methods: Methods, rise: float) -> Plot:
     rows: list[list[Cell]] = [
         [
             name,
-            *(float(methods[name]["margin_at_cost"][key]) for key in ("value", "low", "high")),
+            float(methods[name]["margin_at_cost"]["value"]),
+            *(_end(methods[name]["margin_at_cost"][key]) for key in ("low", "high")),
             "yes" if methods[name]["reached"] else "no, taken at its end",
             str(methods[name]["seeds"]),
         ]
@@ -72,6 +73,16 @@ def _bars(methods: Methods, rise: float) -> Plot:
         ["method", "margin gain", "from", "to", "reached that cost", "seeds"],
         rows,
     )
+
+
+def _reach(one: Mapping[str, float | None], end: str) -> float | None:
+    """Length of the interval's bar; None where there is no interval."""
+    value, limit = one["value"], one[end]
+    return None if value is None or limit is None else plain(abs(limit - value))
+
+
+def _end(limit: float | None) -> Cell:
+    return "none" if limit is None else float(limit)
 
 
 def _pareto(methods: Methods, rise: float) -> Plot:
@@ -125,7 +136,8 @@ def _cost(methods: Methods) -> Plot:
     return Plot(
         "price",
         "What it costs to get there",
-        "Margin at equal cost in usefulness against the time that the method took, mean over seeds.",
+        "Margin at equal cost in usefulness, mean over seeds, against the time that the method took, median over "
+        "seeds.",
         drawn,
         ["method", "seconds", "tokens without a gradient", "tokens with one"],
         rows,
