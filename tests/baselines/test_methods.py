@@ -299,3 +299,18 @@ def test_d2o_prefers_the_models_own_answers(tmp_path, monkeypatch):
     assert all(ids in known for ids in rejected)
     assert 6 < len(rejected) <= 12
     assert all(len(row["chosen_ids"]) >= 1 for row in found["rows"])
+
+
+@pytest.mark.parametrize(
+    "method, bad", [(Kto(undesirable="negatives"), "completion_ids"), (D2o(longest=5), "rejected_ids")]
+)
+def test_trl_methods_leave_out_a_negative_of_prior_weight_zero(tmp_path, monkeypatch, method, bad):
+    found = captured(monkeypatch)
+    stage = stage_with(tmp_path, prior=[0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    method.train(stage)
+    texts = stage.problem.negative_texts
+    known = [list(ids[s:]) for ids, s in zip(texts["input_ids"], texts["response_start"], strict=True)]
+    used = {known.index(row[bad]) for row in found["rows"] if not row.get("label", False)}
+    assert 0 not in used
+    assert used <= {1, 2, 3, 4, 5}
+    assert len(used) >= 4

@@ -68,11 +68,11 @@ class Kto:
         """Trains in place."""
         good = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="chosen")
         if self.undesirable == "negatives":
-            bad = stage.problem.negative_texts
+            # drawn in proportion to weights that are 0 where the prior is
+            usable = self._drawn(stage) if self.weighted else np.flatnonzero(stage.problem.prior > 0)
+            bad = stage.problem.negative_texts.select(usable)
         else:
             bad = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="rejected")
-        if self.weighted:
-            bad = bad.select(self._drawn(stage))
         rows = answer_rows(good, True) + answer_rows(bad, False)
         mixed = Dataset.from_list([rows[i] for i in seeded_order(len(rows), stage.seed)])
         size = stage.budget.batch_size
@@ -128,7 +128,7 @@ class D2o:
 
     def train(self, stage: Stage) -> None:
         """Samples, then trains in place."""
-        negatives = stage.problem.negatives
+        negatives = stage.problem.negatives.select(np.flatnonzero(stage.problem.prior > 0))
         prompts, bad = list(negatives["prompt"]), list(negatives["response"])
         rows = []
         for k in range(self.samples):
