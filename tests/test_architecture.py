@@ -74,8 +74,8 @@ ORDER = [
     "cli",
 ]
 STOOD_ON = (
-    "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
+    "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "judge_connection",
+    "label_probabilities", "material", "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
 )  # fmt: skip
 SIBLINGS_APART = {"losses": (), "objectives": (), "evaluation": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""
