@@ -261,7 +261,7 @@ def test_a_server_without_a_sound_reply_is_given_up(tmp_path, server, monkeypatc
     """Megabytes for every request, of thousands, would be as good as no end."""
     monkeypatch.setattr(judge_connection, "LARGEST_REPLY", 1000)
     questions = [f"q{i}" for i in range(2 * GIVE_UP)]
-    server.script = {q: ["endless"] for q in questions}
+    server.script = {q: ["endless 200"] for q in questions}
     client = judge(server, tmp_path, concurrency=1)
     assert set(client.ask(ask(*questions), consent=True).values()) == {None}
     assert len(server.asked) == GIVE_UP
@@ -504,7 +504,7 @@ def test_a_key_that_a_reply_repeats_is_not_kept(server, client):
     assert KEY not in client.cache.read_text()
 
 
-def test_a_word_in_place_of_a_key_is_no_secret(server, client, monkeypatch):
+def test_a_word_in_place_of_a_key_is_no_secret(client, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "echo")
     assert client.ask(ask("q"), consent=True) == {"row q": "echo q"}
 

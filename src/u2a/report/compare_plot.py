@@ -136,8 +136,8 @@ def _cost(methods: Methods) -> Plot:
     return Plot(
         "price",
         "What it costs to get there",
-        "Margin at equal cost in usefulness, mean over seeds, against the time that the method took, median over "
-        "seeds.",
+        "Margin at equal cost in usefulness, mean over seeds, against the time that the method took, median "
+        "over seeds.",
         drawn,
         ["method", "seconds", "tokens without a gradient", "tokens with one"],
         rows,
