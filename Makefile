@@ -1,10 +1,12 @@
 # Two commands do it all on a fresh machine with Python >= 3.10: `make demo` and `make test`.
-# Both set up what they need into .venv once; a second run installs nothing.
+# Each sets up what it needs into .venv once; a second run installs nothing.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+DEMO   := $(VENV)/.demo
 READY  := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 AUDIT  := .audit
 TOOLS  := $(AUDIT)/.installed
 
@@ -24,13 +26,18 @@ help:
 	@echo "make audit  known vulnerabilities of it; says so where no database can be reached"
 	@echo "make clean  remove .venv and what tools leave behind"
 
-$(READY): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	@echo "==> setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
+	@$(INSTALL) .
 	@touch $@
 
-demo: $(READY)
+$(READY): $(DEMO)
+	@echo "==> setting up what tests, styles and docs need (once; a few minutes)"
+	@$(INSTALL) ".[dev,docs]"
+	@touch $@
+
+demo: $(DEMO)
 	@echo "==> u2a demo: spoils SmolLM2-135M-Instruct with rude answers, then aligns it from them"
 	@$(BIN)/u2a demo --output runs/demo-$$(date +%Y%m%d-%H%M%S)
 
@@ -44,7 +51,7 @@ test-slow: $(READY)
 
 test-browser: $(READY)
 	@echo "==> tests of pages in Chromium"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	@$(INSTALL) ".[browser]"
 	@$(BIN)/python -m pytest -m browser -rs
 
 lint: $(READY)

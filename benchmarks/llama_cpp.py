@@ -132,7 +132,7 @@ def write_table() -> None:
         f"folded in; {one['tokens']} tokens of {TEXTS} prompts. The file, read by transformers, is compared "
         "with the adapter before the merge, and in the last column with the original model.",
         "",
-        "| `--outtype` | MiB | tensors, in and out | parameters, in and out | largest difference of a logit "
+        "| outtype | MiB | tensors, in and out | parameters, in and out | largest difference of a logit "
         "| KL, nats a token | same likeliest token | KL to the original |",
         "|---|---|---|---|---|---|---|---|",
     ]

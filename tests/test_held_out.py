@@ -1,4 +1,4 @@
-"""`eval_dataset` of `UnlearnTrainer`: the weighted loss over held-out negatives, as Trainer's users know it."""
+"""`eval_dataset` of `UnlearnTrainer`: the weighted loss over held-out negatives, as with any Trainer."""
 
 import numpy as np
 import pytest

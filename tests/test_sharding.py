@@ -84,6 +84,24 @@ def test_every_parameter_of_a_sharded_model_takes_the_steps_of_the_whole_one(tmp
             torch.testing.assert_close(value, alone[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("true_float64")
+@pytest.mark.parametrize("rank, accumulation", [(4, 1), (0, 2)])
+def test_the_l2_term_of_a_sharded_model_is_that_of_the_whole_one(tmp_path, rank, accumulation):
+    """It is 0 in the first step and pulls back in those that follow; with micro-batches that add up too."""
+
+    def stepped(term="l2"):
+        problem = sharded(tiny_problem("llama", lora_rank=rank))
+        options = {"retain_loss": term, "gradient_accumulation_steps": accumulation}
+        trained(tmp_path, policy=problem.policy, **options)
+        return snapshot(problem)
+
+    alone, without = stepped(), stepped("none")
+    assert any(not torch.allclose(alone[n], without[n], rtol=1e-6, atol=1e-9) for n in alone)
+    for found in by_processes(2, tmp_path / "several", stepped):
+        for name, value in found.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-9, atol=1e-12)
+
+
 def gradient(problem):
     texts = problem.negative_texts
     found = weighted_logprob_gradient(ScoringContext.of(problem), texts, torch.arange(len(texts)) - 2.0)

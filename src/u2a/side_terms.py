@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from u2a.data.collate import collate
 from u2a.data.retain_order import retain_rows
 from u2a.logprobs import response_logprobs
-from u2a.losses.retain import kl_sum, l2, nll_sum
+from u2a.losses.retain import add_l2_gradient, kl_sum, l2, nll_sum
+from u2a.sharding import at_rest, is_sharded
 from u2a.training_batches import as_batch, as_dict
 from u2a.training_reference import Reference
 
@@ -110,7 +111,8 @@ class SideTerms:
     def retain_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
         """This micro-batch's part of R."""
         if self._args.retain_loss == "l2":
-            if not inputs.get("l2", True):  # another part of this micro-batch has it
+            # another part of this micro-batch has it, or it is added after the step's passes
+            if not inputs.get("l2", True) or is_sharded(self._trainer.model):
                 return 0.0
             return l2(self._trained(), self._start) / self._trainer.current_gradient_accumulation_steps
         if "retain" not in inputs:
@@ -121,6 +123,16 @@ class SideTerms:
         else:
             total = kl_sum(model, batch, self._reference.logits(batch))
         return total / inputs["retain_tokens"] * self._scaled(inputs["retain_counts"])
+
+    def added_after_passes(self) -> Tensor | float:
+        """Adds the gradient of λ·R to a step's own after its last backward pass, where that is the way: the
+        l2 term of a sharded model. Returns λ·R, else 0."""
+        model = self._trainer.model
+        if self._args.retain_loss != "l2" or not is_sharded(model):
+            return 0.0
+        if not self._trainer.accelerator.sync_gradients:
+            return 0.0
+        return add_l2_gradient(self._trained(), self._start, self._args.retain_weight)
 
     def _joint_gain(self, model: nn.Module, inputs: dict[str, Any], joint: Preference) -> Tensor:
         """This micro-batch's part of the mean of J's terms over the step's pairs."""
@@ -134,4 +146,5 @@ class SideTerms:
         return counts * self._args.world_size if self._args.world_size > 1 else 1
 
     def _trained(self) -> dict[str, nn.Parameter]:
+        at_rest(self._trainer.model)
         return {n: p for n, p in self._trainer.model.named_parameters() if p.requires_grad}

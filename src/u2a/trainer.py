@@ -7,6 +7,8 @@ pass is exactly the objective, whatever the batch size, padding or gradient accu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,8 +138,6 @@ class UnlearnTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True
         if is_sharded(self.model):
-            if args.retain_loss == "l2":
-                raise UserError("the l2 retain term does not go with sharded parameters: take nll or kl")
             self.is_distributed_loading_by_transformers = True  # it is neither wrapped nor sharded again
         self.step_batches: list[dict[str, Any]] = []  # the current optimiser step's, for callbacks
         self.model_accepts_loss_kwargs = False
@@ -242,8 +242,15 @@ class UnlearnTrainer(Trainer):
             return super(UnlearnTrainer, self).training_step(model, part, num_items_in_batch)
 
         if self.accelerator.distributed_type != DistributedType.NO:
-            return backward(inputs)  # the other processes would wait for as many backward passes
+            # whole, as the other processes would wait for as many backward passes
+            return backward(inputs) + self._beside.added_after_passes()
         return in_parts(model, inputs, backward, self.name_of)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Nothing is deferred: gradients kept whole until a step's last micro-batch would not fit where the
+        parameters do not. (And the base class looks into a configuration that only it gives a model.)"""
+        yield
 
     def name_of(self, part: dict[str, Any]) -> str:
         """What messages call the only text (or pair) of a part."""

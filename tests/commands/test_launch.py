@@ -129,7 +129,6 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true"}
         ("verify", {}, {}, "runs in one process"),
         ("align", SHARDED, {"scoring": "jvp"}, "--scoring jvp does not go with sharded"),
         ("align", SHARDED, {"curvature": "ggn"}, "--curvature ggn does not go with sharded"),
-        ("align", SHARDED, {"retain_loss": "l2"}, "--retain-loss l2 does not go with sharded"),
         ("align", SHARDED, {"lora_rank": "0", "kl_budget": "0.1"}, "frozen copy"),
         ("align", {"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed needs accelerators"),
         (

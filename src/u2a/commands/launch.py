@@ -46,7 +46,6 @@ def _check_sharing(values: Mapping[str, Any]) -> None:
     refused = {
         "--scoring jvp": values["scoring"] == "jvp",
         f"--curvature {values['curvature']}": values["curvature"] in _NEED_ALL_OF_PHI,
-        "--retain-loss l2": term == "l2",
         "--merge": values.get("merge"),
         "--proxy-model": values.get("proxy_model"),
         "--proxy-layers": values.get("proxy_layers", "100%") != "100%",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from u2a.logprobs import response_logits, token_logprobs
+from u2a.sharding import added_up, own_part
 from u2a.types import Batch
 
 
@@ -35,3 +36,25 @@ def l2(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
     """½‖φ − φ₀‖² over all elements of all trainable parameters (Hessian: the identity): scalar."""
     terms = [((parameters[name] - start[name].to(parameters[name])) ** 2).sum() for name in parameters]
     return 0.5 * torch.stack(terms).sum()
+
+
+@torch.no_grad()
+def add_l2_gradient(
+    parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], weight: float
+) -> Tensor | float:
+    """Adds weight·(φ − φ₀), the gradient of weight·`l2`, to that of φ, each process to its own part.
+
+    For a sharded model, after a step's passes: within them FSDP would take it for a share of the mean over
+    processes. Collective.
+
+    Returns:
+        weight·½‖φ − φ₀‖² over all elements, those of other processes too: scalar.
+    """
+    squares: dict[str, Tensor] = {}
+    for name, p in parameters.items():
+        apart = own_part(p) - own_part(start[name])
+        squares[name] = apart.square().sum()
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        own_part(p.grad).add_(apart, alpha=weight)
+    return 0.5 * weight * added_up(squares, parameters)
