@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -25,6 +26,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, float]] = []
         self.bodies: list[dict] = []
         self.keys: set[str | None] = set()
+        self.headers: set[str] = set()
         self.under_way = self.most_under_way = 0
         self.delay = 0.0
         self.written = 0
@@ -67,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
             server.asked.append((question, time.monotonic()))
             server.bodies.append(body)
             server.keys.add(self.headers["authorization"])
+            server.headers |= {name.lower() for name in self.headers}
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
             what = (server.script.get(question) or ["answer"]).pop(0)
@@ -98,6 +101,10 @@ class Handler(BaseHTTPRequestHandler):
         headers = {} if wait is None else {"retry_after": wait}
         error = {"message": f"no: {self.headers['authorization']}", "code": code}
         self.reply(json.dumps({"error": error}), int(status), **headers)
+
+    def later(self, seconds):
+        """429 with the date to come back at."""
+        self.reply("{}", 429, retry_after=formatdate(time.time() + int(seconds), usegmt=True))
 
     def slow(self, _):
         self.server.over.wait(5)

@@ -78,10 +78,11 @@ ORDER = [
     "cli",
 ]
 STOOD_ON = (
-    "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "label_probabilities", "material",
-    "own_judge", "pairwise", "readings", "choice", "rounded_weights", "subject",
+    "answer_cache", "endpoint", "figure", "http_scorer", "judge_client", "judge_connection",
+    "label_probabilities", "material", "own_judge", "pairwise", "readings", "choice", "rounded_weights",
+    "subject",
 )  # fmt: skip
-SIBLINGS_APART = {"losses": (), "objectives": (), "evaluation": STOOD_ON}
+SIBLINGS_APART = {"losses": (), "objectives": ("drawn_reward",), "evaluation": STOOD_ON}
 """Rooms whose files never import each other, but for those that they all stand on."""
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

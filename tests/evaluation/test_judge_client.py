@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from faulty_server import Server
-from u2a.evaluation import judge_client
+from u2a.evaluation import judge_connection
 from u2a.evaluation.judge_client import GIVE_UP, JudgeClient
 from u2a.types import UserError
 
@@ -211,10 +211,11 @@ def test_what_no_request_can_mend_stops_the_sending(server, tmp_path, fault, wor
     assert client.failures["row d"] == f"not sent: {client.failures['row a']}"
 
 
-def test_a_redirection_is_not_followed(server, make_server, client):
-    """What was agreed to was this host."""
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirection_is_not_followed(server, make_server, client, status):
+    """What was agreed to was this host: neither text nor key goes to another."""
     other = make_server()
-    server.script["q"] = [f"elsewhere {other.server_port}"]
+    server.script["q"] = [f"elsewhere {other.server_port} {status}"]
     assert client.ask(ask("q"), consent=True) == {"row q": None}
     assert other.asked == []
     assert "redirection" in client.failures["row q"]
@@ -223,7 +224,7 @@ def test_a_redirection_is_not_followed(server, make_server, client):
 @pytest.mark.parametrize("status", [200, 404, 500, 307])
 def test_a_reply_without_end_is_cut_off(server, client, monkeypatch, status):
     """Of any status: the package would read an error's body to its end, too."""
-    monkeypatch.setattr(judge_client, "LARGEST_REPLY", 1000)
+    monkeypatch.setattr(judge_connection, "LARGEST_REPLY", 1000)
     server.script["a"] = [f"endless {status}"]
     begin = time.monotonic()
     assert client.ask(ask("a", "b"), consent=True) == {"row a": None, "row b": "echo b"}
@@ -254,6 +255,17 @@ def test_a_dead_server_is_given_up(tmp_path, server):
     assert set(client.ask(ask(*questions), consent=True).values()) == {None}
     assert len(server.asked) == 2 * GIVE_UP
     assert counts(client) == {"asked": GIVE_UP, "cached": 0, "retried": GIVE_UP, "failed": 3 * GIVE_UP}
+
+
+def test_a_server_without_a_sound_reply_is_given_up(tmp_path, server, monkeypatch):
+    """Megabytes for every request, of thousands, would be as good as no end."""
+    monkeypatch.setattr(judge_connection, "LARGEST_REPLY", 1000)
+    questions = [f"q{i}" for i in range(2 * GIVE_UP)]
+    server.script = {q: ["endless 200"] for q in questions}
+    client = judge(server, tmp_path, concurrency=1)
+    assert set(client.ask(ask(*questions), consent=True).values()) == {None}
+    assert len(server.asked) == GIVE_UP
+    assert client.failures["row q19"] == "not sent: the reply is longer than 1,000 bytes"
 
 
 def test_refusals_of_single_requests_are_no_dead_server(tmp_path, server):
@@ -289,6 +301,15 @@ def test_a_wait_beyond_the_limit_is_a_failure_now(server, client):
     assert time.monotonic() - begin < 20
     assert client.failures["row q"] == "HTTP 429 (some_code), asks to wait 3600 s"
     assert len(server.asked) == 1
+
+
+def test_a_date_to_come_back_at_is_waited_for(server, client):
+    """Counted from the server's own `Date`; dates are whole seconds, so 1 s of 3 is sure."""
+    client.longest_wait = 20.0
+    server.script["q"] = ["later 3"]
+    assert client.ask(ask("q"), consent=True) == {"row q": "echo q"}
+    (_, first), (_, second) = server.asked
+    assert second - first >= 1
 
 
 def test_waits_double(server, tmp_path):
@@ -407,6 +428,13 @@ def test_half_a_character_is_a_failure_of_its_own(client):
     assert "could not be made" in client.failures["half"]
 
 
+def test_half_a_character_in_a_reply_becomes_a_question_mark(server, client, tmp_path):
+    """JSON can hold it, and files and terminals that a reply comes to cannot."""
+    server.script["q"] = ['schema {"choices":[{"message":{"content":"A\\ud83d\\u00e9"}}]}']
+    assert client.ask(ask("q"), consent=True) == {"row q": "A?é"}
+    assert judge(server, tmp_path).ask(ask("q")) == {"row q": "A?é"}
+
+
 def test_a_cache_that_cannot_be_written_sends_nothing(server, tmp_path):
     (tmp_path / "file").write_text("")
     for cache in (tmp_path, tmp_path / "file" / "judge.jsonl"):
@@ -467,6 +495,28 @@ def test_the_key_is_nowhere(server, client, caplog, tmp_path):
     everything += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(caplog.records) > 10
     assert not [text for text in everything if KEY in text or KEY[:12] in text]
+
+
+def test_a_key_that_a_reply_repeats_is_not_kept(server, client):
+    """Such as a gateway that shows the request; the rest of the reply counts."""
+    server.say = lambda _: f"A {KEY} B"
+    assert client.ask(ask("q"), consent=True) == {"row q": "A [key] B"}
+    assert KEY not in client.cache.read_text()
+
+
+def test_a_word_in_place_of_a_key_is_no_secret(client, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "echo")
+    assert client.ask(ask("q"), consent=True) == {"row q": "echo q"}
+
+
+def test_of_the_environment_only_the_key_goes_out(server, client, monkeypatch):
+    """The package would add what these hold to requests to any judge, and what machine this is."""
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, f"secret-{name}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway: secret\nAuthorization: Bearer secret")
+    client.ask(ask("q"), consent=True)
+    assert server.keys == {f"Bearer {KEY}"}
+    assert server.headers == judge_connection.SENT | {"authorization"}
 
 
 def test_the_key_comes_from_the_variable_that_is_named(server, tmp_path, monkeypatch):

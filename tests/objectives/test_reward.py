@@ -1,5 +1,6 @@
 """The reward objective against expectations over every response there is, and numbers derived by hand."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -107,6 +108,28 @@ def test_away_from_the_draw_responses_are_weighted():
 def test_the_standard_error_is_that_of_sampling_alone():
     """Variance of 0.75 and 3.5: 3.78125; a half of it, no other prompt's: √1.890625/2 = 0.6875."""
     assert by_hand().standard_error == pytest.approx(0.6875)
+
+
+@pytest.mark.parametrize("samples, beta", [(2, 0.0), (2, 0.7), (3, 0.7)])
+def test_over_every_draw_there_is_value_and_gradient_are_exact(samples, beta):
+    """A language of four responses with logits φ: all 4^K draws of K, each by its chance, add up to
+    J = Σ_y π(y)·r(y) − β·Σ_y π(y)·log(π(y)/π_ref(y)) and ∇J, without an error of sampling. A KL of the other
+    sign, a baseline with the response itself in it, or one that is added to the slope would all be seen."""
+    logits = torch.tensor([0.3, -1.0, 0.9, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.0, 0.5, -0.7, 1.2], dtype=torch.float64).log_softmax(0)
+    rewards = torch.tensor([1.0, -2.0, 0.5, 5.0], dtype=torch.float64)
+    s = logits.log_softmax(0)
+    exact = (s.exp() * (rewards - beta * (s - reference))).sum()
+    value, gradient = 0.0, torch.zeros(4, dtype=torch.float64)
+    for draw in itertools.product(range(4), repeat=samples):
+        y = torch.tensor(draw)
+        found = DrawnReward(None, s[y].detach(), reference[y], rewards[y], samples, beta)
+        chance = s[y].sum().exp().item()
+        term = found.terms(s[y]).sum()
+        value += chance * term.item()
+        gradient += chance * torch.autograd.grad(term, logits, retain_graph=True)[0]
+    assert value == pytest.approx(exact.item(), abs=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(exact, logits)[0], atol=1e-12, rtol=0)
 
 
 # -- against every response there is ------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """Asks a judge behind any OpenAI-compatible chat endpoint, with consent, and nothing twice.
 
-Private text leaves the machine here: nothing is sent without `consent`. The key is read from the environment
-when requests go out and is kept nowhere; reasons of failures are made of status codes, never of what a server
-wrote. Answers are appended to a JSONL file line by line, so an interrupted run goes on where it stopped.
-Needs the extra `judge` (the `openai` package); that package's own retries are off, so that ours are counted.
+Private text leaves the machine here: nothing is sent without `consent`. Answers are appended to a JSONL file
+line by line, so an interrupted run goes on where it stopped. A single attempt, what it sends and what its
+failure means, is `judge_connection`'s.
 """
 
 from __future__ import annotations
@@ -14,24 +13,15 @@ import json
 import logging
 import math
 import random
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from u2a.evaluation.answer_cache import AnswerCache
-from u2a.evaluation.endpoint import (
-    AGAIN,
-    TooMuch,
-    key_in,
-    on_this_machine,
-    read_bounded,
-    retry_after,
-    usable_key,
-    whereabouts,
-)
+from u2a.evaluation.endpoint import key_in, on_this_machine, usable_key, whereabouts
+from u2a.evaluation.judge_connection import JudgeConnection, NoAnswer, package
 from u2a.types import Message, UserError
 
 log = logging.getLogger("u2a")
@@ -42,8 +32,6 @@ SAMPLING = {"temperature": 0, "seed": 0, "max_tokens": 1024}
 """As repeatable as endpoints get; one that refuses an option of these needs others."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes a token, for estimates: about right for English."""
-LARGEST_REPLY = 1 << 22
-"""Bytes; `max_tokens` of text are some thousands."""
 GIVE_UP = 10
 """Requests in a row that fail for want of a working server before the rest is not sent."""
 
@@ -57,14 +45,6 @@ class Counts:
     cached: int = 0
     retried: int = 0
     failed: int = 0
-
-
-class _NoAnswer(Exception):  # noqa: N818 - most are followed by another attempt
-    """An attempt without an answer. `again`: the next may have one, in `wait` s; `stop`: no request will."""
-
-    def __init__(self, reason: str, *, again: bool = False, wait: float = 0.0, stop: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.again, self.wait, self.stop = reason, again, wait, stop
 
 
 @dataclass
@@ -146,7 +126,7 @@ class JudgeClient:
             UserError: the `openai` package is missing; the key is, for a judge on another machine, or cannot
                 be one; the cache cannot be read.
         """
-        _package()
+        package()
         if not usable_key(self.key_variable) and not self._local:
             raise UserError(
                 f"the environment variable {self.key_variable} is not set: it holds the key for "
@@ -205,26 +185,27 @@ class JudgeClient:
                 else:
                     self.counts.asked += 1
                     try:
-                        text = await self._persist(client, messages)
+                        text = await self._persist(partial(connection.attempt, client, messages))
                         self._kept.append(json.dumps({"key": key, "text": text}).encode() + b"\n")
                         answers[key], in_a_row = text, 0
-                    except _NoAnswer as none:
+                    except NoAnswer as none:
                         failed[key] = none.reason
-                        in_a_row += none.again
+                        in_a_row += none.faulty
                         stop = none.reason if none.stop or in_a_row >= GIVE_UP else stop
             if progress:
                 progress(1)
 
-        async with self._connection() as client:
+        connection = self._connection()
+        async with connection.open() as client:
             await asyncio.gather(*(one(key, messages) for key, messages in new.items()))
         return failed
 
-    async def _persist(self, client: Any, messages: Sequence[Message]) -> str:
+    async def _persist(self, attempted: Callable[[], Awaitable[str]]) -> str:
         attempt = 1
         while True:
             try:
-                return await self._attempt(client, messages)
-            except _NoAnswer as none:
+                return await attempted()
+            except NoAnswer as none:
                 too_long = none.wait > self.longest_wait
                 if too_long or not none.again or attempt >= self.attempts:
                     none.reason += f", asks to wait {none.wait:.0f} s" if too_long else ""
@@ -236,77 +217,12 @@ class JudgeClient:
             attempt += 1
             self.counts.retried += 1
 
-    async def _attempt(self, client: Any, messages: Sequence[Message]) -> str:
-        import openai
-
-        call = client.chat.completions.with_raw_response.create(
-            model=self.model, messages=list(messages), extra_body=dict(self.sampling)
-        )
-        try:
-            # the client's own timeout is one of each read: a server that drips would never meet it
-            return _answer_text((await asyncio.wait_for(call, self.timeout)).content)
-        except (asyncio.TimeoutError, openai.APITimeoutError):
-            raise _NoAnswer(f"no answer within {self.timeout:g} s", again=True) from None
-        except openai.APIStatusError as error:
-            raise self._refusal(error) from None
-        except TooMuch as error:
-            raise _NoAnswer(str(error)) from None
-        except openai.APIConnectionError as error:
-            if isinstance(error.__cause__, TooMuch):
-                raise _NoAnswer(str(error.__cause__)) from None
-            raise _NoAnswer("no connection, or it was cut", again=True) from None
-        except (openai.OpenAIError, UnicodeError) as error:
-            raise _NoAnswer(f"the request could not be made ({type(error).__name__})") from None
-
-    def _refusal(self, error: Any) -> _NoAnswer:
-        """Of an HTTP status; of the body only a code such as `context_length_exceeded` is ever shown."""
-        status, code, key = error.status_code, str(error.code or ""), key_in(self.key_variable)
-        shown = re.fullmatch(r"[a-z_]{1,40}", code) and not (key and key in code)
-        reason = f"HTTP {status}" + (f" ({code})" if shown else "")
-        if status == 401:
-            reason += f": the key in ${self.key_variable} is " + ("not accepted" if key else "not set")
-        elif status == 404:
-            reason += f": no such address, or no model {self.model} there"
-        elif status < 400:  # another host than the one that was agreed to
-            reason += ": a redirection, which is not followed"
-        again, stop = status in AGAIN or status >= 500, status in (401, 404) or status < 400
-        return _NoAnswer(reason, again=again, wait=retry_after(error.response.headers), stop=stop)
-
-    def _connection(self) -> Any:
-        openai, key = _package(), usable_key(self.key_variable)
-        # no proxy for a judge on this machine: its text must stay here
-        http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False,
-            timeout=self.timeout,
-            trust_env=not self._local,
-            headers={"Accept-Encoding": "identity"},
-            event_hooks={"response": [partial(read_bounded, most=LARGEST_REPLY)]},
-        )
-        return openai.AsyncOpenAI(
-            api_key=key or "none", base_url=self.base_url, max_retries=0, http_client=http
+    def _connection(self) -> JudgeConnection:
+        return JudgeConnection(
+            self.base_url, self.model, self.key_variable, self.sampling, self.timeout, self._local
         )
 
     def _unanswered(self, requests: Requests, answers: Mapping[str, str]) -> dict[str, Sequence[Message]]:
         """Conversations to send, by key."""
         keyed = {self.key_of(messages): messages for messages in requests.values()}
         return {key: messages for key, messages in keyed.items() if key not in answers}
-
-
-def _package() -> Any:
-    try:
-        import openai
-    except ImportError:
-        raise UserError("a judge needs the openai package: pip install 'u2a[judge]'") from None
-    return openai
-
-
-def _answer_text(body: bytes) -> str:
-    try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, RecursionError):
-        raise _NoAnswer("the reply is no JSON", again=True) from None
-    except (LookupError, TypeError):
-        raise _NoAnswer("the reply is no chat completion", again=True) from None
-    if not isinstance(text, str):
-        raise _NoAnswer("the reply holds no text")
-    return text

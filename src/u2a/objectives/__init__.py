@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from u2a.objectives.drawn_reward import DrawnReward as DrawnReward
 from u2a.objectives.nll import MeanLogProb
 from u2a.objectives.preference import Preference
-from u2a.objectives.reward import DrawnReward as DrawnReward
 from u2a.objectives.reward import Reward
 from u2a.plugins import find, installed
 from u2a.types import UserError
