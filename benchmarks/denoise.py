@@ -46,7 +46,7 @@ def gradients(data: Path, work: Path) -> None:
     from u2a.data.load import load_negatives, load_preferences, load_retain
     from u2a.impact.context import ScoringContext
     from u2a.models import load_policy
-    from u2a.problem import prepare
+    from u2a.preparation import prepare
 
     parts = read_parts(data, work / "split")
     plenty(parts)

@@ -36,7 +36,8 @@ from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.data.render import Renderer
 from u2a.losses import LOSSES, resolve_loss
 from u2a.models import load_policy
-from u2a.problem import Measurement, Problem, prepare
+from u2a.preparation import prepare
+from u2a.problem import Measurement, Problem
 from u2a.verification.cells import Cells, settings_of
 from u2a.verification.plan import Plan, Run
 from u2a.verification.subsets import draw_singles, draw_subsets

@@ -45,8 +45,10 @@ from u2a.losses import LOSSES as LOSS_CLASSES
 from u2a.losses import resolve_loss
 from u2a.models import load_policy
 from u2a.outer_loop import align
-from u2a.problem import Measurement, Problem, pair_texts, prepare
+from u2a.preparation import prepare
+from u2a.problem import Measurement, Problem
 from u2a.runs import write_json
+from u2a.validation import pair_texts
 from u2a.weighting import parse_selection
 
 HERE = Path(__file__).parent

@@ -41,8 +41,10 @@ from u2a.impact.curvature import EKFAC, KFAC, Adam, Diagonal, GaussNewton, Hessi
 from u2a.impact.several import score_curvatures
 from u2a.models import load_policy
 from u2a.objectives.preference import Preference
-from u2a.problem import Measurement, Problem, pair_texts, prepare
+from u2a.preparation import prepare
+from u2a.problem import Measurement, Problem
 from u2a.runs import write_json
+from u2a.validation import pair_texts
 from u2a.verification.controls import control_scores
 
 CELLS = Path(__file__).parent / "results" / "mislabelled"

@@ -31,7 +31,7 @@ from u2a.impact.aims import aim
 from u2a.impact.proxy_layers import keep_layers
 from u2a.impact.shard_scores import ShardScorer
 from u2a.models import load_policy
-from u2a.problem import prepare
+from u2a.preparation import prepare
 from u2a.runs import write_json
 
 HERE = Path(__file__).parent

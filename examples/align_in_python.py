@@ -18,7 +18,7 @@ import torch
 from u2a import align, load_negatives, load_policy, load_preferences, load_retain, prepare
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.evaluation.preference import pair_metrics
-from u2a.problem import pair_texts
+from u2a.validation import pair_texts
 
 ROWS = files("u2a") / "demo_data"
 

@@ -67,7 +67,7 @@ def tiny_problem(
     **options: Any,
 ) -> Problem:
     """A prepared problem; `options` go to `u2a.prepare`."""
-    from u2a.problem import prepare
+    from u2a.preparation import prepare
 
     policy = cases.tiny_policy(family, lora_rank=lora_rank, random_b=random_b, dtype=dtype, seed=seed)
     given = {"negatives": answers(BAD), "preferences": pairs(), "retain": answers(GOOD), "max_tokens": 96}

@@ -15,7 +15,7 @@ from u2a.impact.table import score_impact
 from u2a.ledger import snapshot
 from u2a.models import load_policy
 from u2a.outer_loop import align
-from u2a.problem import prepare
+from u2a.preparation import prepare
 from u2a.types import UserError
 
 ACCELERATOR = [

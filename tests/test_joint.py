@@ -14,10 +14,10 @@ from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
 from u2a.inner_run import unlearning_trainer
 from u2a.objectives.preference import Preference
-from u2a.problem import shared_out
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.trajectory.metagradient import metagradient_impact
 from u2a.types import UserError
+from u2a.validation import shared_out
 
 pytestmark = pytest.mark.usefixtures("true_float64")
 

@@ -210,7 +210,7 @@ def test_dtype(model_folder: Path, dtype: str, base: torch.dtype, adapter: torch
 
 
 def test_four_bit_needs_bitsandbytes(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("u2a.models.check_device", torch.device)  # as on a machine that has one
+    monkeypatch.setattr("u2a.model_options.check_device", torch.device)  # as on a machine that has one
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UserError, match="needs bitsandbytes: pip install"):
         load_policy(model_folder, quantize="4bit", device="cuda", dtype="float32")

@@ -115,7 +115,8 @@ def make_bench(data: Path, work: Path) -> Bench:
     from u2a.data.load import load_negatives, load_preferences, load_retain
     from u2a.ledger import snapshot
     from u2a.models import load_policy
-    from u2a.problem import pair_texts, prepare
+    from u2a.preparation import prepare
+    from u2a.validation import pair_texts
 
     config, _ = prepared("hh_harmless", data, work)
     rate = picked_rate(STUDY_CELLS / "hh_harmless", "u2a npo")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.objectives import Reward as Reward
     from u2a.outer_loop import AlignResult as AlignResult
     from u2a.outer_loop import align as align
+    from u2a.preparation import prepare as prepare
     from u2a.problem import Problem as Problem
-    from u2a.problem import prepare as prepare
     from u2a.trainer import UnlearnTrainer as UnlearnTrainer
     from u2a.training_config import U2AConfig as U2AConfig
     from u2a.trajectory.first_order import first_order_impact as first_order_impact
@@ -76,7 +76,7 @@ _HOME = {
     "load_preferences": "u2a.data.load",
     "load_retain": "u2a.data.load",
     "metagradient_impact": "u2a.trajectory.metagradient",
-    "prepare": "u2a.problem",
+    "prepare": "u2a.preparation",
     "score_curvatures": "u2a.impact.several",
     "score_impact": "u2a.impact.table",
     "verify": "u2a.verification.verify",

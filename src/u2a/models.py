@@ -6,8 +6,6 @@ adapter is merged into its base first.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +17,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from u2a import processes
 from u2a.base_files import restore_base_files
 from u2a.demo_model import demo_model
 from u2a.model_loading import load_source, quiet_transformers
+from u2a.model_options import DTYPES, device_of, dtype_of, quantization_of, targets_of
 from u2a.model_source import ModelSource, check_source
 from u2a.sharding import at_rest, is_sharded, shard, whole
 from u2a.types import UserError
@@ -33,19 +32,11 @@ from u2a.types import UserError
 __all__ = [
     "Policy",
     "add_adapter",
-    "check_device",
     "check_source",
     "demo_model",
     "ensure_pad_token",
     "load_policy",
 ]
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 
 @dataclass
@@ -193,10 +184,10 @@ def load_policy(
         raise UserError(f"--dtype {dtype}: take one of auto, {', '.join(DTYPES)}")
     if lora_rank < 0:
         raise UserError(f"--lora-rank {lora_rank}: take 0 (full fine-tuning) or more")
-    where = _device(device)
+    where = device_of(device)
     # AdamW steps of a usual size would be rounded away in 16-bit parameters
     full = dtype == "auto" and lora_rank == 0
-    kind = torch.float32 if full else _dtype(dtype, where)
+    kind = torch.float32 if full else dtype_of(dtype, where)
     where = torch.device("cpu") if on_cpu else where
     checked = check_source(source, trust_remote_code=trust_remote_code)
     if checked.kind == "demo":
@@ -207,7 +198,7 @@ def load_policy(
     if where.type != "cpu":
         options["device_map"] = {"": where}
     if quantize != "none":
-        options["quantization_config"] = _quantization(quantize, checked, lora_rank, where, kind)
+        options["quantization_config"] = quantization_of(quantize, checked, lora_rank, where, kind)
     model, tokenizer = load_source(checked, **options)
     ensure_pad_token(tokenizer, model)
     if quantize == "none" and not on_cpu:
@@ -246,7 +237,7 @@ def add_adapter(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
-        target_modules=_targets(model, targets),
+        target_modules=targets_of(model, targets),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
@@ -268,82 +259,3 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-# -- options ------------------------------------------------------------------------------------------------
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has one of its kind.
-
-    Raises:
-        UserError: not the name of a device, or there is none of its kind here.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: {error}") from error
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kinds = ["cpu"] if here is None else ["cpu", here.type]
-    if found.type not in kinds:
-        raise UserError(f"--device {device}: there is none here; this machine has {', '.join(kinds)}")
-    return found
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        return check_device(device)
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    name = kind.type if kind else "cpu"
-    rank = os.environ.get("LOCAL_RANK")  # set by torchrun and accelerate: one device a process
-    return torch.device(name) if rank is None else torch.device(name, int(rank))
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        return DTYPES[dtype]
-    if device.type == "cuda":  # emulated bfloat16 is slower than float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", lambda: False)
-    return torch.bfloat16 if device.type != "cpu" and supported() else torch.float32
-
-
-def _quantization(
-    quantize: str, source: ModelSource, lora_rank: int, device: torch.device, dtype: torch.dtype
-) -> BitsAndBytesConfig:
-    if quantize != "4bit":
-        raise UserError(f"--quantize {quantize}: take one of none, 4bit")
-    if lora_rank == 0:
-        raise UserError("--quantize 4bit trains an adapter on a frozen base: it needs --lora-rank above 0")
-    if source.kind in ("adapter", "gguf"):
-        raise UserError(
-            f"--quantize 4bit cannot load {source.name} ({source.kind}): save it as safetensors first"
-        )
-    if device.type == "cpu":
-        raise UserError("--quantize 4bit needs an accelerator, and there is none here: use --quantize none")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--quantize 4bit needs bitsandbytes: pip install 'u2a[qlora]'")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _targets(model: nn.Module, targets: str) -> str | list[str]:
-    """`all-linear`, or the given names, each of which ends the name of some linear layer."""
-    if targets == "all-linear":
-        return targets
-    names = [name.strip() for name in targets.split(",") if name.strip()]
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-    unknown = [t for t in names if not any(n == t or n.endswith(f".{t}") for n in linear)]
-    if unknown or not names:
-        known = sorted({n.rpartition(".")[2] for n in linear})
-        raise UserError(
-            f"--lora-targets {targets}: no linear layer is named {', '.join(unknown) or 'that'}; "
-            f"this model has {', '.join(known)}"
-        )
-    return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from u2a import processes
-from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
 from u2a.logprobs import (
     Progress,
@@ -26,20 +24,16 @@ from u2a.logprobs import (
     response_logits,
     silent,
 )
-from u2a.losses import UnlearningLoss, loss_class
-from u2a.losses.contract import check_loss
+from u2a.losses import UnlearningLoss
 from u2a.memory import working
 from u2a.objectives import DrawnReward, MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
-from u2a.types import GuardStop, UserError
-from u2a.validation import objective_of_rows, shared_out
-from u2a.validation import pair_texts as pair_texts
+from u2a.types import GuardStop
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.models import Policy
-    from u2a.scorers import Scorer
 
 
 @dataclass(frozen=True)
@@ -240,116 +234,3 @@ def _finite_mean(terms: Tensor, what: str) -> float:
             f"is {float(terms[int(bad[0])])}"
         )
     return float(terms.mean())
-
-
-def prepare(
-    policy: Policy,
-    *,
-    negatives: Dataset,
-    preferences: Dataset,
-    retain: Dataset | None = None,
-    retain_loss: str = "none",
-    retain_weight: float = 1.0,
-    loss: str | UnlearningLoss = "npo",
-    loss_options: dict[str, Any] | None = None,
-    objective: str | type = "preference",
-    objective_options: dict[str, Any] | None = None,
-    template: str = "auto",
-    max_length: int = 512,
-    max_tokens: int = 2048,
-    keep_frozen_copy: bool = False,
-    joint_share: float = 0.0,
-    scorer: Scorer | None = None,
-    seed: int = 0,
-    task: Task = silent,
-) -> Problem:
-    """Tokenises everything and measures the reference log-probs, at φ₀.
-
-    Args:
-        policy: from `u2a.models.load_policy`.
-        negatives, preferences, retain: canonical rows from `u2a.data.load`. With the objective `nll`,
-            `preferences` has the columns of retain rows, with `reward` prompts are enough. Without `retain`,
-            U is taken on the preferred validation answers and overlaps with J; with `reward` on what the
-            original model answers.
-        retain_loss: the retain term, `none`, `nll`, `kl` or `l2`. For `nll` and `kl` every other retain row
-            is kept for that term and the rest for U. retain_weight: its λ, for curvatures.
-        loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`, or a class of your own
-            (docs/plugins.md).
-        max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
-        keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
-        joint_share: share of the prompts of `preferences` whose pairs go to `Problem.joint` and not to J.
-        scorer: of the objective `reward`; default what its options name. seed: of the responses it draws.
-
-    Raises:
-        UserError: an option is unknown, or there is too little to share out.
-
-    Example:
-        >>> from u2a import load_negatives, load_policy, load_preferences, prepare
-        >>> from u2a.tiny_model import tiny_model
-        >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
-        >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
-        >>> problem = prepare(
-        ...     load_policy(tiny_model(), lora_rank=2),
-        ...     negatives=load_negatives(bad), preferences=load_preferences(pairs),
-        ... )
-        >>> at = problem.measure()
-        >>> round(at.objective, 4)  # −log 2: the policy is still the original model
-        -0.6931
-    """
-    if joint_share > 0 and objective != "preference":
-        raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")
-    built = loss_class(loss)(**(loss_options or {})) if isinstance(loss, str) else loss
-    check_loss(built)
-    renderer = Renderer(policy.tokenizer, template=template, max_length=max_length)
-    negative_texts = tokenize_rows(negatives, renderer)
-    pad_token_id = policy.tokenizer.pad_token_id or 0
-
-    def measured(texts: Dataset, name: str) -> Tensor:
-        with task(name, len(texts)) as progress:
-            return dataset_logprobs(
-                policy.model, texts, max_tokens=max_tokens, pad_token_id=pad_token_id, progress=progress
-            )
-
-    with policy.reference() if policy.has_adapter else nullcontext():
-        reference = measured(negative_texts, "log-probs of the negatives")
-        goal, preferred = objective_of_rows(
-            objective,
-            objective_options or {},
-            preferences,
-            renderer,
-            lambda t: measured(t, "log-probs of the pairs"),
-            scorer=scorer,
-            seed=seed,
-            device=policy.device,
-        )
-        if isinstance(goal, Reward) and retain is None:
-            preferred = goal.sample(policy, max_tokens, task)
-        joint = None
-        if joint_share > 0 and isinstance(goal, Preference):
-            joint, goal = shared_out(goal, preferences["prompt"], joint_share)
-            preferred = goal.texts.select(range(len(goal.texts) // 2))
-    retain_texts = None
-    utility_texts = preferred if retain is None else tokenize_rows(retain, renderer)
-    if retain_loss in ("nll", "kl"):
-        if retain is None or len(retain) < 2:
-            raise UserError(f"--retain-loss {retain_loss} needs --retain with at least 2 rows")
-        every_other = range(0, len(retain), 2), range(1, len(retain), 2)
-        utility_texts, retain_texts = (utility_texts.select(part) for part in every_other)
-    kept = keep_frozen_copy and not policy.has_adapter
-    return Problem(
-        policy=policy,
-        loss=built,
-        objective=goal,
-        utility=MeanLogProb(utility_texts),
-        retain_loss=retain_loss,
-        retain_texts=retain_texts,
-        negatives=negatives,
-        negative_texts=negative_texts,
-        reference=reference,
-        renderer=renderer,
-        max_tokens=max_tokens,
-        pad_token_id=pad_token_id,
-        frozen=copy.deepcopy(policy.model).eval().requires_grad_(False) if kept else None,
-        retain_weight=retain_weight,
-        joint=joint,
-    )

@@ -13,8 +13,8 @@ from u2a.baselines.trl_run import answer_rows, lent, pair_rows, run
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient, weighted_logprob_gradient
 from u2a.ledger import snapshot
-from u2a.problem import pair_texts
 from u2a.types import UserError
+from u2a.validation import pair_texts
 
 
 def first_step(stage, trainer, config, rows, size, **options):

@@ -8,8 +8,8 @@ from u2a import evaluate, load_negatives, load_policy, load_preferences, load_re
 from u2a.data.render import Renderer
 from u2a.evaluation.preference import PreferenceMetric
 from u2a.logprobs import dataset_logprobs
-from u2a.problem import pair_texts
 from u2a.types import UserError
+from u2a.validation import pair_texts
 
 PAIRS = [{"prompt": f"Q {i}?", "chosen": f"Yes {i}, with care.", "rejected": "Go away."} for i in range(4)]
 BAD = [{"prompt": f"Bad {i}?", "completion": f"No {i}."} for i in range(3)]

@@ -30,8 +30,9 @@ from u2a.evaluation.preference import PreferenceMetric
 from u2a.evaluation.refusal import Refusal, complies, refuses
 from u2a.evaluation.reward import Reward
 from u2a.evaluation.subject import Answer, Sampling, Subject, TokenStatistics
-from u2a.problem import pair_texts, silent
+from u2a.problem import silent
 from u2a.types import UserError
+from u2a.validation import pair_texts
 
 
 def written(**roles):

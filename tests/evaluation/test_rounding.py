@@ -16,8 +16,8 @@ from u2a.evaluation.preference import PreferenceMetric
 from u2a.evaluation.rounded_weights import linear_weights, round_to_nearest, rounded
 from u2a.evaluation.rounding import Rounding
 from u2a.evaluation.subject import Subject
-from u2a.problem import pair_texts
 from u2a.types import UserError
+from u2a.validation import pair_texts
 
 
 def subject_of(family, **options):

@@ -14,8 +14,8 @@ from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
 from u2a.data.scratch import no_progress_bars
-from u2a.problem import pair_texts
 from u2a.types import UserError
+from u2a.validation import pair_texts
 
 if TYPE_CHECKING:
     from u2a.models import Policy

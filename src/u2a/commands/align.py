@@ -107,7 +107,7 @@ def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray]
     import torch
 
     from u2a.evaluation.preference import pair_values
-    from u2a.problem import pair_texts
+    from u2a.validation import pair_texts
 
     texts, _ = pair_texts(data.test, problem.renderer)
     with bars.task("held-out pairs", len(texts)) as progress:

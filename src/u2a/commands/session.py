@@ -132,7 +132,7 @@ def build_problem(
 ) -> Problem:
     """Tokenises and measures the reference log-probs; says how long one pass over the negatives takes."""
     from u2a.losses import resolve_loss
-    from u2a.problem import prepare
+    from u2a.preparation import prepare
 
     options: ImpactOptions = schema.part(ImpactOptions, values)
     rows: DataOptions = schema.part(DataOptions, values)

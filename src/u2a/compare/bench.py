@@ -25,9 +25,10 @@ from u2a.impact.table import ImpactTable, score_impact
 from u2a.ledger import Parameters, restore, snapshot
 from u2a.losses import LOSSES, resolve_loss
 from u2a.objectives.preference import Preference
-from u2a.problem import Measurement, Problem, Task, pair_texts, shared_out, silent
+from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import write_json
 from u2a.types import UserError
+from u2a.validation import pair_texts, shared_out
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -76,7 +76,7 @@ def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message
 def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Renderer) -> Material:
     """Canonical rows, by flag, as one model's tokens."""
     from u2a.data.collate import tokenize_rows
-    from u2a.problem import pair_texts
+    from u2a.validation import pair_texts
 
     texts = {
         role: tokenize_rows(rows[name], renderer)

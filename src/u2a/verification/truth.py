@@ -15,8 +15,9 @@ from u2a.ledger import Parameters, restore, snapshot
 from u2a.objectives import MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
 from u2a.outer_loop import align
-from u2a.problem import Measurement, Problem, Task, pair_texts, silent
+from u2a.problem import Measurement, Problem, Task, silent
 from u2a.types import GuardStop
+from u2a.validation import pair_texts
 from u2a.verification.cells import Cell, Cells, Figures
 from u2a.verification.plan import Run
 
