@@ -67,8 +67,8 @@ def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
         "|" + "---|" * 9,
         *(row(one) for one in sorted(outcomes.values(), key=lambda o: -float(o.at_cost.mean()))),
         "",
-        f"\\* never rose by {RISE:g}: taken at its end. Seconds are the method's own, scoring and sampling "
-        "counted, on one thread of two cores with other work beside it: an upper bound, not to be compared.",
+        f"\\* never rose by {RISE:g}: taken at its end. Seconds are the method's own, median over seeds, "
+        "scoring and sampling counted, on one thread of two cores with other work beside it: an upper bound.",
         "",
         "| difference at equal cost in usefulness | margin | |",
         "|---|---|---|",
