@@ -69,13 +69,16 @@ def test_parts_hold_every_text_once():
         mask[0, 3:] = 0
         return {"input_ids": mask, "attention_mask": mask, "labels": mask, "index": torch.arange(rows)}
 
-    whole = {**batch(4), "retain": batch(3), "retain_tokens": 9, "pairs": batch(4), "pairs_of_step": 2}
+    retain = {"retain": batch(3), "retain_tokens": 9, "retain_counts": 0.0}
+    whole = {**batch(4), **retain, "pairs": batch(4), "pairs_of_step": 2, "pairs_count": 1.0}
     assert texts_in(whole) == 11
     assert list(parts(whole, 11)) == [whole]
     cut = list(parts(whole, 1))
     assert [int(p["index"][0]) for p in cut if "index" in p] == [0, 1, 2, 3]
     assert [int(p["retain"]["index"][0]) for p in cut if "retain" in p] == [0, 1, 2]
     assert [p["pairs"]["index"].tolist() for p in cut if "pairs" in p] == [[0, 2], [1, 3]]
+    assert {(p["retain_tokens"], p["retain_counts"]) for p in cut if "retain" in p} == {(9, 0.0)}
+    assert {(p["pairs_of_step"], p["pairs_count"]) for p in cut if "pairs" in p} == {(2, 1.0)}
     assert [p["l2"] for p in cut] == [True] + [False] * 8
     assert cut[0]["input_ids"].shape == (1, 3)  # columns of padding alone are gone
 

@@ -20,8 +20,8 @@ Inputs = dict[str, Any]
 TRAINING = "training"
 _SMALL = 4
 """Gradients of at most one fourth of all parameters are held twice for the time of a micro-batch."""
-_BATCHES = {"retain": "retain_tokens", "pairs": "pairs_of_step"}
-"""Texts beside the negatives, and what their sum is divided by."""
+_BATCHES = {"retain": ("retain_tokens", "retain_counts"), "pairs": ("pairs_of_step", "pairs_count")}
+"""Texts beside the negatives; what their sum is divided by, and whether it counts in this process."""
 
 
 def texts_in(inputs: Inputs) -> int:
@@ -41,7 +41,7 @@ def parts(inputs: Inputs, most: int) -> Iterator[Inputs]:
     for begin in range(0, len(own["input_ids"]), most):
         yield {**_rows(own, slice(begin, begin + most)), "l2": first}
         first = False
-    for name, divisor in _BATCHES.items():
+    for name, scales in _BATCHES.items():
         if name not in inputs:
             continue
         batch, pair = inputs[name], name == "pairs"
@@ -50,7 +50,7 @@ def parts(inputs: Inputs, most: int) -> Iterator[Inputs]:
         for begin in range(0, count, size):
             end = min(begin + size, count)
             rows = [*range(begin, end), *(range(count + begin, count + end) if pair else ())]
-            yield {name: _rows(batch, rows), divisor: inputs[divisor], "l2": False}
+            yield {name: _rows(batch, rows), **{scale: inputs[scale] for scale in scales}, "l2": False}
 
 
 def _rows(batch: dict[str, Tensor], rows: slice | list[int]) -> dict[str, Tensor]:
