@@ -58,7 +58,8 @@ def test_models_answer_side_by_side(seen):
     spoken = exchanges.nth(1).locator(".answered").all_inner_texts()
     assert spoken == ["senil\nowT", HOSTILE.replace("\u202e", "\\u202e")]
     left, right = (page.locator("section").nth(i).bounding_box() for i in (0, 1))
-    assert left["y"] == right["y"] and left["x"] < right["x"]
+    assert left["y"] == right["y"]
+    assert left["x"] < right["x"]
     assert page.title() == "u2a chat"
     assert page.locator("#models img").count() == 0
     page.reload()
@@ -94,7 +95,8 @@ def test_everybody_can_read_it(address, visit, scheme):
     assert seen.overflow() <= 0
     assert seen.page.evaluate("at('models').scrollWidth <= at('models').clientWidth")
     first, second = (seen.page.locator("section").nth(i).bounding_box() for i in (0, 1))
-    assert first["x"] == second["x"] and first["y"] < second["y"]  # below one another on a phone
+    assert first["x"] == second["x"]
+    assert first["y"] < second["y"]
 
 
 def test_its_button_ends_the_server(address, visit):
