@@ -24,7 +24,8 @@ def document(
         if estimate is None:
             return None
         return {
-            k: None if isinstance(v, float) and math.isnan(v) else v for k, v in estimate._asdict().items()
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in estimate._asdict().items()
         }
 
     return {
