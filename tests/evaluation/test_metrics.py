@@ -260,6 +260,16 @@ def test_a_model_with_other_tokens_has_no_kl(caplog):
     assert "its tokens are not the original model's" in caplog.text
 
 
+def test_a_model_with_more_embeddings_than_tokens_has_no_kl(caplog):
+    """The same tokenizer, and a vocabulary filled up to a rounder number: logits of two widths."""
+    original, other = (subject_of(cases.tiny_policy("llama", lora_rank=0)) for _ in range(2))
+    other.policy.model.resize_token_embeddings(other.policy.model.config.vocab_size + 32)
+    other.original = original
+    texts = tokenize_rows(answers(GOOD), other.renderer)
+    assert METRICS["kl"]().measure(other, Material(retain=texts)) == []
+    assert "its tokens are not the original model's" in caplog.text
+
+
 def test_every_metric_has_its_definition_direction_unit_and_source():
     """In the docstring, which `--help` shows; and every figure it gives is named there."""
     policy = cases.tiny_policy("llama")
