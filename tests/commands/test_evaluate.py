@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -13,7 +14,10 @@ from classifiers import save_classifier
 from faulty_server import Scorer, Server, serving
 from u2a.cli import app
 from u2a.commands.evaluate import _labelled, model_names
+from u2a.commands.evaluation_results import outcomes
 from u2a.data.load import load_prompts
+from u2a.evaluation.figure import Figure
+from u2a.evaluation.readings import estimates
 from u2a.types import UserError
 
 PAIRS = [
@@ -199,6 +203,16 @@ def test_an_empty_answer_is_found_before_a_model_is_loaded(given, tmp_path, monk
         result = call({**options, flag: file, "--output": str(tmp_path / "run")}, options["--original"])
         assert result.exit_code == 2, result.output
         assert f"rows.jsonl, row 2: `{column}` is empty; remove the row" in result.stderr
+
+
+def test_the_distance_from_the_original_is_not_called_worse():
+    """It is 0 for the original, so any change would be."""
+    still, moved = (
+        {name: Figure(name, values, "lower", "nats") for name in ("kl", "other")}
+        for values in (np.zeros(4), np.ones(4))
+    )
+    (line,) = outcomes(estimates({"original": still, "b": moved}, 0))
+    assert line == "b: beyond noise 0 figures are better than the original model's and 1 worse, of 2."
 
 
 def test_a_label_that_is_no_word_marks_nothing(tmp_path):
