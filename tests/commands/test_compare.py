@@ -210,7 +210,7 @@ def test_training_pairs_are_checked_and_their_leaks_told(given, tmp_path):
     rows = [*PAIRS[2:4], {"prompt": "New?", "chosen": "Yes.", "rejected": "No."}]
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump({**given, "pairs": jsonl(tmp_path / "train.jsonl", rows)}))
-    values = COMPARE.resolve(str(config), {})
+    values = COMPARE.resolve(str(config), {"output": str(tmp_path / "run")})
     data, extra = read_rows(values, plan)
     assert len(extra.training) == 3
     assert [warning for warning in data.warnings if warning.startswith("1 of the --pairs")]
