@@ -77,7 +77,7 @@ class Watch(TrainerCallback):
         problem: measured as it is when the watch looks.
         looks: how often, at equal shares of the budget, the last time at the end.
         held_out: tokenised pairs to read then; None = none.
-        until: share of the budget at which `step` says stop; a method in rounds raises it from round to round.
+        until: share of the budget at which `step` says stop; a method in rounds raises it by round.
     """
 
     problem: Problem
