@@ -49,8 +49,9 @@ class SideTerms:
             if self._args.retain_loss == "l2"
             else {}
         )
-        for name, held in self._start.items() if start is not None else ():
-            set_whole(held, start[name])
+        if start is not None:
+            for name, held in self._start.items():
+                set_whole(held, start[name])
 
     def texts(self) -> Iterator[tuple[str, Dataset]]:
         """The texts of each kind that micro-batches carry, under the key they carry them by."""
