@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from u2a.cli import app
-from u2a.commands import schemas
+from u2a.commands import catalogue, schemas
 
 PAIR = {"prompt": "Hi there", "chosen": "Hello, how can I help?", "rejected": "Go away."}
 PAIRS = [{**PAIR, "prompt": f"Question {i}?", "chosen": f"Answer {i}, with care."} for i in range(6)]
@@ -438,11 +438,23 @@ def test_split_writes_the_parts(tmp_path):
 def test_help_is_grouped_as_the_options_are():
     """Every flag stands once, under its part's heading; what all commands have comes last."""
     shown = CliRunner().invoke(app, ["align", "--help"], env={"COLUMNS": "80"}).output
-    order = ("Where the rows are", "--negatives", "The original model", "--lora-rank", "Besides:", "--quiet")
+    order = ("\nData:", "--negatives", "\nModel and adapter:", "--lora-rank", "\nGeneral:", "--quiet")
     assert sorted(order, key=shown.index) == list(order)
     assert len(re.findall(r"^  --negatives ", shown, flags=re.M)) == 1
     flags = {spec.flag for spec in schemas.ALIGN.specs.values()}
     assert {flag for flag in flags if not re.search(rf"^  {flag}\b", shown, flags=re.M)} == set()
+
+
+@pytest.mark.parametrize("command", catalogue.COMMANDS, ids=lambda each: each.name)
+def test_help_ends_with_an_example_that_the_command_takes(command):
+    shown = CliRunner().invoke(app, [command.name, "--help"]).output
+    assert f"Example: {command.example}" in " ".join(shown.replace("\\\n", "").split())
+    program, name, *words = shlex.split(command.example)
+    assert (program, name) == ("u2a", command.name)
+    flags = {word for word in words if word.startswith("--")}
+    assert {flag for flag in flags if not re.search(rf"^  {flag}\b", shown, flags=re.M)} == set()
+    places = len(words) - sum(1 if word == "--serve" else 2 for word in flags)
+    assert (places > 0) == bool(command.arguments)
 
 
 def test_80_columns_show_every_summary_whole():

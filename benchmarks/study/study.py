@@ -8,9 +8,9 @@ Each case is `u2a compare` with a configuration. The main one, hh_harmless: the 
 of `main_job.py` (SmolLM2-135M fine-tuned on 35 % chosen and 65 % rejected answers, short rows), 64 validation
 and 100 held-out pairs, every method at 16 optimiser steps of 8 answers, learning rates from one grid at the
 first seed, three seeds. Training pairs are both answers to the training prompts. Other cases: all 251
-held-out pairs; plenty (246 validation and 471 held-out pairs); a fifth of the negatives mislabelled;
-truthfulqa; 16 to 128 validation pairs; 100 to 700 negatives. The first, plenty, truthfulqa and the one of 251
-pairs take three seeds, the others two; all but truthfulqa take the learning rates that the main case picked.
+held-out pairs; plenty (246 validation and 471 held-out pairs); a fifth of the negatives mislabelled (they
+are the chosen answers); truthfulqa; 16 to 128 validation pairs; 100 to 700 negatives. The last two kinds take
+two seeds, the others three; all but truthfulqa take the learning rates that the main case picked.
 rloo needs --reward-model, what `benchmarks/reward_model.py` made.
 
 The main case takes about 10 hours on one core, each other up to two; two processes of one thread each share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ DIFFERENCES = [
 
 
 def write_tables(folder: Path) -> None:
-    """The cases that have cells, of each the methods that have all their final ones; the others are named."""
+    """The cases that have cells, of each the methods that have a final one; the others are named."""
     lines = [
         "## The study: against what a user would have done instead",
         "",
@@ -45,7 +46,7 @@ def write_tables(folder: Path) -> None:
 
 
 def of_case(folder: Path, name: str, case: Case) -> dict[str, Outcome]:
-    """Outcomes by method, of those that have all their final cells; empty without the original model."""
+    """Outcomes by method, of those that have a final cell; empty without the original model."""
     entries = parse_methods(case.methods, SETTINGS["loss"])
     cells = {entry.name: final_cells(folder, name, entry, range(case.seeds)) for entry in entries}
     original = cells["original"]
@@ -96,15 +97,14 @@ def _picked(folder: Path, entry: Entry) -> float:
 
 
 def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dict[str, Any]]:
-    """The entry's final cells at its picked rate, none unless every seed has one."""
+    """The entry's final cells at its picked rate, seed by seed up to the first that is missing or failed."""
     rate = 0.0
     if entry.has_rate:
         rate = _picked(folder / (case if CASES[case].own_rates else "hh_harmless"), entry)
         if not rate:
             return []
     found = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]
-    whole = [cell for cell in found if cell and "failed" not in cell]
-    return whole if len(whole) == len(found) else []
+    return list(takewhile(lambda cell: cell and "failed" not in cell, found))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -27,10 +27,9 @@ import typer
 from typer.core import TyperGroup
 
 from u2a import interruption, processes
-from u2a.commands import schemas
-from u2a.commands.flags import CONFIG, FILE, JSON, MODELS, QUIET, RUN, RUNS, flag
+from u2a.commands.catalogue import COMMANDS, Command
+from u2a.commands.flags import CONFIG, JSON, QUIET, flag
 from u2a.commands.grouped_help import WIDTH, command_class, summary
-from u2a.evaluation import METRICS
 from u2a.printable import printable_lines
 from u2a.schema import Schema
 from u2a.types import GuardStop, UserError
@@ -98,28 +97,23 @@ def _every_command(
     pass  # options that stand before the command's name
 
 
-def _register(
-    name: str,
-    about: str,
-    schema: Schema,
-    *arguments: inspect.Parameter,
-    takes_config: bool = True,
-    epilog: str | None = None,
-) -> None:
+def _register(command: Command) -> None:
     """Adds a command: flags are the schema's options, the work is `run` in `u2a.commands.<name>`."""
 
     def add(to: typer.Typer, schema: Schema) -> None:
-        body, parameters = _body(name, schema, arguments, takes_config)
+        body, parameters = _body(command.name, schema, command.arguments, command.takes_config)
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
         look: dict[str, Any] = {
             "cls": command_class(schema),
             "context_settings": {"max_content_width": WIDTH},
+            "short_help": summary(command.about),
+            "epilog": command.epilog,
         }
-        to.command(name, help=about, short_help=summary(about), epilog=epilog, **look)(body)
+        to.command(command.name, help=command.about, **look)(body)
 
-    _COMMANDS[name] = schema, add
-    add(app, schema)
+    _COMMANDS[command.name] = command.schema, add
+    add(app, command.schema)
 
 
 def _body(
@@ -261,40 +255,8 @@ _SHARED = ("impact", "align")
 """Commands that several processes do together."""
 _RESUMABLE = ("impact", "align", "verify", "evaluate", "compare")
 
-_register("check", "Is my data usable? Problems by file and row.", schemas.CHECK)
-_register("split", "Cut pairs into original, forget, retain, validation and test.", schemas.SPLIT, FILE)
-_register("impact", "Which negatives matter, and what would they cost?", schemas.IMPACT)
-_register("align", "The main job: score, select, weight and unlearn negatives.", schemas.ALIGN)
-_register("verify", "May I trust the impact scores? Unlearns subsets for real and compares.", schemas.VERIFY)
-_register(
-    "evaluate",
-    "Did it work, what did it break? The original model beside the others.",
-    schemas.EVALUATE,
-    MODELS,
-    epilog="\n\n".join(f"{name}: {inspect.cleandoc(cls.__doc__ or '')}" for name, cls in METRICS.items()),
-)
-_register(
-    "compare",
-    "Was it better than what I would have done? Methods at one budget, over several seeds.",
-    schemas.COMPARE,
-)
-_register(
-    "plan", "What would it cost? Operations, hours, bytes and money, before there is a run.", schemas.PLAN
-)
-_register(
-    "report", "Show me: one HTML file of one or several runs.", schemas.REPORT, RUNS, takes_config=False
-)
-_register(
-    "review",
-    "Mark negatives that are not bad after all, largest impact first.",
-    schemas.REVIEW,
-    RUN,
-    takes_config=False,
-)
-_register(
-    "chat", "Talk to the original model and others, side by side.", schemas.CHAT, MODELS, takes_config=False
-)
-_register("demo", "Everything on a small real model, with nothing of your own.", schemas.DEMO)
+for _command in COMMANDS:
+    _register(_command)
 
 
 def main() -> None:

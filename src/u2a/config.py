@@ -36,7 +36,7 @@ def option(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the rows are and how they become tokens."""
+    """Data: where the rows are and how they become tokens."""
 
     negatives: str = option("", "Bad answers to unlearn: file, folder, Hub id, or - for standard input.")
     preferences: str = option(
@@ -51,14 +51,14 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class TestOptions:
-    """What only the final table reads."""
+    """Held-out data: read for the final table only."""
 
     test: str = option("", "Held-out pairs, only for the final table.")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The original model and what of it is trained."""
+    """Model and adapter: the original model, and which of its parameters are trained."""
 
     model: str = option("", "Original model: folder, Hub id, GGUF file, adapter folder, or `demo`.")
     lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
@@ -80,7 +80,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class ImpactOptions:
-    """How impact is measured."""
+    """Impact scores: how they are measured."""
 
     loss: str = option(
         "npo",
@@ -107,7 +107,7 @@ class ImpactOptions:
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """How impacts become weights."""
+    """Selection and weights: how impacts become weights."""
 
     select: str = option("50%", "How many negatives at most: a percentage, or a number.")
     eta: float = option(0.5, "Step of the mirror ascent on weights (no unit).", least=0)
@@ -117,7 +117,7 @@ class WeightOptions:
 
 @dataclass(frozen=True)
 class UnlearnOptions:
-    """The inner run: weighted unlearning steps."""
+    """Unlearning, the inner loop: weighted unlearning steps."""
 
     retain_loss: str = option("", "Retain term: none, nll, kl, l2; empty = what --loss says, else none.")
     retain_weight: float = option(1.0, "Weight λ of the retain term.", least=0)
@@ -148,7 +148,7 @@ class UnlearnOptions:
 
 @dataclass(frozen=True)
 class OuterOptions:
-    """The outer loop, its budgets and guards."""
+    """Outer loop, budgets and guards."""
 
     outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)
     measurements: int = option(4, "How often J, U and KL are measured in each inner run.", least=1)
@@ -177,7 +177,7 @@ class OuterOptions:
 
 @dataclass(frozen=True)
 class CodeOptions:
-    """Whose code runs."""
+    """Code that a YAML file names: whose code runs."""
 
     allow_code: bool = option(
         False, "Let the YAML file name code of its own, as module:Class. It runs.", flag_only=True
@@ -186,7 +186,7 @@ class CodeOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The run itself."""
+    """Run."""
 
     output: str = option("", "Run folder; must be empty or new.")
     seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
@@ -194,6 +194,6 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Going on after an interruption."""
+    """Resuming: going on after an interruption."""
 
     resume: bool = option(False, "Go on with an interrupted run in --output.")

@@ -35,7 +35,7 @@ def address():
 @pytest.fixture
 def seen(address, visit):
     made = visit(address)
-    made.page.wait_for_selector("#models section")
+    made.page.wait_for_selector("#models p")
     yield made
     assert made.complaints == []
     assert made.outside() == []
@@ -49,12 +49,17 @@ def say(seen, text, answers):
 
 def test_models_answer_side_by_side(seen):
     page = seen.page
-    assert page.locator("#models h2").all_inner_texts() == ["original", "<b>aligned</b>"]
+    assert page.inner_text("#models") == "Answering: original, <b>aligned</b>"
     say(seen, "Tea?", 2)
     say(seen, "Two\nlines", 4)
-    columns = page.locator("#models section")
-    assert columns.nth(0).locator(".turn").all_inner_texts() == ["Tea?", "?aeT", "Two\nlines", "senil\nowT"]
-    assert columns.nth(1).locator(".answered").nth(0).inner_text() == HOSTILE.replace("\u202e", "\\u202e")
+    exchanges = page.locator("#models article")
+    assert page.locator(".asked").all_inner_texts() == ["Tea?", "Two\nlines"]
+    assert exchanges.nth(1).locator("h2").all_inner_texts() == ["original", "<b>aligned</b>"]
+    spoken = exchanges.nth(1).locator(".answered").all_inner_texts()
+    assert spoken == ["senil\nowT", HOSTILE.replace("\u202e", "\\u202e")]
+    left, right = (page.locator("section").nth(i).bounding_box() for i in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["x"] < right["x"]
     assert page.title() == "u2a chat"
     assert page.locator("#models img").count() == 0
     page.reload()
@@ -84,10 +89,14 @@ def test_a_failure_is_said_and_the_words_stay(seen):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_read_it(address, visit, scheme):
     seen = visit(address, color_scheme=scheme, viewport={"width": 390, "height": 800})
-    seen.page.wait_for_selector("#models section")
+    seen.page.wait_for_selector("#models p")
     say(seen, "Tea?", 2)
     assert seen.faults_of_access() == []
     assert seen.overflow() <= 0
+    assert seen.page.evaluate("at('models').scrollWidth <= at('models').clientWidth")
+    first, second = (seen.page.locator("section").nth(i).bounding_box() for i in (0, 1))
+    assert first["x"] == second["x"]
+    assert first["y"] < second["y"]
 
 
 def test_its_button_ends_the_server(address, visit):

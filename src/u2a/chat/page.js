@@ -1,31 +1,32 @@
 // A chat with several models. Their words reach the page through textContent alone.
 "use strict";
 
-let columns = [];
+let names = [];
 
-function said(className, text) {
-  const made = document.createElement("p");
-  made.className = `turn ${className}`;
-  made.textContent = text;
-  return made;
+function made(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function showModels() {
+  const heading = made("p", "place", `Answering: ${names.join(", ")}`);
+  at("models").replaceChildren(heading);
 }
 
 function showTurn(turn) {
-  columns.forEach((column, index) => {
-    column.append(said("asked", turn.prompt), said("answered", turn.answers[index] || "(nothing)"));
+  const exchange = made("article", "exchange");
+  const answers = made("div", "side");
+  names.forEach((name, index) => {
+    const answer = made("section");
+    answer.setAttribute("aria-label", name);
+    answer.append(made("h2", "", name), made("p", "turn answered", turn.answers[index] || "(nothing)"));
+    answers.append(answer);
   });
-}
-
-function showModels(names) {
-  columns = names.map((name) => {
-    const column = document.createElement("section");
-    const title = document.createElement("h2");
-    title.textContent = name;
-    column.setAttribute("aria-label", name);
-    column.append(title);
-    return column;
-  });
-  at("models").replaceChildren(...columns);
+  exchange.append(made("p", "turn asked", turn.prompt), answers);
+  at("models").append(exchange);
+  exchange.scrollIntoView({ block: "nearest" });
 }
 
 async function busily(work) {
@@ -54,7 +55,8 @@ function send() {
 
 async function begin() {
   const about = await ask("about");
-  showModels(about.models);
+  names = about.models;
+  showModels();
   about.turns.forEach(showTurn);
   at("words").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -67,7 +69,7 @@ async function begin() {
   });
   at("reset").addEventListener("click", () => busily(async () => {
     await ask("reset", {});
-    showModels(about.models);
+    showModels();
   }));
   closeButton("state");
   at("text").focus();

@@ -136,11 +136,33 @@ def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
         extra.training = load_preferences(values["pairs"])
     if "mixture" in needs:
         extra.mixture = load_retain(values["mixture"])
+    _check_extra(values, data, extra)
     if "reward" in needs:
         from u2a.scorers import model_scorer
 
         extra.scorer = model_scorer(values["reward_model"], values["device"] or "cpu")
     return data, extra
+
+
+def _check_extra(values: Mapping[str, Any], data: Data, extra: Extra) -> None:
+    """Refuses rows that cannot be trained on; warns of training pairs that would teach the test."""
+    from u2a.data.validate import check_data
+
+    findings = check_data(
+        preferences=extra.training,
+        test=data.test,
+        retain=extra.mixture,
+        files={"preferences": values["pairs"], "test": values["test"], "retain": values["mixture"]},
+        token_limit=None,
+        count_tokens=None,
+    )
+    for finding in findings:
+        if finding.fatal:
+            raise UserError(f"{finding.file}, row {finding.row}: {finding.message}")
+    if leaks := sum(finding.kind == "leak-test" for finding in findings):
+        data.warnings.append(
+            f"{leaks} of the --pairs have a prompt of --test: what is trained on them is judged by it"
+        )
 
 
 SHAPING = (

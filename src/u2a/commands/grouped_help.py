@@ -22,7 +22,7 @@ def command_class(schema: Schema) -> type[TyperCommand]:
         def format_options(self, ctx: Any, formatter: Any) -> None:
             """Arguments, then every group, then what all commands have."""
             titles = {name: title for title, names in grouped(schema) for name in names}
-            usual = "Besides" if titles else "Options"
+            usual = "General" if titles else "Options"
             sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{t: [] for t in titles.values()}}
             for parameter in self.get_params(ctx):
                 record = parameter.get_help_record(ctx)
@@ -43,11 +43,11 @@ def grouped(schema: Schema) -> list[tuple[str, list[str]]]:
     by_owner: dict[str, list[str]] = {}
     for spec in schema.specs.values():
         by_owner.setdefault(spec.owner, []).append(spec.name)
-    titles = {part.__name__: _first_line(part) for part in schema.parts}
+    titles = {part.__name__: _title(part) for part in schema.parts}
     for registry in schema.registries:
         for name, cls in registry.classes.items():
-            which = name if registry.several else "…"
-            titles[registry.owner(cls)] = f"Of --{registry.name.replace('_', '-')} {which}"
+            which = f" {name}" if registry.several else ""
+            titles[registry.owner(cls)] = f"Options of --{registry.name.replace('_', '-')}{which}"
     return [(titles[owner], names) for owner, names in by_owner.items()]
 
 
@@ -56,5 +56,6 @@ def summary(about: str) -> str:
     return about if len(about) <= SUMMARY else about.partition("? ")[0] + "?"
 
 
-def _first_line(part: type) -> str:
-    return (inspect.getdoc(part) or part.__name__).splitlines()[0].rstrip(".")
+def _title(part: type) -> str:
+    """The first line of its docstring, up to a colon."""
+    return (inspect.getdoc(part) or part.__name__).splitlines()[0].partition(":")[0].rstrip(".")

@@ -35,14 +35,14 @@ REGISTRIES = (
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What `align` writes besides the adapter."""
+    """Further output: what `align` writes besides the adapter."""
 
     merge: bool = option(False, "Also write the full model with the adapter merged in, to merged/.")
 
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """Negatives that do not fit into memory, or on one machine."""
+    """Pools larger than memory, and several machines: negatives streamed shard by shard."""
 
     pool: str = option(
         "",
@@ -61,7 +61,7 @@ class PoolOptions:
 
 @dataclass(frozen=True)
 class ProxyOptions:
-    """Something cheaper that scores in the model's place."""
+    """Cheaper proxies: what scores in the model's place."""
 
     proxy_model: str = option("", "A smaller model of the same family that scores in --model's place.")
     proxy_layers: str = option(
@@ -76,7 +76,7 @@ class ProxyOptions:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What `check` reads; nothing is written."""
+    """Check: what is read; nothing is written."""
 
     negatives: str = option("", "Bad answers: file, folder, Hub id, or - for standard input.")
     preferences: str = option("", "Preference pairs for validation.")
@@ -89,7 +89,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How `split` cuts a file of preference pairs."""
+    """Split: how a file of preference pairs is cut."""
 
     output: str = option("", "Folder for the parts; must be empty or new.")
     seed: int = option(0, "Seed of the split.", least=0, most=LARGEST_SEED)
@@ -101,7 +101,7 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What `report` shows, and where it puts it."""
+    """Report: what it shows, and where it is written."""
 
     text: bool = option(True, "Show the rows' text, answers, and whole paths.")
     output: str = option(
@@ -115,7 +115,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """How many subsets are unlearned for real, and what is compared with them."""
+    """Verification: how many subsets are unlearned for real, and what is compared with them."""
 
     subsets: int = option(16, "Subsets of the negatives to unlearn for real.", least=4)
     subset_share: str = option("25%", "Negatives in each subset: a percentage, or a number.")
@@ -137,7 +137,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What models are measured on, and how they answer."""
+    """Evaluation: what models are measured on, and how they answer."""
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
     metrics: str = option(
@@ -168,7 +168,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared, at which budget. The methods themselves stand in the YAML file."""
+    """Comparison (the methods themselves stand in the YAML file): what is compared, at which budget."""
 
     pairs: str = option("", "Training pairs, for methods that see good answers: dpo, kto, sft.")
     mixture: str = option("", "Good answers that the original model was made with: retrain.")
@@ -206,7 +206,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The demo."""
+    """Demo."""
 
     output: str = option("u2a-demo", "Run folder; must be empty or new.")
     seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
@@ -214,7 +214,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What would be run, and on what."""
+    """Plan: what would be run, and on what."""
 
     model_params: float = option(0.0, "Parameters of the model, such as 8e9.", least=0)
     negatives: float = option(0.0, "Bad answers to score, such as 1e6.", least=0)
@@ -243,7 +243,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class ReviewOptions:
-    """What `review` serves, and where the marks go."""
+    """Review: what is served, and where the marks go."""
 
     negatives: str = option("", "The run's negatives, where they are now; empty = where they were then.")
     output: str = option("", "Folder for reviewed.jsonl and review.json; empty = the run folder.")
@@ -252,7 +252,7 @@ class ReviewOptions:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """How models answer, and where."""
+    """Chat: how models answer, and where."""
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
     max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
