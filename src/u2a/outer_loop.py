@@ -172,9 +172,10 @@ class _OuterLoop:
     phase: Phase
     first: ImpactTable | None = None
     stopped_by_guard: bool = field(default=False, init=False)
+    original: Parameters = field(init=False)
 
     def run(self, resume: bool) -> AlignResult:
-        original = snapshot(self.problem)
+        self.original = original = snapshot(self.problem)
         state, position = self._first_state(), None
         begin = original
         if resume:
@@ -324,6 +325,7 @@ class _OuterLoop:
                 seed=seed,
                 folder=scratch,
                 callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
+                l2_start=self.original,
             )
             measuring.trainer = trainer
             try:

@@ -246,6 +246,8 @@ def test_comparisons_share_their_cells(whole, given, tmp_path):
     [
         ({"steps": 3}, "made with other options of original"),
         ({"beta": 0.5}, "made with other options of original"),
+        ({"objective_beta": 0.5}, "made with other options of original"),
+        ({"curvature_gamma": 2.0}, "made with other options of original"),
         ({"retain": ""}, "made with other options of original"),
     ],
 )

@@ -173,9 +173,21 @@ SHAPING = (
 """Options that shape every cell. The model is known by what it makes of the rows: see `start` in a cell."""
 
 
+def _own_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the objective and of the curvature, by flag, where they are not the defaults: those of cells
+    that were made before they were noted are."""
+    found = {}
+    for kind in ("objective", "curvature"):
+        for option, value in COMPARE.chosen_options(kind, values).items():
+            known = COMPARE.specs.get(f"{kind}_{option}")
+            if known is None or value != known.default:
+                found[f"{kind}_{option}"] = value
+    return found
+
+
 def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra) -> dict[str, dict[str, Any]]:
     """What shapes the cells, by entry: its options, the comparison's, and a digest of the rows it may see."""
-    shared = {name: values[name] for name in SHAPING}
+    shared = {**{name: values[name] for name in SHAPING}, **_own_options(values)}
     rows = {
         "negatives": data.negatives,
         "preferences": data.preferences,
