@@ -143,7 +143,7 @@ def score_impact(
     from u2a.impact.kept_table import keep_table, kept_table
 
     at = at or problem.measure(task)
-    blocks = _blocks_of(problem, at, keep, f"{curvature} {scoring} {se_groups}")
+    blocks = _blocks_of(problem, at, keep, f"{_named(curvature)} {scoring} {se_groups}")
     if (kept := kept_table(blocks)) is not None:
         return kept
     context = ScoringContext.of(problem)
@@ -172,10 +172,17 @@ def _blocks_of(problem: Problem, at: Measurement, keep: Path | None, how: str) -
         return WHOLE
     model = problem.policy.model
     exact = fingerprint(problem) + ("" if is_sharded(model) else f" {fingerprint_of_model(model)}")
-    loss = json.dumps([type(problem.loss).__name__, vars(problem.loss)], default=str)
     term = f"{problem.retain_loss} {problem.retain_weight}"
     # rounded, since another number of threads adds up in another order
-    return Blocks(keep, f"{exact} J {at.objective:.4g} U {at.utility:.4g} {loss} {term} {how}")
+    values = f"J {at.objective:.4g} U {at.utility:.4g}"
+    return Blocks(keep, f"{exact} {values} {_named(problem.loss)} {term} {how}")
+
+
+def _named(part: object) -> str:
+    """A loss or a curvature with its options, the same in every process."""
+    held = getattr(part, "__dict__", {})
+    options = {name: value for name, value in held.items() if isinstance(value, (str, int, float))}
+    return json.dumps([type(part).__name__, options])
 
 
 def table_of(
