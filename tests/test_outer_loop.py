@@ -84,7 +84,6 @@ def test_a_utility_budget_is_held_by_measurement():
 
 
 def test_nothing_worth_unlearning_is_a_result(monkeypatch):
-    from u2a import outer_loop
     from u2a.impact.table import score_impact
 
     tiny = problem()
@@ -110,9 +109,9 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     whole_problem = problem()
     whole = run(whole_problem, folder=tmp_path / "whole", outer={"outer_steps": 3})
 
-    from u2a import outer_loop
+    from u2a.measured_run import MeasuredRun
 
-    broken_problem, real, calls = problem(), outer_loop._OuterLoop._inner_run, []
+    broken_problem, real, calls = problem(), MeasuredRun.__call__, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -120,10 +119,10 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", interrupted)
+    monkeypatch.setattr(MeasuredRun, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(broken_problem, folder=tmp_path / "broken", outer={"outer_steps": 3})
-    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", real)
+    monkeypatch.setattr(MeasuredRun, "__call__", real)
     resumed_problem = problem()
     resumed = run(resumed_problem, folder=tmp_path / "broken", resume=True, outer={"outer_steps": 3})
 
@@ -167,9 +166,9 @@ def test_every_retain_term_runs(retain_loss):
 
 def test_a_rate_that_makes_everything_non_finite_is_halved_first(monkeypatch):
     """Non-finite values are the far end of a rate that is too large, not the end of the run."""
-    from u2a.outer_loop import _OuterLoop
+    from u2a.measured_run import MeasuredRun
 
-    real, rates = _OuterLoop._train, []
+    real, rates = MeasuredRun._train, []
 
     def failing_twice(self, state, measuring, seed):
         rates.append(state.learning_rate)
@@ -177,7 +176,7 @@ def test_a_rate_that_makes_everything_non_finite_is_halved_first(monkeypatch):
             raise GuardStop("the log-prob of row 0 is nan")
         return real(self, state, measuring, seed)
 
-    monkeypatch.setattr(_OuterLoop, "_train", failing_twice)
+    monkeypatch.setattr(MeasuredRun, "_train", failing_twice)
     result = run(problem(), outer={"outer_steps": 1, "halvings": 3})
     assert not result.stopped_by_guard
     assert rates == [3e-3, 1.5e-3, 0.75e-3]
