@@ -70,6 +70,7 @@ ORDER = [
     "inner_checkpoints",
     "measuring",
     "measured_run",
+    "align_result",
     "outer_loop",
     "verification",
     "evaluation",

@@ -84,6 +84,7 @@ def test_a_utility_budget_is_held_by_measurement():
 
 
 def test_nothing_worth_unlearning_is_a_result(monkeypatch):
+    from u2a import outer_loop
     from u2a.impact.table import score_impact
 
     tiny = problem()

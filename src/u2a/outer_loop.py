@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from u2a import interruption, processes
+from u2a.align_result import AlignResult as AlignResult
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
-from u2a.ledger import Ledger, Parameters, Point, restore, snapshot
+from u2a.ledger import Ledger, Parameters, restore, snapshot
 from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.repetition import greedy_repetition
@@ -36,28 +37,6 @@ log = logging.getLogger("u2a")
 Phase = Callable[[str], AbstractContextManager[None]]
 Score = Callable[[Measurement, int], ImpactTable]
 """The table at a measured point, for an outer step."""
-
-
-@dataclass
-class AlignResult:
-    """What `align` found. The policy holds the parameters of the best admissible measured point.
-
-    `weights` (N,) are those of the outer step that led to it (the last one's when the original is kept);
-    `history` has one such array an outer step. `impact` is the table taken at the original model (None with
-    fixed weights). `start` and `best` are measured with the negatives. `outcome` is a sentence for people;
-    `improved` says whether any admissible point raised J above the original's; `stopped_by_guard` whether
-    something that is not finite ended the run.
-    """
-
-    weights: np.ndarray
-    history: list[np.ndarray]
-    impact: ImpactTable | None
-    points: list[Point]
-    start: Measurement
-    best: Measurement
-    outcome: str
-    improved: bool
-    stopped_by_guard: bool
 
 
 def align(

@@ -24,7 +24,7 @@ def peak_memory(interval: float = 0.05) -> Iterator[Callable[[], int]]:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.resetpeak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
         yield torch.cuda.max_memory_allocated
         return
     process, done, highest = psutil.Process(), threading.Event(), [0]
