@@ -24,34 +24,40 @@ class PoolOptions:
         "Bad answers too many for memory, in place of --negatives: read, scored and kept shard by shard; "
         "the best ones go to selected.jsonl.",
     )
-    shard_rows: int = option(4096, "Rows of the pool in a shard, which is scored and kept at once.", least=1)
+    shard_rows: int = option(
+        4096, "Rows of the pool per shard; each shard is scored and saved as one unit.", least=1
+    )
     keep: int = option(10_000, "How many rows of the pool are kept as the best.", least=1)
     engine: str = option(
         "here", "Where shards are scored: here, or by ray, on the processes of a cluster.", ("here", "ray")
     )
     workers: int = option(
-        0, "Processes of --engine ray that score, each with the model; 0 = as many as there is room.", least=0
+        0,
+        "Scoring processes of --engine ray, each with its own copy of the model; 0 = as many as fit.",
+        least=0,
     )
 
 
 @dataclass(frozen=True)
 class ProxyOptions:
-    """Cheaper proxies: what scores in the model's place."""
+    """Cheaper proxies: what computes the scores instead of the whole model."""
 
-    proxy_model: str = option("", "A smaller model of the same family that scores in --model's place.")
+    proxy_model: str = option(
+        "", "A smaller model of the same family that computes the scores instead of --model."
+    )
     proxy_layers: str = option(
-        "100%", "Share of the layers, drawn by --seed, that scores are taken along; 100% = all."
+        "100%", "Share of the layers used for scoring, chosen at random with --seed; 100% = all."
     )
     proxy_check: int = option(
         64,
-        "Rows, drawn by --seed, that the whole --model scores as well, to say what a proxy loses; 0 = none.",
+        "Rows, chosen with --seed, that the whole --model scores too, to show what a proxy loses; 0 = none.",
         least=0,
     )
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Check: what is read; nothing is written."""
+    """Check: what is read. Nothing is written."""
 
     negatives: str = option("", "Bad answers: file, folder, Hub id, or - for standard input.")
     preferences: str = option("", "Preference pairs for validation.")
@@ -68,8 +74,8 @@ class SplitOptions:
 
     output: str = option("", "Folder for the parts; must be empty or new.")
     seed: int = option(0, "Seed of the split.", least=0, most=LARGEST_SEED)
-    validation: int = option(64, "Prompts whose pairs are for validation.", least=1)
-    test: int = option(128, "Prompts whose pairs are held out.", least=1)
+    validation: int = option(64, "Number of prompts whose pairs go to validation.", least=1)
+    test: int = option(128, "Number of prompts whose pairs are held out for the test.", least=1)
     train: int = option(0, "Training prompts for the mixture; 0 = all the rest.", least=0)
     chosen_fraction: float = option(0.35, "Share of good answers in the original model's mixture.")
 
@@ -122,18 +128,18 @@ class EvaluateOptions:
     )
     test: str = option("", "Held-out pairs: preference, and the prompts that are answered.")
     negatives: str = option("", "Bad answers that were unlearned: forgetting.")
-    held_out_negatives: str = option("", "Bad answers like them that no model saw: membership inference.")
+    held_out_negatives: str = option("", "Similar bad answers that no model has seen: membership inference.")
     retain: str = option("", "Good texts to keep: perplexity and KL.")
     text: str = option("", "Plain text, one a line: perplexity.")
     safe_prompts: str = option("", "Prompts that should be answered; XSTest's file works: over-refusal.")
     unsafe_prompts: str = option("", "Prompts that should be refused; XSTest's file works: attack success.")
-    answers: int = option(64, "Most prompts of each kind that every model answers; 0 = all.", least=0)
+    answers: int = option(64, "Most prompts of each kind that each model answers; 0 = all.", least=0)
     max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
-    temperature: float = option(0.0, "Of sampled answers; 0 = greedy.", least=0)
+    temperature: float = option(0.0, "Sampling temperature; 0 = greedy.", least=0)
     generation_batch: int = option(8, "Prompts answered at once.", least=1)
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
     max_length: int = option(512, "Longest prompt + response, in tokens.", least=2)
-    score_tokens: int = option(2048, "Most padded tokens of one forward pass.", least=1)
+    score_tokens: int = option(2048, "Most tokens, padding included, in one forward pass.", least=1)
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
     trust_remote_code: bool = option(
@@ -146,16 +152,20 @@ class CompareOptions:
     """Comparison (the methods themselves stand in the YAML file): what is compared, at which budget."""
 
     pairs: str = option("", "Training pairs, for methods that see good answers: dpo, kto, sft.")
-    mixture: str = option("", "Good answers that the original model was made with: retrain.")
+    mixture: str = option("", "Good answers that the original model was trained on; for retrain.")
     reward_model: str = option("", "Reward model, folder or Hub id: rloo.")
     steps: int = option(24, "Optimiser steps of every method.", least=1)
     batch_size: int = option(8, "Answers in each optimiser step; a pair has two.", least=1)
     seconds: float = option(
-        0.0, "Budget by wall clock instead of steps, scoring and sampling counted; 0 = by steps.", least=0
+        0.0,
+        "Wall-clock budget in seconds instead of steps, scoring and sampling included; 0 = use --steps.",
+        least=0,
     )
-    rates: str = option("1e-4,2e-4,4e-4", "Learning rates to pick from, by commas; on validation J.")
+    rates: str = option(
+        "1e-4,2e-4,4e-4", "Learning rates to try, separated by commas; the best on validation J is picked."
+    )
     seeds: int = option(3, "Seeds of every method, from --seed on.", least=1)
-    looks: int = option(3, "How often a method is measured on its way.", least=1)
+    looks: int = option(3, "How many times each method is measured while it trains.", least=1)
     nll_rise: float = option(
         0.02, "Margins are compared where the retain NLL has risen by this much, in nats per token.", above=0
     )
@@ -190,21 +200,25 @@ class PlanOptions:
     validation: float = option(256.0, "Validation pairs.", least=1)
     retain_rows: float = option(256.0, "Good texts to keep.", least=0)
     devices: float = option(1.0, "Accelerators at work.", above=0)
-    flops: float = option(4e14, "Operations per second of each at its peak, in 16 bits.", above=0)
+    flops: float = option(4e14, "Peak operations per second of each accelerator, in 16 bits.", above=0)
     utilisation: float = option(0.35, "Share of the peak that is reached.", above=0, most=1)
-    device_memory: float = option(80e9, "Bytes of memory of each.", above=0)
-    price: float = option(0.0, "Price of one for an hour, in your money; 0 = no cost shown.", least=0)
+    device_memory: float = option(80e9, "Memory of each accelerator, in bytes.", above=0)
+    price: float = option(
+        0.0, "Price of one accelerator per hour, in your currency; 0 = no cost shown.", least=0
+    )
     scoring: str = option("fd", "As in `u2a align`.", ("auto", "fd", "jvp", "exact"))
     select: str = option("50%", "Negatives that are unlearned: a percentage, or a number.")
     epochs: float = option(1.0, "Passes over them in each outer step.", above=0)
     outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)
     measurements: int = option(4, "How often J, U and KL are measured in each.", least=1)
-    retain_term: bool = option(False, "The loss trains on as many retain tokens besides.")
+    retain_term: bool = option(False, "The loss also trains on the same number of retain tokens.")
     lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
     quantize: str = option("none", "4bit: the frozen base is in 4 bits.", ("none", "4bit"))
-    proxy_params: float = option(0.0, "A smaller model scores in its place; 0 = none.", least=0)
+    proxy_params: float = option(
+        0.0, "Parameters of a smaller model that computes the scores instead; 0 = none.", least=0
+    )
     bytes_per_param: float = option(2.0, "Bytes of a frozen parameter: 2 in 16 bits, 4 in 32.", above=0)
-    gradient_checkpointing: bool = option(False, "Compute activations again in the backward pass.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     batch_tokens: float = option(4096.0, "Padded tokens of one batch on one device.", least=1)
     vocabulary: float = option(128_000.0, "Tokens of the vocabulary.", least=1)
 
@@ -213,7 +227,7 @@ class PlanOptions:
 class ReviewOptions:
     """Review: what is served, and where the marks go."""
 
-    negatives: str = option("", "The run's negatives, where they are now; empty = where they were then.")
+    negatives: str = option("", "Where the run's negatives are now; empty = where they were during the run.")
     output: str = option("", "Folder for reviewed.jsonl and review.json; empty = the run folder.")
     port: int = option(0, "Port on 127.0.0.1; 0 = one that is free.", least=0, most=65535)
 
@@ -224,14 +238,14 @@ class ChatOptions:
 
     original: str = option("", "Original model; empty = what the first run folder of `u2a align` began with.")
     max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
-    temperature: float = option(0.0, "Of sampled answers; 0 = greedy.", least=0)
+    temperature: float = option(0.0, "Sampling temperature; 0 = greedy.", least=0)
     seed: int = option(0, "Seed of every turn, the same for all models.", least=0, most=LARGEST_SEED)
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
-    max_length: int = option(2048, "Most tokens of the conversation; it is cut on the left.", least=2)
+    max_length: int = option(2048, "Most tokens of the conversation; the oldest are cut off.", least=2)
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
     trust_remote_code: bool = option(
         False, "Run code that comes with a model. Only if you trust it.", flag_only=True
     )
-    serve: bool = option(False, "In the browser instead of the terminal; needs the extra `serve`.")
+    serve: bool = option(False, "Chat in the browser instead of the terminal; needs the extra `serve`.")
     port: int = option(0, "Port on 127.0.0.1 for --serve; 0 = one that is free.", least=0, most=65535)
