@@ -171,7 +171,7 @@ class CompareOptions:
     )
     max_nll_rise: float = option(0.1, "A learning rate that raises the retain NLL by more is not picked.")
     metrics: str = option(
-        "preference,perplexity,forgetting", "Metrics of `u2a evaluate` at the end, by commas."
+        "preference,perplexity,forgetting", "Metrics of `u2a evaluate` at the end, separated by commas."
     )
     answers: int = option(0, "Held-out prompts that are answered, for `fluency`.", least=0)
     max_new_tokens: int = option(64, "Longest answer, in tokens.", least=1)
@@ -187,7 +187,7 @@ class DemoOptions:
     """Demo."""
 
     output: str = option("u2a-demo", "Run folder; must be empty or new.")
-    seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
+    seed: int = option(0, "Seed for all random choices.", least=0, most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
