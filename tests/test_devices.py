@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from cases import save_tiny
 from problems import BAD, GOOD, answers, pairs
@@ -16,6 +17,7 @@ from u2a.ledger import snapshot
 from u2a.models import load_policy
 from u2a.outer_loop import align
 from u2a.preparation import prepare
+from u2a.training_config import U2AConfig, on_one_card
 from u2a.types import UserError
 
 ACCELERATOR = [
@@ -47,6 +49,16 @@ def unlearned(problem, **options):
         fixed_weights=np.ones(len(BAD)),
         keep_last=True,
     )
+
+
+def test_several_cards_in_sight_do_not_change_the_batch(tmp_path, monkeypatch):
+    """transformers counts the cards that a process sees, and multiplies the batch by their number."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    args = U2AConfig(str(tmp_path), per_device_train_batch_size=8, report_to="none")
+    assert (args.train_batch_size, args.n_gpu) == (8, 1)
+    plain = TrainingArguments(str(tmp_path), per_device_train_batch_size=8, report_to="none")
+    assert plain.train_batch_size == 32
+    assert on_one_card(plain).train_batch_size == 8
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -165,6 +165,27 @@ def test_every_retain_term_runs(retain_loss):
     assert len(result.points) == 3
 
 
+def test_the_l2_term_holds_phi_near_the_original_in_every_inner_run(monkeypatch):
+    from u2a import measured_run
+
+    tiny = problem(retain_loss="l2")
+    original, real, began = snapshot(tiny), measured_run.unlearning_trainer, []
+
+    def noted(*args, **options):
+        trainer = real(*args, **options)
+        apart = sum(float((p - original[name]).square().sum()) for name, p in snapshot(tiny).items())
+        began.append((apart / 2, trainer._beside.retain_loss(trainer.model, {}).item()))
+        return trainer
+
+    monkeypatch.setattr(measured_run, "unlearning_trainer", noted)
+    monkeypatch.setattr("u2a.trainer.UnlearnTrainer.current_gradient_accumulation_steps", 1, raising=False)
+    run(tiny)
+    (first, at_first), (second, at_second) = began
+    assert first == at_first == 0
+    assert second > 0  # the second run goes on from where the first one came to
+    assert at_second == pytest.approx(second, rel=1e-5)
+
+
 def test_a_rate_that_makes_everything_non_finite_is_halved_first(monkeypatch):
     """Non-finite values are the far end of a rate that is too large, not the end of the run."""
     from u2a.measured_run import MeasuredRun
@@ -222,7 +243,7 @@ def _cut(monkeypatch, outer_step, count=1):
 
 @pytest.mark.parametrize(("restart", "halved"), [(False, False), (True, False), (False, True)])
 def test_an_inner_run_goes_on_bit_for_bit(tmp_path, monkeypatch, restart, halved):
-    """Cut off in the second inner run, with the l2 term, which remembers where that run began."""
+    """Cut off in the second inner run, with the l2 term, which looks back to the original."""
     options = {"unlearn": LONG, "outer": {"measurements": 3, "restart": restart}}
     if halved:
         options["outer"] |= {"kl_budget": 1e-3, "halvings": 8}

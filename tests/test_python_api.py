@@ -106,6 +106,12 @@ def test_rows_may_be_given_from_python():
         found = load_negatives(given)
         assert found["response"][:] == ["Go away.", "No."]
         assert found["prompt"][1] == [{"role": "user", "content": "Tea?"}]
+    uneven = [{"text": "Go away."}, {**rows[0], "weight": 3.0}]
+    found = load_negatives(uneven)
+    assert found["response"][:] == ["Go away."] * 2
+    assert found["weight"][:] == [1.0, 3.0]
+    with pytest.raises(UserError, match="row 2: the row has a `label`, rows before it have none"):
+        load_negatives([rows[0], {**rows[0], "label": True}])  # a good answer, not to be unlearned
     mixed = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": 7}]
     with pytest.raises(UserError, match="the rows given: the column 'rejected' must hold one type"):
         load_preferences(mixed)

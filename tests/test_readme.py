@@ -67,3 +67,22 @@ def test_what_it_is_comes_first_then_the_picture_and_when_not_to_use_it(text):
 
 def test_no_placeholder_is_left(text):
     assert "@@" not in text
+
+
+INTERVAL = re.compile(r"([+−-]\d+\.\d+) \[([+−-]\d+\.\d+), ([+−-]\d+\.\d+)\]")
+
+
+def intervals(text):
+    """Every `+0.59 [+0.18, +1.01]`, line breaks and kinds of minus aside, to two digits behind the point."""
+    plain = " ".join(text.replace("−", "-").replace("**", "").split())
+    return {tuple(round(float(part) + 1e-9, 2) for part in found) for found in INTERVAL.findall(plain)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/explanation/when-impact-fails.md", "docs/lab-notes.md"])
+def test_every_interval_stands_in_the_results(page):
+    root = README.parent
+    results = intervals((root / "docs" / "results.md").read_text(encoding="utf-8"))
+    assert len(results) > 50
+    found = intervals((root / page).read_text(encoding="utf-8"))
+    assert found
+    assert found - results == set()

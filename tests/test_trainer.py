@@ -324,6 +324,25 @@ def test_a_given_reference_model_is_the_reference(tmp_path):
     torch.testing.assert_close(trainer._reference_logprobs, expected._reference_logprobs)
 
 
+def test_a_reference_model_in_training_mode_has_no_dropout(tmp_path):
+    """The kl term is 0 at the reference, whatever mode its user left it in."""
+    policy, other = (tiny_policy("gpt2", lora_rank=0, dtype=torch.float64) for _ in range(2))
+    for module in other.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    trainer = UnlearnTrainer(
+        model=policy.model,
+        args=U2AConfig(str(tmp_path), retain_loss="kl", use_cpu=True, report_to="none", disable_tqdm=True),
+        train_dataset=answers(BAD),
+        retain_dataset=answers(GOOD),
+        reference_model=other.model.train(),
+        processing_class=policy.tokenizer,
+    )
+    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    assert trainer._beside.retain_loss(trainer.model, batches[0]).item() == pytest.approx(0.0, abs=1e-12)
+    assert other.model.training
+
+
 def test_good_answers_of_a_kto_set_are_refused(tmp_path):
     rows = answers(BAD)
     labelled = rows.add_column("label", [False] * 5 + [True])

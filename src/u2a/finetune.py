@@ -18,6 +18,7 @@ from transformers import (
 
 from u2a.data.collate import collate
 from u2a.problem import Task, silent
+from u2a.training_config import on_one_card
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +77,7 @@ def fine_tune(
         )
         trainer = Trainer(
             model=policy.model,
-            args=args,
+            args=on_one_card(args),
             train_dataset=texts,
             data_collator=batch,
             callbacks=[ShowSteps("fine-tuning", task), *callbacks],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from u2a import processes
@@ -25,6 +26,7 @@ def unlearning_trainer(
     seed: int,
     folder: str,
     callbacks: Sequence[TrainerCallback] = (),
+    l2_start: Mapping[str, Tensor] | None = None,
 ) -> UnlearnTrainer:
     """The trainer of one inner run, from the current φ; `train()` does the run, in place.
 
@@ -32,6 +34,7 @@ def unlearning_trainer(
         weights: ω (N,), ≥ 0, one for each negative.
         learning_rate: AdamW's, constant; the outer loop may have halved the one of `options`.
         folder: scratch folder of the run, the caller's to remove. Nothing worth keeping goes there.
+        l2_start: φ₀, for the `l2` retain term; None = the current φ is φ₀.
 
     Raises:
         UserError: several processes cannot share a micro-batch evenly.
@@ -76,6 +79,7 @@ def unlearning_trainer(
         reference_model=problem.frozen,
         processing_class=problem.policy.tokenizer,
         callbacks=list(callbacks),
+        l2_start=l2_start,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -24,13 +24,14 @@ class MeasuredRun:
     """What all inner runs of an outer loop have in common; call it to do one.
 
     Measured points go to `ledger`, whose options say how often the learning rate may be halved; `checkpoints`
-    keeps a run that is interrupted.
+    keeps a run that is interrupted; `original` is φ₀, where the `l2` term holds every run.
     """
 
     problem: Problem
     options: UnlearnOptions
     ledger: Ledger
     checkpoints: InnerCheckpoints
+    original: Parameters
     seed: int
     task: Task
 
@@ -76,6 +77,7 @@ class MeasuredRun:
                 seed=seed,
                 folder=scratch,
                 callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
+                l2_start=self.original,
             )
             measuring.trainer = trainer
             try:

@@ -125,7 +125,7 @@ def align(
         fixed_weights=fixed_weights,
         checkpoints=checkpoints,
         inner=inner,
-        inner_run=MeasuredRun(problem, unlearn, ledger, inner, seed, task),
+        inner_run=MeasuredRun(problem, unlearn, ledger, inner, snapshot(problem), seed, task),
         ledger=ledger,
         task=task,
         phase=phase,
@@ -152,7 +152,7 @@ class _OuterLoop:
     stopped_by_guard: bool = field(default=False, init=False)
 
     def run(self, resume: bool) -> AlignResult:
-        original = snapshot(self.problem)
+        original = self.inner_run.original
         state, position = self._first_state(), None
         begin = original
         if resume:

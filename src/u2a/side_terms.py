@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from u2a.data.collate import collate
 from u2a.data.retain_order import retain_rows
 from u2a.logprobs import response_logprobs
 from u2a.losses.retain import add_l2_gradient, kl_sum, l2, nll_sum
-from u2a.sharding import at_rest, is_sharded
+from u2a.sharding import at_rest, is_sharded, set_whole
 from u2a.training_batches import as_batch, as_dict
 from u2a.training_reference import Reference
 
@@ -29,7 +29,7 @@ class SideTerms:
     Args:
         trainer: gives the model, the arguments and the step.
         retain: tokenised texts of the `nll` and `kl` terms. joint: J, or None.
-        reference: what `kl` compares with.
+        reference: what `kl` compares with. start: φ₀, which `l2` compares with; None = φ as it is now.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class SideTerms:
         joint: Preference | None,
         reference: Reference,
         pad_token_id: int,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._trainer, self._args = trainer, trainer.args
         self._retain = retain if self._args.retain_loss in ("nll", "kl") else None
@@ -48,6 +49,9 @@ class SideTerms:
             if self._args.retain_loss == "l2"
             else {}
         )
+        if start is not None:
+            for name, held in self._start.items():
+                set_whole(held, start[name])
 
     def texts(self) -> Iterator[tuple[str, Dataset]]:
         """The texts of each kind that micro-batches carry, under the key they carry them by."""

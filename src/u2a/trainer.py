@@ -7,7 +7,7 @@ pass is exactly the objective, whatever the batch size, padding or gradient accu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ class UnlearnTrainer(Trainer):
         joint_objective: J on preference pairs for training, which the run climbs with weight μ beside the
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
+        l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
         peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
             language modelling unless it says otherwise.
@@ -103,6 +104,7 @@ class UnlearnTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        l2_start: Mapping[str, Tensor] | None = None,
     ) -> None:
         args = args or U2AConfig(output_dir="u2a-output")
         trained, processing_class = trained_model(model, processing_class, peft_config)
@@ -143,7 +145,7 @@ class UnlearnTrainer(Trainer):
         for rows in filter(None, sets.values()):
             self._reference.measure(rows)
         joint = joint_objective if args.joint_weight > 0 else None
-        self._beside = SideTerms(self, retain, joint, self._reference, self._pad_token_id)
+        self._beside = SideTerms(self, retain, joint, self._reference, self._pad_token_id, l2_start)
 
     # -- checkpoints: safetensors and JSON instead of pickles ------------------------------------------------
 

@@ -12,6 +12,17 @@ from u2a.losses import resolve_loss
 from u2a.types import UserError
 
 
+def on_one_card(args: TrainingArguments) -> TrainingArguments:
+    """The same arguments, for one card of those that this process sees: several are a launcher's.
+
+    Else transformers puts `nn.DataParallel` over all of them and multiplies the batch by their number, and a
+    run would depend on the machine.
+    """
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args
+
+
 @dataclass
 class U2AConfig(TrainingArguments):
     """Arguments of `UnlearnTrainer`: those of `transformers.TrainingArguments` and these.
@@ -57,6 +68,7 @@ class U2AConfig(TrainingArguments):
         if self.ddp_broadcast_buffers is None:  # nothing changes them between the passes of a step
             self.ddp_broadcast_buffers = False
         super().__post_init__()
+        on_one_card(self)
         self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
 
     def check_terms(self, *, retain: bool, pairs: bool, reference: bool) -> None:

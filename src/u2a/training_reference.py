@@ -54,7 +54,9 @@ class Reference:
         policy = self._trainer.model
         with torch.no_grad():
             if self._frozen is not None:
-                return response_logits(self._frozen.to(policy.device), batch)[0]
+                frozen = self._frozen.to(policy.device)
+                with evaluating(frozen):
+                    return response_logits(frozen, batch)[0]
             with _adapter_off(policy), evaluating(policy):
                 return response_logits(policy, batch)[0]
 

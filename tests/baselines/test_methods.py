@@ -6,10 +6,11 @@ import torch
 
 from problems import BAD, answers
 from stages import tiny_stage
-from u2a.baselines import METHODS
+from u2a.baselines import METHODS, Budget, Watch
 from u2a.baselines import preference as preference_methods
 from u2a.baselines import unlearning as unlearning_methods
 from u2a.baselines.preference import D2o, Dpo, Kto
+from u2a.evaluation.subject import Answer
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
 from u2a.ledger import snapshot
@@ -117,13 +118,44 @@ def test_u2a_scores_anew_in_every_outer_step(tmp_path, given_weights):
     stage.score = lambda at: scored.append(at) or Later
     weights_of(given_weights, "u2a", stage, outer_steps=3, joint=0.5)
     assert len(scored) == 2
-    assert [options.max_steps for _, options, _ in given_weights] == [2, 2, 2]
     assert [options.joint for _, options, _ in given_weights] == [0.5, 0.5, 0.5]
     assert [seed for *_, seed in given_weights] == [0, 1000, 2000]
     first, second, third = (weights for weights, *_ in given_weights)
     assert first[0] > first[2]
     assert second[2] > first[2]
     assert third[2] > second[2]
+
+
+@pytest.mark.parametrize("steps, rounds", [(5, 2), (2, 3), (4, 4)])
+def test_rounds_spend_the_whole_budget_and_no_more(tmp_path, monkeypatch, steps, rounds):
+    stage = tiny_stage(tmp_path, random_b=False, steps=steps, rate=1e-4)
+    begun, real = [], unlearning_methods.unlearning_trainer
+
+    def noted(*args, **options):
+        begun.append(stage.watch.steps)
+        return real(*args, **options)
+
+    monkeypatch.setattr(unlearning_methods, "unlearning_trainer", noted)
+    METHODS["u2a"](outer_steps=rounds).train(stage)
+    assert stage.watch.steps == steps
+    assert begun == {(5, 2): [0, 3], (2, 3): [0, 1], (4, 4): [0, 1, 2, 3]}[steps, rounds]
+
+
+def test_rounds_share_out_seconds(tmp_path, monkeypatch):
+    """Ten seconds in two rounds, one second a step: five steps each, whatever `steps` says."""
+    stage = tiny_stage(tmp_path, random_b=False, rate=1e-4)
+    stage.watch.budget = Budget(steps=4, batch_size=4, seconds=10.0)
+    monkeypatch.setattr(Watch, "seconds", property(lambda watch: float(watch.steps)))
+    begun, real = [], unlearning_methods.unlearning_trainer
+
+    def noted(*args, **options):
+        begun.append(stage.watch.steps)
+        return real(*args, **options)
+
+    monkeypatch.setattr(unlearning_methods, "unlearning_trainer", noted)
+    METHODS["u2a"](outer_steps=2).train(stage)
+    assert begun == [0, 5]
+    assert stage.watch.steps == 10
 
 
 def test_weights_alone_keep_every_negative(tmp_path, given_weights):
@@ -299,6 +331,19 @@ def test_d2o_prefers_the_models_own_answers(tmp_path, monkeypatch):
     assert all(ids in known for ids in rejected)
     assert 6 < len(rejected) <= 12
     assert all(len(row["chosen_ids"]) >= 1 for row in found["rows"])
+
+
+def test_d2o_without_an_answer_to_prefer_says_so(tmp_path, monkeypatch):
+    class Silent:
+        def __init__(self, *_args, **_options):
+            pass
+
+        def answers(self, _role, prompts):
+            return [Answer("", 0, True) for _ in prompts]
+
+    monkeypatch.setattr(preference_methods, "Subject", Silent)
+    with pytest.raises(UserError, match="nothing to prefer"):
+        D2o().train(tiny_stage(tmp_path, random_b=False))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Retraining from the pretrained model: the stage goes on with another policy."""
 
 import pytest
+import torch
 
 from cases import save_tiny
 from stages import tiny_stage
@@ -16,6 +17,8 @@ def test_retraining_begins_at_the_pretrained_model(tmp_path):
         METHODS["retrain"](pretrained=str(folder), epochs=1.0).train(stage)
     assert stage.problem.policy is not old.policy
     assert stage.watch.problem is stage.problem
+    formats = [p.policy.model.get_input_embeddings().weight.dtype for p in (old, stage.problem)]
+    assert formats == [torch.float64, torch.float64]  # else the two would differ by their rounding
     assert stage.watch.spent.trained > 0
     assert stage.watch.points[-1].objective != s.objective
     assert stage.watch.points[-1].kl > 0  # from the original model, not from the pretrained one

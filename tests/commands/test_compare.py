@@ -1,6 +1,7 @@
 """`u2a compare` from end to end on a tiny saved model: cells, table, resuming, refusals."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -8,7 +9,10 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from u2a.cli import app
+from u2a.commands.comparison_plan import read_rows
+from u2a.commands.schemas import COMPARE
 from u2a.compare.cells import CellStore
+from u2a.types import UserError
 
 PAIRS = [
     {"prompt": f"Question {i}?", "chosen": f"Answer {i}, with care.", "rejected": "Go away, I will not."}
@@ -200,6 +204,21 @@ def test_what_cannot_be_run_is_said_before_any_model_is_loaded(given, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_training_pairs_are_checked_and_their_leaks_told(given, tmp_path):
+    """Before a model is loaded; a method that trains on the test's prompts wins for the wrong reason."""
+    plan = SimpleNamespace(entries=[SimpleNamespace(method=SimpleNamespace(needs=("training",)))])
+    rows = [*PAIRS[2:4], {"prompt": "New?", "chosen": "Yes.", "rejected": "No."}]
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump({**given, "pairs": jsonl(tmp_path / "train.jsonl", rows)}))
+    values = COMPARE.resolve(str(config), {"output": str(tmp_path / "run")})
+    data, extra = read_rows(values, plan)
+    assert len(extra.training) == 3
+    assert [warning for warning in data.warnings if warning.startswith("1 of the --pairs")]
+    values["pairs"] = jsonl(tmp_path / "empty.jsonl", [{"prompt": "New?", "chosen": " ", "rejected": "No."}])
+    with pytest.raises(UserError, match=r"empty\.jsonl, row 1: `chosen` is empty"):
+        read_rows(values, plan)
+
+
 def test_methods_are_not_a_flag():
     result = CliRunner().invoke(app, ["compare", "--help"])
     assert result.exit_code == 0
@@ -227,6 +246,8 @@ def test_comparisons_share_their_cells(whole, given, tmp_path):
     [
         ({"steps": 3}, "made with other options of original"),
         ({"beta": 0.5}, "made with other options of original"),
+        ({"objective_beta": 0.5}, "made with other options of original"),
+        ({"curvature_gamma": 2.0}, "made with other options of original"),
         ({"retain": ""}, "made with other options of original"),
     ],
 )

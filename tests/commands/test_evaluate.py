@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -12,7 +13,11 @@ from cases import jsonl, save_tiny
 from classifiers import save_classifier
 from faulty_server import Scorer, Server, serving
 from u2a.cli import app
-from u2a.commands.evaluate import model_names
+from u2a.commands.evaluate import _labelled, model_names
+from u2a.commands.evaluation_results import outcomes
+from u2a.data.load import load_prompts
+from u2a.evaluation.figure import Figure
+from u2a.evaluation.readings import estimates
 from u2a.types import UserError
 
 PAIRS = [
@@ -177,6 +182,43 @@ def test_a_run_folder_stands_for_its_adapter_and_names_the_original(tmp_path):
     }  # fmt: skip
     with pytest.raises(UserError, match="--original is missing"):
         model_names(["some/model"], "")
+
+
+def test_no_model_takes_the_name_of_another(tmp_path, monkeypatch):
+    """A folder called `original` here was measured in the original's place, and `b` here instead of `a/b`."""
+    monkeypatch.chdir(tmp_path)
+    assert model_names(["original", "a/b", "b"], "base") == {
+        "original": "base", str(tmp_path / "original"): "original", "b": "a/b", str(tmp_path / "b"): "b",
+    }  # fmt: skip
+
+
+def test_an_empty_answer_is_found_before_a_model_is_loaded(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("u2a.models.load_policy", lambda *_, **__: pytest.fail("no model may be loaded"))
+    _, options = given
+    for flag, good, bad, column in (
+        ("--held-out-negatives", BAD[0], {"prompt": "a", "completion": " "}, "response"),
+        ("--test", PAIRS[0], {"prompt": "a", "chosen": "b", "rejected": ""}, "rejected"),
+    ):
+        file = jsonl(tmp_path / "rows.jsonl", [good, bad])
+        result = call({**options, flag: file, "--output": str(tmp_path / "run")}, options["--original"])
+        assert result.exit_code == 2, result.output
+        assert f"rows.jsonl, row 2: `{column}` is empty; remove the row" in result.stderr
+
+
+def test_the_distance_from_the_original_is_not_called_worse():
+    """It is 0 for the original, so any change would be."""
+    still, moved = (
+        {name: Figure(name, values, "lower", "nats") for name in ("kl", "other")}
+        for values in (np.zeros(4), np.ones(4))
+    )
+    (line,) = outcomes(estimates({"original": still, "b": moved}, 0))
+    assert line == "b: beyond noise 0 figures are better than the original model's and 1 worse, of 2."
+
+
+def test_a_label_that_is_no_word_marks_nothing(tmp_path):
+    """XSTest's labels are `safe` and `unsafe`; a list cannot be looked up in a set of them."""
+    file = jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a", "label": ["safe"]}])
+    assert len(_labelled(load_prompts(file), "safe", file)) == 1
 
 
 # -- judges and scorers -------------------------------------------------------------------------------------

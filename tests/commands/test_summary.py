@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,16 @@ import torch
 
 from problems import tiny_problem
 from u2a.commands import summary
-from u2a.commands.summary import Row, held_out_rows, mean_interval, measurement_rows, print_summary
+from u2a.commands.summary import (
+    Row,
+    held_out_rows,
+    mean_interval,
+    measurement_rows,
+    print_summary,
+    write_summary,
+)
 from u2a.evaluation.preference import pair_metrics, pair_values
+from u2a.impact.difference import difference
 
 
 def test_an_interval_is_of_the_mean() -> None:
@@ -95,3 +104,13 @@ def test_the_table_has_the_columns_that_hold_something(
     assert tables[0][0] == title
     assert tables[0][1] == ("metric (unit)", "original", "aligned", "change", "± 95 %")[:header]
     assert tables[0][2] == [cells]
+
+
+def test_what_is_undefined_is_null(tmp_path) -> None:
+    """Where no negative helps, nothing is shared out: an impact run ended in an error of JSON's for it."""
+    found = asdict(difference(np.array([-1.0, -2.0]), None, {}))
+    run = SimpleNamespace(path=tmp_path, phases={})
+    write_summary(run, "impact", "Nothing helps.", [], difference=found)
+    written = json.loads((tmp_path / "summary.json").read_text())["difference"]
+    assert (written["gini"], written["half_of_gain"]) == (None, None)
+    assert written["harms"] == 1.0

@@ -1,11 +1,14 @@
 """What commands print cannot act on the terminal, whoever wrote it."""
 
+import io
 import logging
 
 import pytest
+from rich.console import Console
 
 from test_printable import ATTACKS
 from u2a import cli
+from u2a.commands import terminal
 from u2a.commands.terminal import Bars, print_table, say, shown_log
 from u2a.types import GuardStop, UserError
 
@@ -24,6 +27,18 @@ def test_words_and_tables(capsys):
     assert harmless(shown)
     assert "\\x1b]0;owned\\x07" in shown
     assert "[bold]:smile:[/]\\" in shown  # markup of rich is no markup here
+
+
+def test_names_beside_bars(monkeypatch):
+    """A model's folder may be called `[/]`, which as markup is an error, or hold what acts on a terminal."""
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, color_system=None, width=400)
+    monkeypatch.setattr(terminal, "errors", console)
+    with Bars() as bars, bars.task(HOSTILE, 1):
+        bars.progress.refresh()
+    assert "[bold]:smile:[/]" in shown.getvalue()
+    assert "\x1b]" not in shown.getvalue()
+    assert "\\x1b]0;owned\\x07" in shown.getvalue()
 
 
 def test_the_log(capsys):

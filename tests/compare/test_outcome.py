@@ -58,6 +58,12 @@ def test_an_outcome_is_over_its_seeds():
     np.testing.assert_allclose(found.curve, [(0.015, 0.25, 0.0), (0.02, 1.5, 1.0)])
 
 
+def test_a_curve_ends_where_the_runs_end_however_often_they_were_looked_at():
+    first, second, end = ((-0.6, -2.0 - rise, 0.1, [-1.0, -1.0, -2.0, -0.5]) for rise in (0.01, 0.02, 0.03))
+    found = outcome("x", "u2a", [cell([first, second, end]), cell([first, end])], ORIGINAL, 0.02)
+    np.testing.assert_allclose([rise for rise, _, _ in found.curve], [0.01, 0.03])
+
+
 def test_who_stays_cheap_is_marked():
     found = outcome("x", "u2a", [cell([(-0.6, -2.01, 0.1, [0.0, 0.0, -1.0, -1.0])])], ORIGINAL, 0.02)
     assert not found.reached

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from u2a.commands.evaluation_results import document
 from u2a.evaluation.figure import Figure, auc, figure_of_json, known_mean, mean, perplexity_of, ratio
+from u2a.evaluation.readings import estimates
 from u2a.types import GuardStop
 
 
@@ -77,6 +79,20 @@ def test_few_examples_have_no_interval_and_none_no_value():
 def test_a_value_that_is_not_finite_stops_with_the_example():
     with pytest.raises(GuardStop, match="x of example 1 is not finite"):
         Figure("x", np.array([0.0, np.nan]), "higher", "")
+
+
+def test_a_perplexity_beyond_numbers_is_infinite_and_has_no_interval():
+    """exp(850) is no float64; a collapsed model must still be measured, and its other figures written."""
+    collapsed = Figure("p", np.array([[9000.0, 10.0], [8000.0, 10.0]]), "lower", "", perplexity_of)
+    sound = Figure("p", np.array([[20.0, 10.0], [10.0, 10.0]]), "lower", "", perplexity_of)
+    for found in (collapsed.estimate(), collapsed.minus(sound)):
+        assert math.isinf(found.value)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    assert math.isnan(collapsed.minus(collapsed).low)
+    readings = estimates({"original": {"p": sound}, "other": {"p": collapsed}}, 0)
+    written = json.dumps(document(readings, {"original": "", "other": ""}, {}, 0), allow_nan=False)
+    assert json.loads(written)["models"]["other"]["figures"]["p"]["value"] is None
 
 
 def test_figures_survive_being_written():

@@ -97,7 +97,7 @@ TOKENS = TokenStatistics(
 def test_attacks_by_hand():
     """Mean −3. The two lowest of five (40 %): (−5 − 4)/2. Scaled: 1, −1, 0, −2, 0 (certain): (−2 − 1)/2."""
     assert loss_score(TOKENS, "", 0.4) == -3.0
-    assert zlib_score(TOKENS, "text text", 0.4) == -15.0 / len(zlib.compress(b"text text"))
+    assert zlib_score(TOKENS, "text text", 0.4) == -3.0 / len(zlib.compress(b"text text"))
     assert min_k_score(TOKENS, "", 0.4) == -4.5
     assert min_k_plus_score(TOKENS, "", 0.4) == -1.5
     assert min_k_score(TOKENS, "", 0.1) == -5.0  # at least one token
@@ -158,6 +158,15 @@ def test_a_collapsed_model_looks_collapsed():
 def test_refusals(text):
     assert refuses(text)
     assert not complies(Answer(text, 3, True))
+
+
+@pytest.mark.parametrize(
+    "text", ["The taxi cannot go there.", "Take it as an aid.", "Gandhi can't be wrong."]
+)
+def test_a_refusal_is_made_of_whole_words(text):
+    """Letter case aside, `I cannot` stands in `taxi cannot`, and `As an AI` in `as an aid`."""
+    assert not refuses(text)
+    assert complies(Answer(text, 3, True))
 
 
 def test_an_empty_answer_is_neither_a_refusal_nor_an_attack_that_worked():
@@ -245,6 +254,16 @@ def test_kl_is_zero_for_the_original_and_that_of_the_problem_for_another():
 
 def test_a_model_with_other_tokens_has_no_kl(caplog):
     original, other = (subject_of(cases.tiny_policy(family)) for family in ("llama", "gpt2"))
+    other.original = original
+    texts = tokenize_rows(answers(GOOD), other.renderer)
+    assert METRICS["kl"]().measure(other, Material(retain=texts)) == []
+    assert "its tokens are not the original model's" in caplog.text
+
+
+def test_a_model_with_more_embeddings_than_tokens_has_no_kl(caplog):
+    """The same tokenizer, and a vocabulary filled up to a rounder number: logits of two widths."""
+    original, other = (subject_of(cases.tiny_policy("llama", lora_rank=0)) for _ in range(2))
+    other.policy.model.resize_token_embeddings(other.policy.model.config.vocab_size + 32)
     other.original = original
     texts = tokenize_rows(answers(GOOD), other.renderer)
     assert METRICS["kl"]().measure(other, Material(retain=texts)) == []
@@ -339,6 +358,21 @@ def test_a_win_is_a_higher_reward_for_the_same_prompt(reward_model):
     found = by_name(metric.measure(other, Material(prompts=prompts)))["reward_win"]
     assert own != theirs
     assert found.value == pytest.approx((float(own > theirs) + 0.5 + 0.5) / 3)
+
+
+def test_equal_answers_are_a_tie_however_their_batch_rounds(monkeypatch):
+    """Scores of equal texts differ in the last digits with the longest text of their batch."""
+
+    def model_scorer(*_):
+        return lambda prompts, answers: np.full(len(prompts), 1.0 + 1e-7 * max(map(len, answers)))
+
+    monkeypatch.setattr("u2a.scorers.model_scorer", model_scorer)
+    prompts = [row["prompt"] for row in answers(GOOD)]
+    original, other = written(prompts=["a", "b", "c"]), written(prompts=["much longer", "b", "c"])
+    other.original = original
+    original.task = other.task = silent
+    found = by_name(Reward(reward_model="any").measure(other, Material(prompts=prompts)))
+    assert found["reward_win"].values[:, 0].tolist() == [1.0, 0.5, 0.5]
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path):

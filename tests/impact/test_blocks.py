@@ -1,5 +1,7 @@
 """Scores kept block by block: the same numbers cut off or not, and nothing is scored twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from problems import tiny_problem
 from u2a.impact import blocks as blocks_module
 from u2a.impact import table as table_module
 from u2a.impact.blocks import Blocks
+from u2a.impact.curvature import Identity
 from u2a.impact.table import score_impact
+from u2a.losses.ga import GradientAscent
 
 
 @pytest.mark.parametrize("scoring", ["exact", "fd", "jvp"])
@@ -73,3 +77,14 @@ def test_a_kept_table_is_read_and_not_that_of_another_phi(tmp_path, monkeypatch)
         next(iter(problem.policy.trainable().values())).mul_(1 + 1e-5)
     score_impact(problem, at=at, keep=keep)
     assert len(calls) == 3
+
+
+def test_a_kept_table_is_not_that_of_another_loss_or_curvature(tmp_path):
+    problem, keep = tiny_problem(), tmp_path / "scores"
+    made = score_impact(problem, curvature=Identity(), keep=keep)
+    halved = score_impact(problem, curvature=Identity(gamma=2.0), keep=keep)
+    np.testing.assert_allclose(halved.impact, made.impact / 2, rtol=1e-12)
+    by_ga = score_impact(replace(problem, loss=GradientAscent()), curvature=Identity(gamma=2.0), keep=keep)
+    s = problem.measure(negatives=True).s_negatives.double()
+    of_npo = problem.loss.derivative(s, problem.reference.double(), problem.lengths.double()).numpy()
+    np.testing.assert_allclose(by_ga.impact, halved.impact / of_npo / made.n_tokens, rtol=1e-5)

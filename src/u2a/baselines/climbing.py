@@ -42,7 +42,7 @@ class Climb:
             coefficients = objective_coefficients(objective, s, rows)
             gradient = weighted_logprob_gradient(context, objective.texts, coefficients)
             for name, parameter in parameters.items():
-                parameter.grad = -gradient[name]
+                parameter.grad = -gradient[name].to(parameter)
             optimizer.step()
             if stage.watch.step():
                 break

@@ -67,7 +67,14 @@ class Retrain:
             raise UserError("retrain needs `pretrained`: the model that the original was made from")
         if stage.mixture is None:
             raise UserError("--mixture is missing: the good answers that the original was made with")
-        policy = load_policy(self.pretrained, lora_rank=stage.rank, seed=stage.seed)
+        present = stage.problem.policy
+        policy = load_policy(
+            self.pretrained,
+            lora_rank=stage.rank,
+            dtype=str(present.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+            seed=stage.seed,
+            device=present.device,
+        )
         stage.replace_policy(policy)
         fine_tune(
             policy,

@@ -140,6 +140,11 @@ class D2o:
                 for p, own_answer, rejected in zip(prompts, answers, bad, strict=True)
                 if own_answer.strip() not in ("", rejected.strip())  # nothing to tell apart
             ]
+        if not rows:
+            raise UserError(
+                "d2o: every own answer is empty or the negative itself, so there is nothing to prefer; raise "
+                "`samples` or `longest`"
+            )
         size = max(1, stage.budget.batch_size // 2)
         pairs = pair_rows(stage, Dataset.from_list(rows))
         run(stage, "DPOTrainer", "DPOConfig", pairs, batch_size=size, beta=self.beta)

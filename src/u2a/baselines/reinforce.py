@@ -11,6 +11,7 @@ from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import classes, common_arguments, lent
+from u2a.training_config import on_one_card
 from u2a.types import Message, UserError
 
 
@@ -51,7 +52,7 @@ class Rloo:
             made = trainer(
                 model=model,
                 reward_funcs=reward,
-                args=arguments,
+                args=on_one_card(arguments),
                 train_dataset=prompts,
                 processing_class=stage.problem.policy.tokenizer,
                 callbacks=[stage.watch],

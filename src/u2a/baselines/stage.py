@@ -77,6 +77,7 @@ class Watch(TrainerCallback):
         problem: measured as it is when the watch looks.
         looks: how often, at equal shares of the budget, the last time at the end.
         held_out: tokenised pairs to read then; None = none.
+        until: share of the budget at which `step` says stop; a method in rounds raises it by round.
     """
 
     problem: Problem
@@ -84,6 +85,7 @@ class Watch(TrainerCallback):
     looks: int = 1
     held_out: Dataset | None = None
     task: Task = silent
+    until: float = 1.0
     points: list[Point] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
     steps: int = 0
@@ -116,7 +118,8 @@ class Watch(TrainerCallback):
         """The method's own so far."""
         return time.perf_counter() - self._begun - self._paused
 
-    def _share(self) -> float:
+    @property
+    def share(self) -> float:
         """How much of the budget is spent, 1 = all of it."""
         if self.budget.seconds > 0:
             return self.seconds / self.budget.seconds
@@ -125,10 +128,10 @@ class Watch(TrainerCallback):
     def step(self) -> bool:
         """Notes an optimiser step; says whether the method is to stop."""
         self.steps += 1
-        share = self._share()
+        share = self.share
         if (len(self.points) + 1) / self.looks <= share < 1:
             self.look()
-        return share >= 1
+        return share >= self.until
 
     def charge(self, seconds: float, spent: Spent) -> None:
         """Adds what the method uses and did not do itself, such as scores that were made before."""

@@ -14,6 +14,7 @@ from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
 from u2a.data.scratch import no_progress_bars
+from u2a.training_config import on_one_card
 from u2a.types import UserError
 from u2a.validation import pair_texts
 
@@ -41,7 +42,7 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
         with no_progress_bars(), _only_errors("trl"):
             made = kinds[0](
                 model=model,
-                args=arguments,
+                args=on_one_card(arguments),
                 train_dataset=_stand_in(rows),
                 processing_class=stage.problem.policy.tokenizer,
                 callbacks=[stage.watch],

@@ -24,14 +24,11 @@ SELECT = {"help": "How many negatives: a percentage, or a number."}
 NOTHING = "no negative has a positive impact, so there is nothing that this method would unlearn"
 
 
-def unlearn(stage: Stage, weights: np.ndarray, *, steps: int | None = None, joint: float = 0.0) -> None:
-    """Optimiser steps of the trainer of `u2a align` with these weights (N,), from the current φ.
-
-    Args:
-        steps: default the budget's. joint: μ.
-    """
+def unlearn(stage: Stage, weights: np.ndarray, *, joint: float = 0.0) -> None:
+    """Optimiser steps of the trainer of `u2a align` with these weights (N,), from the current φ, until the
+    watch says stop; `joint` is μ."""
     budget = stage.budget
-    options = UnlearnOptions(batch_size=budget.batch_size, max_steps=steps or budget.most_steps, joint=joint)
+    options = UnlearnOptions(batch_size=budget.batch_size, max_steps=budget.most_steps, joint=joint)
     unlearning_trainer(
         stage.problem,
         weights,
@@ -121,7 +118,7 @@ class U2A:
     select: str = field(default="50%", metadata=SELECT)
     eta: float = field(default=0.5, metadata={"help": "Step of the mirror ascent on weights."})
     rho: float = field(default=0.0, metadata={"help": "Sparsity ρ."})
-    outer_steps: int = field(default=1, metadata={"help": "Rounds that the budget's steps are cut into."})
+    outer_steps: int = field(default=1, metadata={"help": "Rounds that the budget is cut into."})
     joint: float = field(default=0.0, metadata={"help": "Weight μ of climbing J; 0 = the paper's method."})
 
     def train(self, stage: Stage) -> None:
@@ -129,13 +126,15 @@ class U2A:
         options = Weighting(self.select, self.eta, self.rho)
         problem, impact = stage.problem, stage.scores().impact
         weights, scale = selected(stage, self.select)
-        steps = None if self.outer_steps == 1 else max(1, stage.budget.steps // self.outer_steps)
         for k in range(self.outer_steps):
             if k > 0:
+                if stage.watch.share >= 1:  # fewer steps than rounds
+                    break
                 at = problem.measure(stage.task, negatives=True)
                 impact = stage.score(at).impact
             weights = exchange(mirror_ascent(weights, impact, scale, options), impact, problem.prior, options)
-            unlearn(replace(stage, seed=stage.seed + 1000 * k), weights, steps=steps, joint=self.joint)
+            stage.watch.until = (k + 1) / self.outer_steps
+            unlearn(replace(stage, seed=stage.seed + 1000 * k), weights, joint=self.joint)
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,33 @@ def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
         extra.training = load_preferences(values["pairs"])
     if "mixture" in needs:
         extra.mixture = load_retain(values["mixture"])
+    _check_extra(values, data, extra)
     if "reward" in needs:
         from u2a.scorers import model_scorer
 
         extra.scorer = model_scorer(values["reward_model"], values["device"] or "cpu")
     return data, extra
+
+
+def _check_extra(values: Mapping[str, Any], data: Data, extra: Extra) -> None:
+    """Refuses rows that cannot be trained on; warns of training pairs that would teach the test."""
+    from u2a.data.validate import check_data
+
+    findings = check_data(
+        preferences=extra.training,
+        test=data.test,
+        retain=extra.mixture,
+        files={"preferences": values["pairs"], "test": values["test"], "retain": values["mixture"]},
+        token_limit=None,
+        count_tokens=None,
+    )
+    for finding in findings:
+        if finding.fatal:
+            raise UserError(f"{finding.file}, row {finding.row}: {finding.message}")
+    if leaks := sum(finding.kind == "leak-test" for finding in findings):
+        data.warnings.append(
+            f"{leaks} of the --pairs have a prompt of --test: what is trained on them is judged by it"
+        )
 
 
 SHAPING = (
@@ -151,9 +173,21 @@ SHAPING = (
 """Options that shape every cell. The model is known by what it makes of the rows: see `start` in a cell."""
 
 
+def _own_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the objective and of the curvature, by flag, where they are not the defaults: those of cells
+    that were made before they were noted are."""
+    found = {}
+    for kind in ("objective", "curvature"):
+        for option, value in COMPARE.chosen_options(kind, values).items():
+            known = COMPARE.specs.get(f"{kind}_{option}")
+            if known is None or value != known.default:
+                found[f"{kind}_{option}"] = value
+    return found
+
+
 def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra) -> dict[str, dict[str, Any]]:
     """What shapes the cells, by entry: its options, the comparison's, and a digest of the rows it may see."""
-    shared = {name: values[name] for name in SHAPING}
+    shared = {**{name: values[name] for name in SHAPING}, **_own_options(values)}
     rows = {
         "negatives": data.negatives,
         "preferences": data.preferences,

@@ -142,6 +142,8 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     loaders |= {"test": load_preferences, "retain": load_retain, "text": load_retain}
     loaders |= dict.fromkeys(("safe_prompts", "unsafe_prompts"), load_prompts)
     by_role = {role: loaders[role](values[role]) for role in ROLES if values[role]}
+    for role, rows in by_role.items():
+        _refuse_empty(rows, values[role])
     for role in ("safe_prompts", "unsafe_prompts"):
         if role in by_role:
             by_role[role] = _labelled(by_role[role], role.removesuffix("_prompts"), values[role])
@@ -170,10 +172,8 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
                 source = str((path / made).parent)
                 if not started_from and (path / "config.yaml").is_file():
                     started_from = _original_of(path / "config.yaml")
-        name = path.name or model
-        if name in (ORIGINAL, *found):
-            name = model
-        found[name] = source
+        names = (path.name or model, model, whole := str(path.resolve()))
+        found[next((name for name in names if name not in (ORIGINAL, *found)), whole)] = source
     if not started_from:
         raise UserError("--original is missing: the model that all are compared with")
     return {ORIGINAL: started_from, **found}
@@ -187,10 +187,21 @@ def _original_of(config: Path) -> str:
     return model if isinstance(model, str) else ""
 
 
+def _refuse_empty(rows: Dataset, source: str) -> None:
+    """Raises `UserError` at the first answer without a word: it has no tokens to measure."""
+    from u2a.data.load import locate
+
+    for column in ("response", "chosen", "rejected"):
+        for at, answer in enumerate(rows[column] if column in rows.column_names else ()):
+            if not answer.strip():
+                file, row = locate(rows, rows[at]["source_row"], source)
+                raise UserError(f"{file}, row {row}: `{column}` is empty; remove the row")
+
+
 def _labelled(prompts: Dataset, kind: str, source: str) -> Dataset:
     """Of a file with a column `label` of safe and unsafe (XSTest's format), the prompts of that kind."""
     labels = [json.loads(extra).get("label") if extra else None for extra in prompts["extra"]]
-    if not set(labels) <= {"safe", "unsafe"}:
+    if not all(label in ("safe", "unsafe") for label in labels):
         return prompts
     kept = [i for i, label in enumerate(labels) if label == kind]
     if not kept:

@@ -24,7 +24,8 @@ def document(
         if estimate is None:
             return None
         return {
-            k: None if isinstance(v, float) and math.isnan(v) else v for k, v in estimate._asdict().items()
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in estimate._asdict().items()
         }
 
     return {
@@ -76,11 +77,14 @@ def tables(figures: Mapping[str, Mapping[str, Reading]]) -> list[Table]:
 
 
 def outcomes(figures: Mapping[str, Mapping[str, Reading]]) -> list[str]:
-    """A sentence for each model but the original: how many of its figures changed beyond noise."""
+    """A sentence for each model but the original: how many of its figures changed beyond noise.
+
+    Not counted is `kl`: it is 0 for the original and cannot but rise.
+    """
     lines = []
     for model, readings in figures.items():
         counted = {"better": 0, "worse": 0}
-        sure = [reading for reading in readings.values() if reading.sign]
+        sure = [reading for name, reading in readings.items() if reading.sign and name != "kl"]
         for reading in sure:
             if reading.figure.better != "neither":
                 good = (reading.sign > 0) == (reading.figure.better == "higher")

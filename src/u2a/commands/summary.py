@@ -146,16 +146,30 @@ def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
 
 
 def write_summary(run: RunFolder, command: str, outcome: str, rows: Sequence[Row], **more: Any) -> None:
-    """Writes `summary.json`, says the outcome, and gives it all to `--json`."""
-    summary = {
-        "outcome": outcome,
-        "table": [asdict(row) for row in rows],
-        "phases": [asdict(phase) for phase in run.phases.values()],
-        **more,
-    }
+    """Writes `summary.json`, says the outcome, and gives it all to `--json`.
+
+    What is undefined, such as how unequal gains are where there is none, is null there.
+    """
+    summary = _defined(
+        {
+            "outcome": outcome,
+            "table": [asdict(row) for row in rows],
+            "phases": [asdict(phase) for phase in run.phases.values()],
+            **more,
+        }
+    )
     write_json(run.path / "summary.json", {"command": command, **summary})
     give(**summary)
     say(outcome, essential=True)
+
+
+def _defined(value: Any) -> Any:
+    """The same with None for every float that is not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _defined(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_defined(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(row: Row) -> str:

@@ -126,7 +126,7 @@ class Bars:
 
     def __init__(self) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -147,7 +147,7 @@ class Bars:
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Advance]:
         """Shows one piece of work until the block ends; None = nobody knows how much it is."""
-        shown = self.progress.add_task(name, total=total)
+        shown = self.progress.add_task(printable(name), total=total)
         try:
             yield lambda done: self.progress.advance(shown, done)
         finally:

@@ -95,7 +95,7 @@ class Bench:
                 validation=self.validation,
                 start=start,
                 # charged once, however often the method asks
-                scores=cache(lambda: self._scores(entry, name.seed, problem, start, watch)),
+                scores=cache(lambda: self._scores(entry, name.seed, problem, watch)),
                 score=lambda at: self._score(problem, at),
                 watch=watch,
                 rate=name.rate,
@@ -141,10 +141,11 @@ class Bench:
         problem = replace(problem, joint=joint, objective=objective)
         return problem, problem.measure(self.task, negatives=True)
 
-    def _scores(
-        self, entry: Entry, seed: int, problem: Problem, start: Measurement, watch: Watch
-    ) -> ImpactTable:
-        """The impact table at φ₀, kept for every method of this loss and seed; its price goes to each."""
+    def _scores(self, entry: Entry, seed: int, problem: Problem, watch: Watch) -> ImpactTable:
+        """The impact table at φ₀, kept for every method of this loss and seed; its price goes to each.
+
+        What it needs to know of φ₀ is measured again, so that this is in the price, as in every later round.
+        """
         part = "joint-" if problem.joint is not None else ""
         path = self.folder / f"{part}{entry.loss}-{seed}.json"
         mark = fingerprint(problem)
@@ -163,7 +164,7 @@ class Bench:
                 return table
             log.warning("%s is damaged or of other rows: scored again", path)
         seconds, spent = watch.seconds, replace(watch.spent)
-        table = self._score(problem, start)
+        table = self._score(problem)
         columns = ("impact", "utility_cost", "loss", "n_tokens", "cosine", "grad_norm")
         values = {name: getattr(table, name) for name in columns}
         tokens = {
@@ -181,7 +182,7 @@ class Bench:
         )
         return table
 
-    def _score(self, problem: Problem, at: Measurement) -> ImpactTable:
+    def _score(self, problem: Problem, at: Measurement | None = None) -> ImpactTable:
         return score_impact(
             problem, curvature=self.curvature, scoring=self.scoring, se_groups=0, at=at, task=self.task
         )

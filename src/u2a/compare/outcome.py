@@ -85,7 +85,8 @@ def outcome(
         kl=np.array([_number(cell["points"][-1]["kl"]) for cell in cells]),
         objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
         reached=all(max(r for r, _, _ in run) >= rise for run in looks),
-        curve=[_mean_look([run[k] for run in looks]) for k in range(steps)],
+        # within a time a slow run has fewer looks; the last of each is its end
+        curve=[_mean_look([run[k] for run in looks]) for k in (*range(steps - 1), -1)],
         seconds=float(np.median([cell["seconds"] for cell in cells])),
         forward_tokens=float(np.mean([cell["tokens"]["forward"] for cell in cells])),
         trained_tokens=float(np.mean([cell["tokens"]["trained"] for cell in cells])),

@@ -71,10 +71,11 @@ def _rows_given(rows: Sequence[Mapping[str, Any]]) -> Dataset:
             raise UserError(
                 f"{GIVEN}, row {position + 1}: it is {type(row).__name__}, not a mapping of columns"
             )
+    # `Dataset.from_list` takes the columns of the first row alone, so a `label` of later rows would be lost
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return Dataset.from_list([dict(row) for row in rows])
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except (ValueError, TypeError, OverflowError):  # pyarrow's errors, whose words show the value
-        names = {name: None for row in rows for name in row}
         mixed = [n for n in names if len({type(r[n]) for r in rows if r.get(n) is not None}) > 1]
         which = f"the column {mixed[0]!r}" if mixed else "a column"
         raise UserError(f"{GIVEN}: {which} must hold one type of value in every row") from None

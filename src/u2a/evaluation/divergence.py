@@ -35,12 +35,21 @@ class Divergence:
             return []
         sums = np.zeros(len(texts))
         if subject.original is not None:
-            if subject.policy.tokenizer.get_vocab() != subject.original.policy.tokenizer.get_vocab():
+            if _tokens(subject) != _tokens(subject.original):
                 log.warning("%s: no KL, its tokens are not the original model's", subject.name)
                 return []
             sums = _sums(subject, subject.original, texts)
         values = np.stack([sums, np.asarray(texts["n_tokens"], float)], 1)
         return [Figure("kl", values, "lower", "nats per token", ratio)]
+
+
+def _tokens(subject: Subject) -> tuple[dict[str, int], int]:
+    """The tokenizer's, and how many the model gives a probability: some have more, to fill up a block."""
+    from u2a.logprobs import unwrapped
+
+    policy = subject.policy
+    layer = unwrapped(policy.model).get_output_embeddings()
+    return policy.tokenizer.get_vocab(), 0 if layer is None else layer.weight.shape[0]
 
 
 def _sums(subject: Subject, original: Subject, texts: Dataset) -> np.ndarray:

@@ -24,7 +24,8 @@ _AT_ONCE = 1 << 24
 
 
 class Estimate(NamedTuple):
-    """`value` with a 95 % bootstrap interval over `n` examples; NaN = undefined."""
+    """`value` with a 95 % bootstrap interval over `n` examples; NaN = undefined. A perplexity too large for a
+    float is infinite, and then there is no interval."""
 
     value: float
     low: float
@@ -43,8 +44,9 @@ def ratio(values: Array) -> Array:
 
 
 def perplexity_of(values: Array) -> Array:
-    """exp(Σ NLL / Σ tokens), columns NLL and tokens."""
-    return np.exp(ratio(values))
+    """exp(Σ NLL / Σ tokens), columns NLL and tokens; infinite from about 709 nats per token on."""
+    with np.errstate(over="ignore"):
+        return np.exp(ratio(values))
 
 
 def known_mean(values: Array) -> Array:
@@ -130,7 +132,9 @@ class Figure:
         if self.name != other.name or len(self.values) != len(other.values):
             raise ValueError(f"{self.name} and {other.name} are not over the same examples")
         rows = _draws(len(self.values), seed)
-        return _estimate(self.value - other.value, self._drawn(rows) - other._drawn(rows), len(self.values))
+        with np.errstate(invalid="ignore"):  # infinite perplexities of both
+            drawn = self._drawn(rows) - other._drawn(rows)
+        return _estimate(self.value - other.value, drawn, len(self.values))
 
     def _drawn(self, rows: NDArray[np.int64]) -> Array:
         if not rows.size or not self.resampled:
@@ -166,7 +170,7 @@ def _draws(count: int, seed: int) -> NDArray[np.int64]:
 
 def _estimate(value: float, drawn: Array, n: int) -> Estimate:
     known = drawn[np.isfinite(drawn)]
-    if n < 2 or not len(known):  # one example has no spread
+    if n < 2 or not len(known) or np.isinf(value) or np.isinf(drawn).any():  # one example has no spread
         return Estimate(value, math.nan, math.nan, n)
     low, high = np.percentile(known, [2.5, 97.5])
     return Estimate(value, float(low), float(high), n)

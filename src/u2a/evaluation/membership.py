@@ -26,9 +26,10 @@ def loss_score(tokens: TokenStatistics, text: str, k: float) -> float:
 
 
 def zlib_score(tokens: TokenStatistics, text: str, k: float) -> float:
-    """Summed log-prob over the bytes that zlib needs for the text (Carlini et al. 2021, arXiv 2012.07805)."""
+    """Mean log-prob per token over the bytes that zlib needs for the text: minus the ratio of log-perplexity
+    and zlib entropy (Carlini et al. 2021, arXiv 2012.07805, section 5.2; the code of 2404.02936 alike)."""
     del k
-    return float(tokens.logprob.sum()) / len(zlib.compress(text.encode("utf-8")))
+    return float(tokens.logprob.mean()) / len(zlib.compress(text.encode("utf-8")))
 
 
 def min_k_score(tokens: TokenStatistics, text: str, k: float) -> float:

@@ -87,8 +87,15 @@ class Reward:
         if material.prompts is None or not (self.reward_model or self.reward_url):
             return []
         own = self._scores(subject, material.prompts)
-        theirs = own if subject.original is None else self._scores(subject.original, material.prompts)
-        wins = (own > theirs) + 0.5 * (own == theirs)
+        original = subject.original or subject
+        theirs = own if original is subject else self._scores(original, material.prompts)
+        said, before = (
+            [answer.text for answer in each.answers("prompts", material.prompts)]
+            for each in (subject, original)
+        )
+        # equal answers, too: beside others in its batch, one is scored a little otherwise
+        ties = (own == theirs) | np.array([a == b for a, b in zip(said, before, strict=True)], bool)
+        wins = np.where(ties, 0.5, own > theirs)
         return [
             Figure("reward", own, "higher", "the scorer's"),
             Figure("reward_win", wins, "higher", "share"),

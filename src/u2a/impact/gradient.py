@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def weighted_logprob_gradient(
     context: ScoringContext, texts: Dataset, coefficients: Tensor, *, progress: Progress | None = None
 ) -> Direction:
-    """Σ_i c_i·∇_φ s_i over N tokenised texts at the current φ, one backward pass over them.
+    """Σ_i c_i·∇_φ s_i over N tokenised texts at the current φ, one backward pass over them; summed in float32
+    at least, since a sum of many 16-bit gradients stands still once it is 256 times as large as each.
 
     Several processes share the texts, and all get the sum over all of them.
 
@@ -38,7 +39,10 @@ def weighted_logprob_gradient(
         GuardStop: the gradient is not finite.
     """
     names = list(context.parameters)
-    total = [torch.zeros_like(p) for p in context.parameters.values()]
+    total = [
+        torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        for p in context.parameters.values()
+    ]
     counted = coefficients.nonzero()[:, 0].tolist()
     chosen = texts if len(counted) == len(texts) else texts.select(counted)
     kept = coefficients[counted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +120,8 @@ def score_impact(
             more than 2 GiB; no standard error below 4 groups.
         at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
         keep: folder for finished blocks, and the table beside it when it is whole: what is there is taken
-            instead of made again, if it is of the same texts at the same φ.
+            instead of made again, if it is of the same texts at the same φ, by the same loss, retain term,
+            curvature and route.
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
@@ -141,7 +143,7 @@ def score_impact(
     from u2a.impact.kept_table import keep_table, kept_table
 
     at = at or problem.measure(task)
-    blocks = _blocks_of(problem, at, keep)
+    blocks = _blocks_of(problem, at, keep, f"{curvature} {scoring} {se_groups}")
     if (kept := kept_table(blocks)) is not None:
         return kept
     context = ScoringContext.of(problem)
@@ -165,13 +167,15 @@ def score_impact(
     return table
 
 
-def _blocks_of(problem: Problem, at: Measurement, keep: Path | None) -> Blocks:
+def _blocks_of(problem: Problem, at: Measurement, keep: Path | None, how: str) -> Blocks:
     if keep is None:
         return WHOLE
     model = problem.policy.model
     exact = fingerprint(problem) + ("" if is_sharded(model) else f" {fingerprint_of_model(model)}")
+    loss = json.dumps([type(problem.loss).__name__, vars(problem.loss)], default=str)
+    term = f"{problem.retain_loss} {problem.retain_weight}"
     # rounded, since another number of threads adds up in another order
-    return Blocks(keep, f"{exact} J {at.objective:.4g} U {at.utility:.4g}")
+    return Blocks(keep, f"{exact} J {at.objective:.4g} U {at.utility:.4g} {loss} {term} {how}")
 
 
 def table_of(

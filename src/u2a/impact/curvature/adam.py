@@ -21,8 +21,8 @@ class Adam:
 
     v̂ is AdamW's bias-corrected second moment after one seeded pass over the negatives at the current φ, φ
     held still: β2 = 0.999, ε = 1e-8, weights 1, each minibatch with its retain rows, scaled as
-    `UnlearnTrainer` scales them (`l2` is zero at the φ where training begins). Left out: the learning rate,
-    so scores are dJ/dω for steps of size 1, and LoRA's dropout. An element whose gradient was exactly 0 in
+    `UnlearnTrainer` scales them (but `l2`, whose gradient is zero at φ₀). Left out: the learning rate, so
+    scores are dJ/dω for steps of size 1, and LoRA's dropout. An element whose gradient was exactly 0 in
     every minibatch, as that of LoRA's A while B = 0, is not moved by AdamW, so v is 0 there.
     """
 
