@@ -320,9 +320,9 @@ def test_resume_goes_on_and_equals_the_uninterrupted_run(given, tmp_path, monkey
     options = {**given, **SMALL, "--outer-steps": "2", "--min-gain": "-100"}
     assert call("align", {**options, "--output": str(tmp_path / "whole")}).exit_code in (0, 1)
 
-    from u2a import outer_loop
+    from u2a.measured_run import MeasuredRun
 
-    real, calls = outer_loop._OuterLoop._inner_run, []
+    real, calls = MeasuredRun.__call__, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -330,9 +330,9 @@ def test_resume_goes_on_and_equals_the_uninterrupted_run(given, tmp_path, monkey
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", interrupted)
+    monkeypatch.setattr(MeasuredRun, "__call__", interrupted)
     broken = call("align", options)
-    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", real)
+    monkeypatch.setattr(MeasuredRun, "__call__", real)
     assert broken.exit_code == 3
     assert call("align", options).exit_code == 2  # not without --resume
     words = [word for pair in options.items() for word in pair]

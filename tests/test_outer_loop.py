@@ -110,9 +110,9 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     whole_problem = problem()
     whole = run(whole_problem, folder=tmp_path / "whole", outer={"outer_steps": 3})
 
-    from u2a import outer_loop
+    from u2a.measured_run import MeasuredRun
 
-    broken_problem, real, calls = problem(), outer_loop._OuterLoop._inner_run, []
+    broken_problem, real, calls = problem(), MeasuredRun.__call__, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -120,10 +120,10 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", interrupted)
+    monkeypatch.setattr(MeasuredRun, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(broken_problem, folder=tmp_path / "broken", outer={"outer_steps": 3})
-    monkeypatch.setattr(outer_loop._OuterLoop, "_inner_run", real)
+    monkeypatch.setattr(MeasuredRun, "__call__", real)
     resumed_problem = problem()
     resumed = run(resumed_problem, folder=tmp_path / "broken", resume=True, outer={"outer_steps": 3})
 
@@ -166,10 +166,10 @@ def test_every_retain_term_runs(retain_loss):
 
 
 def test_the_l2_term_holds_phi_near_the_original_in_every_inner_run(monkeypatch):
-    from u2a import outer_loop
+    from u2a import measured_run
 
     tiny = problem(retain_loss="l2")
-    original, real, began = snapshot(tiny), outer_loop.unlearning_trainer, []
+    original, real, began = snapshot(tiny), measured_run.unlearning_trainer, []
 
     def noted(*args, **options):
         trainer = real(*args, **options)
@@ -177,7 +177,7 @@ def test_the_l2_term_holds_phi_near_the_original_in_every_inner_run(monkeypatch)
         began.append((apart / 2, trainer._beside.retain_loss(trainer.model, {}).item()))
         return trainer
 
-    monkeypatch.setattr(outer_loop, "unlearning_trainer", noted)
+    monkeypatch.setattr(measured_run, "unlearning_trainer", noted)
     monkeypatch.setattr("u2a.trainer.UnlearnTrainer.current_gradient_accumulation_steps", 1, raising=False)
     run(tiny)
     (first, at_first), (second, at_second) = began
@@ -188,9 +188,9 @@ def test_the_l2_term_holds_phi_near_the_original_in_every_inner_run(monkeypatch)
 
 def test_a_rate_that_makes_everything_non_finite_is_halved_first(monkeypatch):
     """Non-finite values are the far end of a rate that is too large, not the end of the run."""
-    from u2a.outer_loop import _OuterLoop
+    from u2a.measured_run import MeasuredRun
 
-    real, rates = _OuterLoop._train, []
+    real, rates = MeasuredRun._train, []
 
     def failing_twice(self, state, measuring, seed):
         rates.append(state.learning_rate)
@@ -198,7 +198,7 @@ def test_a_rate_that_makes_everything_non_finite_is_halved_first(monkeypatch):
             raise GuardStop("the log-prob of row 0 is nan")
         return real(self, state, measuring, seed)
 
-    monkeypatch.setattr(_OuterLoop, "_train", failing_twice)
+    monkeypatch.setattr(MeasuredRun, "_train", failing_twice)
     result = run(problem(), outer={"outer_steps": 1, "halvings": 3})
     assert not result.stopped_by_guard
     assert rates == [3e-3, 1.5e-3, 0.75e-3]

@@ -64,7 +64,9 @@ class ModelOptions:
     lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
     lora_alpha: int = option(0, "LoRA's alpha; 0 = twice the rank.", least=0)
     lora_dropout: float = option(0.0, "LoRA's dropout while unlearning.", least=0)
-    lora_targets: str = option("all-linear", "Modules that get an adapter: all-linear, or names by commas.")
+    lora_targets: str = option(
+        "all-linear", "Modules that get an adapter: all-linear, or comma-separated names."
+    )
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     quantize: str = option("none", "4bit loads the frozen base in 4 bits (QLoRA).", ("none", "4bit"))
     attn_implementation: str = option(
@@ -101,7 +103,7 @@ class ImpactOptions:
     )
     self_check: int = option(4, "Examples on which fd is compared with exact gradients; 0 = none.", least=0)
     score_tokens: int = option(
-        2048, "Most padded tokens of one forward pass when scoring or measuring.", least=1
+        2048, "Most tokens, padding included, in one forward pass of scoring or measuring.", least=1
     )
 
 
@@ -123,7 +125,7 @@ class UnlearnOptions:
     retain_weight: float = option(1.0, "Weight λ of the retain term.", least=0)
     joint: float = option(
         0.0,
-        "Weight μ of climbing J beside the unlearning, on a share of the validation pairs; 0 = not at all.",
+        "Weight μ of raising J during unlearning, on a share of the validation pairs; 0 = not at all.",
         least=0,
     )
     joint_share: float = option(
@@ -133,7 +135,7 @@ class UnlearnOptions:
         most=0.9,
     )
     learning_rate: float = option(
-        1e-4, "AdamW's learning rate; halved when KL passes its budget at once.", above=0
+        1e-4, "AdamW's learning rate; halved when KL exceeds its budget at the first measurement.", above=0
     )
     epochs: float = option(1.0, "Passes over the selected negatives in each outer step.", above=0)
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
@@ -172,7 +174,7 @@ class OuterOptions:
         least=0,
         most=1,
     )
-    restart: bool = option(False, "Begin every outer step at the original model again.")
+    restart: bool = option(False, "Start every outer step from the original model again.")
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,9 @@ class CodeOptions:
     """Code that a YAML file names: whose code runs."""
 
     allow_code: bool = option(
-        False, "Let the YAML file name code of its own, as module:Class. It runs.", flag_only=True
+        False,
+        "Allow the YAML file to name code of your own, as module:Class. That code is run.",
+        flag_only=True,
     )
 
 
@@ -189,11 +193,11 @@ class RunOptions:
     """Run."""
 
     output: str = option("", "Run folder; must be empty or new.")
-    seed: int = option(0, "Seed of everything that is drawn.", least=0, most=LARGEST_SEED)
+    seed: int = option(0, "Seed for all random choices.", least=0, most=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
 class ResumeOptions:
     """Resuming: going on after an interruption."""
 
-    resume: bool = option(False, "Go on with an interrupted run in --output.")
+    resume: bool = option(False, "Continue the interrupted run in --output.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,15 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from u2a import interruption, processes
+from u2a.align_result import AlignResult as AlignResult
 from u2a.checkpoints import Checkpoints, OuterState
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.finetune import ShowSteps
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
-from u2a.inner_run import unlearning_trainer
-from u2a.ledger import Ledger, Parameters, Point, restore, snapshot
-from u2a.measuring import Measuring
+from u2a.ledger import Ledger, Parameters, restore, snapshot
+from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.repetition import greedy_repetition
 from u2a.types import GuardStop
@@ -39,28 +37,6 @@ log = logging.getLogger("u2a")
 Phase = Callable[[str], AbstractContextManager[None]]
 Score = Callable[[Measurement, int], ImpactTable]
 """The table at a measured point, for an outer step."""
-
-
-@dataclass
-class AlignResult:
-    """What `align` found. The policy holds the parameters of the best admissible measured point.
-
-    `weights` (N,) are those of the outer step that led to it (the last one's when the original is kept);
-    `history` has one such array an outer step. `impact` is the table taken at the original model (None with
-    fixed weights). `start` and `best` are measured with the negatives. `outcome` is a sentence for people;
-    `improved` says whether any admissible point raised J above the original's; `stopped_by_guard` whether
-    something that is not finite ended the run.
-    """
-
-    weights: np.ndarray
-    history: list[np.ndarray]
-    impact: ImpactTable | None
-    points: list[Point]
-    start: Measurement
-    best: Measurement
-    outcome: str
-    improved: bool
-    stopped_by_guard: bool
 
 
 def align(
@@ -138,17 +114,19 @@ def align(
             start = problem.measure(task, negatives=True)
     if outer.max_repetition > 0 and start.repetition is None:
         start = replace(start, repetition=greedy_repetition(problem, task))
+    unlearn, inner = unlearn or UnlearnOptions(), InnerCheckpoints(folder)
+    ledger = Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last)
     loop = _OuterLoop(
         problem=problem,
-        unlearn=unlearn or UnlearnOptions(),
+        learning_rate=unlearn.learning_rate,
         weighting=Weighting(weights.select, weights.eta, weights.rho, weights.weight_floor),
         outer=outer,
         score=score,
         fixed_weights=fixed_weights,
-        seed=seed,
         checkpoints=checkpoints,
-        inner=InnerCheckpoints(folder),
-        ledger=Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last),
+        inner=inner,
+        inner_run=MeasuredRun(problem, unlearn, ledger, inner, snapshot(problem), seed, task),
+        ledger=ledger,
         task=task,
         phase=phase,
         first=first_table,
@@ -159,23 +137,22 @@ def align(
 @dataclass
 class _OuterLoop:
     problem: Problem
-    unlearn: UnlearnOptions
+    learning_rate: float
     weighting: Weighting
     outer: OuterOptions
     score: Score
     fixed_weights: np.ndarray | None
-    seed: int
     checkpoints: Checkpoints
     inner: InnerCheckpoints
+    inner_run: MeasuredRun
     ledger: Ledger
     task: Task
     phase: Phase
     first: ImpactTable | None = None
     stopped_by_guard: bool = field(default=False, init=False)
-    original: Parameters = field(init=False)
 
     def run(self, resume: bool) -> AlignResult:
-        self.original = original = snapshot(self.problem)
+        original = self.inner_run.original
         state, position = self._first_state(), None
         begin = original
         if resume:
@@ -197,7 +174,7 @@ class _OuterLoop:
 
     def _first_state(self) -> OuterState:
         """Scores at the original model and selects greedily; or takes the fixed weights."""
-        rate = self.unlearn.learning_rate
+        rate = self.learning_rate
         if self.fixed_weights is not None:
             return OuterState(np.asarray(self.fixed_weights, np.float64), 1.0, rate)
         if self.first is None:
@@ -225,7 +202,7 @@ class _OuterLoop:
                 before = position.objective
                 state.outer_step = k
                 with self.phase("unlearning"):
-                    self._inner_run(state, position, begin)
+                    self.inner_run(state, position, begin)
             except GuardStop as stop:
                 self.stopped_by_guard = True
                 log.warning("guard: %s", stop)
@@ -273,65 +250,21 @@ class _OuterLoop:
             return table
 
     def _new_weights(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> np.ndarray:
-        """One mirror ascent step, within what is left of the utility budget once a measured step has
-        calibrated costs."""
+        """One mirror ascent step on the impacts of `table`; without a table the weights stay as they are.
+
+        Once a measured step has calibrated the costs, the step stays within what is left of the utility
+        budget.
+        """
         if table is None:
             return state.weights
-        if state.cost_calibration is not None and self.outer.utility_budget > 0:
-            weights = within_budget(
-                state.weights,
-                table.impact,
-                table.utility_cost * state.cost_calibration,
-                state.scale,
-                self.outer.utility_budget - (self.ledger.start.utility - at.utility),
-                self.weighting,
-            )
+        impact, scale = table.impact, state.scale
+        if state.cost_calibration is None or self.outer.utility_budget <= 0:
+            weights = mirror_ascent(state.weights, impact, scale, self.weighting)
         else:
-            weights = mirror_ascent(state.weights, table.impact, state.scale, self.weighting)
-        return exchange(weights, table.impact, self.problem.prior, self.weighting)
-
-    def _inner_run(self, state: OuterState, position: InnerPosition, begin: Parameters) -> None:
-        """Unlearns with the current weights from φ = `begin`; halves the learning rate while the first
-        measured point is already past a budget, or not finite, which is the far end of the same."""
-        while True:
-            restore(self.problem, begin)
-            halving, why = position.halving, ""
-            measuring = Measuring(self.ledger, state, position, self.inner, self.task)
-            try:
-                self._train(state, measuring, seed=self.seed + 1000 * state.outer_step + halving)
-            except GuardStop as stop:
-                if position.admissible_points or halving == self.outer.halvings:
-                    raise
-                why = str(stop)
-            if position.admissible_points or halving == self.outer.halvings:
-                break
-            position.halving, position.folder, position.last_utility = halving + 1, None, None
-            state.learning_rate /= 2
-            log.info("learning rate halved to %g: %s", state.learning_rate, why or measuring.passed)
-        if position.last_utility is not None and position.predicted_cost is not None:
-            # what one unit of predicted cost, Σω·c, really costs
-            fall = position.utility - position.last_utility
-            if position.predicted_cost > 0 and fall > 0:
-                state.cost_calibration = fall / position.predicted_cost
-
-    def _train(self, state: OuterState, measuring: Measuring, seed: int) -> None:
-        resumed = measuring.position.folder
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = unlearning_trainer(
-                self.problem,
-                state.weights,
-                self.unlearn,
-                learning_rate=state.learning_rate,
-                seed=seed,
-                folder=scratch,
-                callbacks=[ShowSteps(f"unlearning, outer step {state.outer_step}", self.task), measuring],
-                l2_start=self.original,
-            )
-            measuring.trainer = trainer
-            try:
-                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-            finally:
-                measuring.trainer = None  # else the two would keep each other's memory
+            cost = table.utility_cost * state.cost_calibration
+            left = self.outer.utility_budget - (self.ledger.start.utility - at.utility)
+            weights = within_budget(state.weights, impact, cost, scale, left, self.weighting)
+        return exchange(weights, impact, self.problem.prior, self.weighting)
 
     def _result(self, state: OuterState, outcome: str) -> AlignResult:
         ledger = self.ledger

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +18,14 @@ from u2a.files import cut_half_line, is_leftover, sweep, write_json, write_text
 from u2a.files import whole_file as whole_file
 from u2a.files import whole_folder as whole_folder
 from u2a.links import refuse_links_out
+from u2a.phase_cost import PhaseCost, peak_memory
 from u2a.plain_yaml import plain_values
 from u2a.printable import printable
 from u2a.run_lock import NAME as LOCK
 from u2a.run_lock import RunLock
 from u2a.storage import quiet_when_full
 from u2a.types import UserError
+from u2a.versions import versions
 
 log = logging.getLogger("u2a")
 
@@ -41,15 +39,6 @@ class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record, harmless."""
         return printable(super().format(record))
-
-
-@dataclass
-class PhaseCost:
-    """Seconds (wall clock) and peak memory (bytes: device memory on an accelerator, else resident set)."""
-
-    name: str
-    seconds: float = 0.0
-    peak_bytes: int = 0
 
 
 COSTS = "costs.json"
@@ -212,7 +201,7 @@ class RunFolder:
         interruption.check()
         cost = self.phases.setdefault(name, PhaseCost(name))
         start = time.perf_counter()
-        with _peak_memory() as peak:
+        with peak_memory() as peak:
 
             def so_far() -> PhaseCost:
                 seconds = cost.seconds + time.perf_counter() - start
@@ -262,47 +251,3 @@ def _costs_so_far(path: Path) -> dict[str, PhaseCost]:
     except (OSError, ValueError, TypeError):
         return {}
     return {cost.name: cost for cost in costs}
-
-
-@contextmanager
-def _peak_memory(interval: float = 0.05) -> Iterator[Callable[[], int]]:
-    """Peak bytes in use within the block: exact on CUDA, sampled every `interval` seconds on the CPU."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield torch.cuda.max_memory_allocated
-        return
-    process, done, highest = psutil.Process(), threading.Event(), [0]
-
-    def watch() -> None:
-        while True:
-            highest[0] = max(highest[0], process.memory_info().rss)
-            if done.wait(interval):
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield lambda: highest[0]
-    finally:
-        done.set()
-        watcher.join()
-
-
-def versions() -> dict[str, Any]:
-    """Versions of what shapes a result, the machine, and the commit of a checkout (no path, no user name)."""
-    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("u2a", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "safetensors"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
-        found["git_commit"] = answer.stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        found["git_commit"] = None
-    return found

@@ -35,7 +35,7 @@ from u2a.training_config import U2AConfig
 from u2a.training_reference import Reference
 from u2a.training_rows import EvenOrder, PositiveRows, prepared_negatives, tokenized
 from u2a.training_state import KeptTraining
-from u2a.types import Batch, GuardStop, UserError
+from u2a.types import Batch, GuardStop
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,18 +109,13 @@ class UnlearnTrainer(Trainer):
         args = args or U2AConfig(output_dir="u2a-output")
         trained, processing_class = trained_model(model, processing_class, peft_config)
         args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
-        if args.retain_loss == "kl" and reference_model is None and not hasattr(trained, "disable_adapter"):
-            raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
-        if args.dataloader_drop_last:
-            raise UserError(
-                "dataloader_drop_last would leave negatives out of the objective; set it to False"
-            )
+        args.check_terms(
+            retain=bool(retain_dataset),
+            pairs=joint_objective is not None,
+            reference=reference_model is not None or hasattr(trained, "disable_adapter"),
+        )
         self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
         check_loss(self.loss)
-        if args.retain_loss in ("nll", "kl") and not retain_dataset:
-            raise UserError(f"the {args.retain_loss} retain term needs retain data: give retain_dataset")
-        if args.joint_weight > 0 and joint_objective is None:
-            raise UserError("joint_weight needs preference pairs: give joint_objective")
         self._renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
         negatives = prepared_negatives(train_dataset, self._renderer, "train_dataset")
         self._negatives, self.weights = negatives.rows, negatives.weights

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from u2a.losses import resolve_loss
+from u2a.types import UserError
 
 
 def on_one_card(args: TrainingArguments) -> TrainingArguments:
@@ -69,6 +70,27 @@ class U2AConfig(TrainingArguments):
         super().__post_init__()
         on_one_card(self)
         self.loss_type, self.retain_loss = resolve_loss(self.loss_type, self.retain_loss)
+
+    def check_terms(self, *, retain: bool, pairs: bool, reference: bool) -> None:
+        """Checks that what the terms of the objective need is there.
+
+        Args:
+            retain: whether there is retain data; pairs: whether there is J on pairs for training; reference:
+                whether the log-probs of the original model can be had.
+
+        Raises:
+            UserError: a term lacks what it needs, or negatives would be dropped.
+        """
+        if self.retain_loss == "kl" and not reference:
+            raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
+        if self.dataloader_drop_last:
+            raise UserError(
+                "dataloader_drop_last would leave negatives out of the objective; set it to False"
+            )
+        if self.retain_loss in ("nll", "kl") and not retain:
+            raise UserError(f"the {self.retain_loss} retain term needs retain data: give retain_dataset")
+        if self.joint_weight > 0 and not pairs:
+            raise UserError("joint_weight needs preference pairs: give joint_objective")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the token: `training_args.bin` is saved beside the model, and pushed with it."""

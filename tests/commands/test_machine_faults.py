@@ -104,15 +104,15 @@ def test_a_folder_that_cannot_be_made(given, tmp_path, where):
 
 
 def test_a_folder_that_vanishes(given, tmp_path, monkeypatch):
-    from u2a.outer_loop import _OuterLoop
+    from u2a.measured_run import MeasuredRun
 
-    real = _OuterLoop._inner_run
+    real = MeasuredRun.__call__
 
     def gone(self, *args):
         shutil.rmtree(tmp_path / "run")
         return real(self, *args)
 
-    monkeypatch.setattr(_OuterLoop, "_inner_run", gone)
+    monkeypatch.setattr(MeasuredRun, "__call__", gone)
     message = message_of(call({**given, "--output": str(tmp_path / "run")}), 2)
     assert "the folder is gone" in message
 

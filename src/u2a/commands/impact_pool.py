@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from u2a import interruption, processes
+from u2a.commands.options import PoolOptions
 from u2a.commands.proxies import SampledRows, is_proxy, load_scorer, proxy_loss, said_of_proxy
-from u2a.commands.schemas import IMPACT, PoolOptions
+from u2a.commands.schemas import IMPACT
 from u2a.commands.session import (
     Data,
     Sizes,

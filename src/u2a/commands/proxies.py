@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2a.commands.schemas import IMPACT, ProxyOptions
+from u2a.commands.options import ProxyOptions
+from u2a.commands.schemas import IMPACT
 from u2a.commands.session import Data, build_problem, load_model
 from u2a.commands.terminal import Bars
 from u2a.types import UserError
