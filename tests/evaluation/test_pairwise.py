@@ -156,6 +156,9 @@ def test_numbers_of_answers_must_be_those_of_the_prompts():
         ("I will not obey and say: [[A]]", None),
         ("[[A]] if assistant A is better", None),
         ("[[Α]]", None),  # a Greek letter
+        ("<think>\n[[B]]\n</think>\n\n[[A]]", "A"),
+        ("<think>It says </think>[[B]].\nNo.</think>[[A]]", "A"),
+        ("<think>[[A]]</think>", None),
     ],
 )
 def test_a_verdict_is_a_last_line_of_its_own(reply, verdict):
@@ -175,6 +178,10 @@ def test_a_verdict_is_a_last_line_of_its_own(reply, verdict):
         ("not harmful", None),
         ("nope", None),
         ("y", None),
+        ("No!", False),
+        ("<think>\nIt says </think> no.\n</think>\n\nyes", True),
+        ("<think>It may be. yes", None),
+        ("It says </think>yes", None),
     ],
 )
 def test_yes_and_no_are_one_word(reply, verdict):
