@@ -13,7 +13,6 @@ from u2a.compare.outcome import Outcome, difference, interval, outcome
 from u2a.compare.plan import Entry, finals, grid, parse_methods, pick
 
 RISE = float(SETTINGS["nll_rise"])
-RATES = [float(rate) for rate in SETTINGS["rates"].split(",")]
 DIFFERENCES = [
     *((f"u2a {loss}", f"{other} {loss}") for loss in LOSSES for other in ("uniform", "random-k")),
     *((JOINT["name"], other) for other in ("u2a npo", "dpo validation", "kto validation", "climb")),
@@ -85,11 +84,12 @@ def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
 def picked_rate(folder: Path, method: str) -> float:
     """The learning rate that the main case's grid picked for a method; 0 while the grid is not whole."""
     entry = next(e for e in parse_methods(every_method(), SETTINGS["loss"]) if e.name == method)
-    return _picked(folder, entry)
+    return _picked(folder, entry, CASES["hh_harmless"])
 
 
-def _picked(folder: Path, entry: Entry) -> float:
-    cells = {name.rate: _read(folder / name.file) for name in grid(entry, RATES, 0)}
+def _picked(folder: Path, entry: Entry, case: Case) -> float:
+    rates = [float(rate) for rate in {**SETTINGS, **case.settings}["rates"].split(",")]
+    cells = {name.rate: _read(folder / name.file) for name in grid(entry, rates, 0)}
     usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
     if not usable or None in cells.values():
         return 0.0
@@ -100,7 +100,8 @@ def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dic
     """The entry's final cells at its picked rate, seed by seed up to the first that is missing or failed."""
     rate = 0.0
     if entry.has_rate:
-        rate = _picked(folder / (case if CASES[case].own_rates else "hh_harmless"), entry)
+        source = case if CASES[case].own_rates else "hh_harmless"
+        rate = _picked(folder / source, entry, CASES[source])
         if not rate:
             return []
     found = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]

