@@ -10,6 +10,7 @@ from u2a.baselines import METHODS, Budget, Watch
 from u2a.baselines import preference as preference_methods
 from u2a.baselines import unlearning as unlearning_methods
 from u2a.baselines.preference import D2o, Dpo, Kto
+from u2a.baselines.unlearning import first_weights
 from u2a.evaluation.subject import Answer
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
@@ -285,16 +286,19 @@ def test_kto_balances_its_two_kinds(tmp_path, monkeypatch, undesirable, bad):
     assert found["batch_size"] == 4
 
 
-def test_weighted_kto_draws_selected_negatives(tmp_path, monkeypatch):
+def test_weighted_kto_weights_selected_negatives(tmp_path, monkeypatch):
     found = captured(monkeypatch)
     stage = stage_with(tmp_path)
     Kto(undesirable="negatives", weighted=True).train(stage)
     starts = stage.problem.negative_texts["response_start"]
     ids = stage.problem.negative_texts["input_ids"]
     known = [list(ids[i][starts[i] :]) for i in range(6)]
-    drawn = [known.index(row["completion_ids"]) for row in found["rows"] if not row["label"]]
-    assert len(drawn) == 3
-    assert set(drawn) <= {0, 2, 5}
+    weights = first_weights(stage, "50%", 0.5)
+    given = {known.index(row["completion_ids"]): row["weight"] for row in found["rows"] if not row["label"]}
+    assert set(given) == {0, 2, 5}
+    for position, weight in given.items():
+        assert weight == pytest.approx(weights[position] / weights[weights > 0].mean())
+    assert {row["weight"] for row in found["rows"] if row["label"]} == {1.0}
 
 
 @pytest.mark.parametrize(

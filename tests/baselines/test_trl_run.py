@@ -64,6 +64,27 @@ def test_kto_pushes_both_ways(tmp_path):
         torch.testing.assert_close(found[name], up[name] + down[name], rtol=1e-4, atol=1e-7)
 
 
+def test_each_row_of_kto_has_a_weight_of_its_own(tmp_path):
+    """As above, times the row's weight."""
+    pytest.importorskip("trl")
+    stage = tiny_stage(tmp_path, random_b=False, steps=1, rate=1.0)
+    problem = stage.problem
+    bad = problem.negative_texts
+    good = pair_texts(stage.validation, problem.renderer)[1]
+    own = torch.tensor([1.0, 0.5, 1.0, 2.0, 0.25, 1.75, 0.5, 0.0, 3.0, 0.5], dtype=torch.float64)
+    rows = answer_rows(good, True) + answer_rows(bad, False)
+    rows = [{**row, "weight": weight} for row, weight in zip(rows, own.tolist(), strict=True)]
+    mixed = with_neighbours(Dataset.from_list(rows), 10)
+    context = ScoringContext.of(problem)
+    up = weighted_logprob_gradient(context, good, 1.5 * 0.05 / 10 * own[:4])
+    down = weighted_logprob_gradient(context, bad, -0.05 / 10 * own[4:])
+    found = first_step(
+        stage, "KTOTrainer", "KTOConfig", mixed, 10, beta=0.2, desirable_weight=1.5, undesirable_weight=1.0
+    )
+    for name in up:
+        torch.testing.assert_close(found[name], up[name] + down[name], rtol=1e-4, atol=1e-7)
+
+
 def test_pairs_have_the_tokens_of_every_other_method(tmp_path):
     stage = tiny_stage(tmp_path, random_b=False)
     texts, _ = pair_texts(stage.validation, stage.problem.renderer)

@@ -43,12 +43,11 @@ class Dpo:
 class Kto:
     """KTO (Ethayarajh et al. 2024, arXiv 2402.01306) by TRL's `KTOTrainer`: the chosen answers of `pairs` are
     desirable; undesirable are the `rejected` ones or the `negatives`. Both kinds weigh the same in all. With
-    `weighted`, u2a selects and weights the negatives, and they are drawn in proportion to their weights,
-    since TRL weights kinds and not examples."""
+    `weighted`, u2a selects the negatives, and the loss of each is multiplied by its weight (of mean 1)."""
 
     pairs: str = field(default="training", metadata=PAIRS)
     undesirable: str = field(default="rejected", metadata={"help": "rejected, or negatives."})
-    weighted: bool = field(default=False, metadata={"help": "Draw negatives by u2a's weights."})
+    weighted: bool = field(default=False, metadata={"help": "Select and weight negatives as u2a."})
     select: str = field(default="50%", metadata={"help": "weighted: how many negatives."})
     eta: float = field(default=0.5, metadata={"help": "weighted: step of the mirror ascent."})
     beta: float = field(default=0.1, metadata=BETA)
@@ -57,7 +56,7 @@ class Kto:
         if self.undesirable not in ("rejected", "negatives"):
             raise UserError(f"undesirable of kto is {self.undesirable!r}: take rejected or negatives")
         if self.weighted and self.undesirable != "negatives":
-            raise UserError("weighted of kto draws negatives: it needs `undesirable: negatives`")
+            raise UserError("weighted of kto weights negatives: it needs `undesirable: negatives`")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -68,12 +67,15 @@ class Kto:
         """Trains in place."""
         good = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="chosen")
         if self.undesirable == "negatives":
-            # drawn in proportion to weights that are 0 where the prior is
-            usable = self._drawn(stage) if self.weighted else np.flatnonzero(stage.problem.prior > 0)
+            weights = first_weights(stage, self.select, self.eta) if self.weighted else stage.problem.prior
+            usable = np.flatnonzero(weights > 0)
             bad = stage.problem.negative_texts.select(usable)
         else:
             bad = tokenize_rows(stage.pairs(self.pairs), stage.problem.renderer, response="rejected")
         rows = answer_rows(good, True) + answer_rows(bad, False)
+        if self.weighted:
+            shares = [1.0] * len(good) + (weights[usable] / weights[usable].mean()).tolist()
+            rows = [{**row, "weight": share} for row, share in zip(rows, shares, strict=True)]
         mixed = Dataset.from_list([rows[i] for i in seeded_order(len(rows), stage.seed)])
         size = stage.budget.batch_size
         rows_in_all = _filled_up(mixed, size)
@@ -87,13 +89,6 @@ class Kto:
             desirable_weight=max(1.0, len(bad) / len(good)),
             undesirable_weight=max(1.0, len(good) / len(bad)),
         )
-
-    def _drawn(self, stage: Stage) -> list[int]:
-        """Positions of negatives, as many as are selected, drawn in proportion to u2a's weights."""
-        weights = first_weights(stage, self.select, self.eta)
-        draw = np.random.default_rng(stage.seed)
-        count = int(np.count_nonzero(weights))
-        return draw.choice(len(weights), size=count, p=weights / weights.sum()).tolist()
 
 
 def _filled_up(rows: Dataset, size: int) -> Dataset:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
@@ -29,18 +29,21 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
 
     Args:
         rows: tokenised as that trainer's collator takes them: TRL's own tokenisation renders chat templates
-            and cuts long texts otherwise than the other methods do.
+            and cuts long texts otherwise than the other methods do. With a column `weight` (`KTOTrainer`
+            only) the loss of each row is multiplied by it.
         batch_size: rows of one optimiser step, in TRL's count.
         options: of `trl.<config>`; everything else is as TRL has it, clipping and dropout included.
 
     Raises:
         UserError: TRL is not installed, or the policy has no adapter.
     """
-    kinds = classes(trainer, config)
-    arguments = kinds[1](**common_arguments(stage, batch_size), max_length=None, **options)
+    kind, settings = classes(trainer, config)
+    if "weight" in rows.column_names:
+        kind, options = weighing(kind), {**options, "remove_unused_columns": False}
+    arguments = settings(**common_arguments(stage, batch_size), max_length=None, **options)
     with lent(stage.problem.policy) as model:
         with no_progress_bars(), _only_errors("trl"):
-            made = kinds[0](
+            made = kind(
                 model=model,
                 args=on_one_card(arguments),
                 train_dataset=_stand_in(rows),
@@ -50,6 +53,34 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
         made.train_dataset = rows
         made.remove_callback(PrinterCallback)
         made.train()
+
+
+def weighing(kind: Any) -> Any:
+    """A subclass of TRL's `KTOTrainer` in which each row has a weight of its own beside that of its kind.
+
+    TRL multiplies the losses of a kind by one number; a tensor with one for each of them does as well.
+    """
+
+    class Weighing(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            collate = self.data_collator
+            self.data_collator = lambda rows: {
+                **collate(rows),
+                "weight": torch.tensor([row["weight"] for row in rows]),
+            }
+
+        def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Any:
+            rows = {name: value for name, value in inputs.items() if name != "weight"}
+            weight, good = inputs["weight"], inputs["label"].bool()
+            kinds = self.desirable_weight, self.undesirable_weight
+            self.desirable_weight, self.undesirable_weight = kinds[0] * weight[good], kinds[1] * weight[~good]
+            try:
+                return super().compute_loss(model, rows, *args, **options)
+            finally:
+                self.desirable_weight, self.undesirable_weight = kinds
+
+    return Weighing
 
 
 @contextmanager
