@@ -390,11 +390,48 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
         Reward(reward_model=str(tmp_path / "nothing")).measure(subject, material)
 
 
+def test_coherence_embeds_with_sentence_transformers(tmp_path):
+    """The model saved here embeds a text as the mean of its last hidden states."""
+    models = pytest.importorskip("sentence_transformers.models", reason="the extra `embeddings` is not installed")
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(cases.save_tiny(tmp_path / "tiny", "llama"))
+    (tmp_path / "tiny" / "chat_template.jinja").unlink()  # with it, texts are embedded as messages
+    transformer = models.Transformer(folder)
+    pooling = models.Pooling(transformer.get_embedding_dimension(), "mean")
+    encoder = str(tmp_path / "encoder")
+    SentenceTransformer(modules=[transformer, pooling]).save(encoder)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    def embedding(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    questions, answers = ["What is tea?", "Where is it?"], ["It is a drink.", "In the park, I think."]
+    prompts = [[{"role": "user", "content": text}] for text in questions]
+    metric = Coherence(coherence_model=encoder)
+    metric.check()
+    (found,) = metric.measure(written(prompts=answers), Material(prompts=prompts))
+    pairs = zip(questions, answers, strict=True)
+    expected = [float(torch.cosine_similarity(embedding(q), embedding(a), dim=0)) for q, a in pairs]
+    np.testing.assert_allclose(found.values[:, 0], expected, atol=1e-5)
+
+
+def test_coherence_reads_no_pickled_weights(tmp_path):
+    pytest.importorskip("sentence_transformers", reason="the extra `embeddings` is not installed")
+    folder = cases.save_tiny(tmp_path / "pickled", "llama")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="does not load"):
+        Coherence(coherence_model=str(folder)).check()
+
+
 def test_coherence_is_the_cosine_of_question_and_answer(monkeypatch):
     """Embeddings by a fake: the counts of a and b. (1, 0)·(1, 1)/√2; an empty answer counts 0."""
 
     class Fake:
-        def __init__(self, name):
+        def __init__(self, name, **_):
             assert name == "some/model"
 
         def encode(self, texts, **_):

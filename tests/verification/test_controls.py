@@ -94,7 +94,7 @@ def test_bm25_is_the_mean_over_pairs(scored):
 class FakeEmbedding:
     """Texts as counts of `a` and `b`."""
 
-    def __init__(self, name):
+    def __init__(self, name, **_):
         if name == "nowhere":
             raise OSError("no such model\nmore")
 

@@ -61,7 +61,7 @@ def weighing(kind: Any) -> Any:
     TRL multiplies the losses of a kind by one number; a tensor with one for each of them does as well.
     """
 
-    class Weighing(kind):  # type: ignore[misc]
+    class Weighing(kind):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             collate = self.data_collator

@@ -62,7 +62,7 @@ def _loaded(name: str) -> Any:
             "--coherence-model needs sentence-transformers: pip install 'u2a[embeddings]'"
         ) from None
     try:
-        return SentenceTransformer(name)
+        return SentenceTransformer(name, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--coherence-model {name} does not load: {reason}") from None

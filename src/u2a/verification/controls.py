@@ -115,7 +115,7 @@ def embedding_similarity(name: str) -> tuple[Similarity | None, str]:
     except ImportError:
         return None, "sentence-transformers is not installed: pip install 'u2a[embeddings]'"
     try:
-        model: Any = SentenceTransformer(name)
+        model: Any = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return None, f"--embedding-model {name} does not load: {reason}"
