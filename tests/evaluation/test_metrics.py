@@ -392,7 +392,7 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
 
 def test_coherence_embeds_with_sentence_transformers(tmp_path):
     """The model saved here embeds a text as the mean of its last hidden states."""
-    models = pytest.importorskip("sentence_transformers.models", reason="the extra `embeddings` is not installed")
+    models = pytest.importorskip("sentence_transformers.models", reason="needs the extra `embeddings`")
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
 
