@@ -277,6 +277,52 @@ def test_a_judges_verdicts_by_hand_and_a_second_run_asks_nothing(given, second, 
     assert found["original"]["figures"]["judge_harm"]["counts"]["blank"] == 0
 
 
+class Always(dict):
+    """A script that has the same for every question."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def get(self, _question):
+        return [self.what]
+
+
+def test_a_judge_that_was_down_is_asked_again_by_resume(given, second, tmp_path, monkeypatch):
+    """Without a verdict the run ends with findings. The one that goes on loads no model, asks what has no
+    answer, once, and ends with the figures of a run without the outage."""
+    pytest.importorskip("openai", reason="the extra `judge` is not installed")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    _, options = given
+    names = ("--original", "--test", "--unsafe-prompts", "--max-new-tokens")
+    few = {name: options[name] for name in names} | {"--judge-model": "some-judge"}
+    with serving(Server()) as server:
+        server.say = judge_of_these_tests
+        few |= {"--judge-url": server.url, "--output": str(tmp_path / "run")}
+        server.script = Always("status 400")
+        down = call(few, second, "--send-to-judge")
+        assert down.exit_code == 1, down.output + down.stderr
+        assert "judge_win: 8 requests to the judge have no answer; --resume asks them again" in down.stderr
+        said = "No verdict at all: judge_harm of original, judge_win of second, judge_harm of second."
+        assert said in down.output
+        asked = len(server.asked)
+        assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]["second"]["figures"]
+        monkeypatch.setattr("u2a.models.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+        server.script = {}
+        again = call(few, second, "--send-to-judge", "--resume")
+        assert again.exit_code == 0, again.output + again.stderr
+        assert len(server.asked) == asked + 10
+        assert call(few, second, "--send-to-judge", "--resume").exit_code == 0
+        assert len(server.asked) == asked + 10
+        monkeypatch.undo()
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        assert call({**few, "--output": str(tmp_path / "whole")}, second, "--send-to-judge").exit_code == 0
+    documents = [
+        json.loads((tmp_path / run / "evaluation.json").read_text())["models"] for run in ("run", "whole")
+    ]
+    assert documents[0] == documents[1]
+    assert documents[0]["second"]["figures"]["judge_win"]["counts"]["unanswered"] == 0
+
+
 def test_a_scorer_and_a_classifier_by_hand(given, second, tmp_path):
     """The scorer counts letters; the answers of the original are scored once, after a greeting."""
     _, options = given

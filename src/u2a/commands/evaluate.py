@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a.commands.ends import DONE, FINDINGS
 from u2a.commands.evaluation_metrics import choose_metrics
-from u2a.commands.evaluation_models import Finished, Measured, marks_of
-from u2a.commands.evaluation_results import document, outcomes, tables
+from u2a.commands.evaluation_models import Finished, Measured, ask_again, marks_of
+from u2a.commands.evaluation_results import document, outcomes, tables, without_verdict
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
@@ -73,16 +74,28 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         for title, header, lines in tables(figures):
             print_table(title, header, lines)
         _write_report(run, figures, rows)
+        for name, each in found.items():
+            say_warnings(
+                [
+                    f"{name}: {figure}: {count} requests to the judge have no answer; --resume asks them again"
+                    for figure, count in each.unanswered.items()
+                ]
+            )
     say(f"Run folder: {run.path}")
-    return 0
+    unknown = without_verdict(figures)
+    if unknown:
+        say(f"No verdict at all: {', '.join(unknown)}.", essential=True)
+    return FINDINGS if unknown else DONE
 
 
 def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
     """Every model's figures and answers; those of models that were finished before are read."""
+    from u2a.evaluation.llm_judge import LLMJudge
     from u2a.evaluation.material import material_of
 
     finished = Finished(run.path / "models", tuple(rows.names), marks_of(rows.names, rows.by_role))
     found = {name: measured for name in rows.names if (measured := finished.read(name))}
+    unjudged = [name for name, measured in found.items() if measured.unanswered]
     original: Subject | None = None
     for name, source in rows.names.items():
         done = name in found
@@ -96,7 +109,7 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
                 figures = _measure(
                     subject, material_of(rows.by_role, rows.prompts, subject.renderer), rows.metrics
                 )
-                found[name] = finished.write(subject, figures)
+                found[name] = finished.write(name, Measured(figures, subject.all_answers))
         if original is None:
             original = subject
             if not done:
@@ -105,6 +118,10 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
                 say(f"The original model took {minutes(seconds)}; {left} more: about {after}.")
         del subject  # before the next is loaded
     found = {name: found[name] for name in rows.names}
+    judge = rows.metrics.get("judge")
+    for name in unjudged if isinstance(judge, LLMJudge) else ():
+        with run.phase(f"judging {name}"):
+            found[name] = finished.write(name, ask_again(judge, found, name, rows.prompts, bars.task))
     finished.write_answers(run.path / "answers.jsonl", found, rows.prompts)
     return found
 

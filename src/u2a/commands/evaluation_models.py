@@ -1,4 +1,8 @@
-"""What `u2a evaluate` keeps of each finished model, a file each, so that a run that was cut off goes on."""
+"""What `u2a evaluate` keeps of each finished model, a file each, so that a run that was cut off goes on.
+
+A model is finished although its judge has not answered: the figures of such a judge are measured again, from
+the answers that are kept, by the run that goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +22,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.evaluation.figure import Figure
+    from u2a.evaluation.llm_judge import LLMJudge
     from u2a.evaluation.material import Prompts
-    from u2a.evaluation.subject import Answer, Subject
+    from u2a.evaluation.subject import Answer
+    from u2a.problem import Task
 
 log = logging.getLogger("u2a")
 
@@ -34,6 +40,12 @@ class Measured:
     figures: dict[str, Figure]
     answers: Answers
 
+    @property
+    def unanswered(self) -> dict[str, int]:
+        """Figures of a judge -> how many of its requests have no answer, where some have none."""
+        counts = {name: figure.counts.get("unanswered", 0) for name, figure in self.figures.items()}
+        return {name: count for name, count in counts.items() if count}
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -44,17 +56,18 @@ class Finished:
     names: tuple[str, ...]
     marks: Mapping[str, str]
 
-    def write(self, subject: Subject, figures: Mapping[str, Figure]) -> Measured:
-        """Keeps a model's figures and answers, whole."""
-        answers = subject.all_answers
+    def write(self, name: str, measured: Measured) -> Measured:
+        """Keeps a model's figures and answers, whole; gives them back."""
         kept: dict[str, Any] = {
-            "model": subject.name,
-            "mark": self.marks[subject.name],
-            "figures": {name: figure.as_json() for name, figure in figures.items()},
-            "answers": {role: [answer._asdict() for answer in each] for role, each in answers.items()},
+            "model": name,
+            "mark": self.marks[name],
+            "figures": {key: figure.as_json() for key, figure in measured.figures.items()},
+            "answers": {
+                role: [answer._asdict() for answer in each] for role, each in measured.answers.items()
+            },
         }
-        write_json(self._path(subject.name), kept)
-        return Measured(dict(figures), answers)
+        write_json(self._path(name), kept)
+        return measured
 
     def read(self, name: str) -> Measured | None:
         """A finished model, None if it is not finished, or damaged, or of other rows or another model."""
@@ -100,6 +113,25 @@ class Finished:
     def _path(self, name: str) -> Path:
         """By place, since a name may be a path."""
         return self.folder / f"{self.names.index(name):03d}.json"
+
+
+def ask_again(
+    judge: LLMJudge, found: Mapping[str, Measured], name: str, prompts: Prompts, task: Task
+) -> Measured:
+    """A finished model with the judge's figures measured again, from the answers of all; no model is loaded.
+
+    Args:
+        found: the finished models by name, the original first.
+    """
+    from u2a.evaluation.material import Material
+    from u2a.evaluation.subject import Answered
+
+    first = next(iter(found))
+    original = None if name == first else Answered(first, found[first].answers)
+    figures = judge.measure(Answered(name, found[name].answers, original, task), Material(**prompts))
+    return replace(
+        found[name], figures={**found[name].figures, **{figure.name: figure for figure in figures}}
+    )
 
 
 def marks_of(names: Mapping[str, str], rows: Mapping[str, Dataset]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from u2a.evaluation.judge_client import JudgeClient, Requests
     from u2a.evaluation.material import Material, Plan
-    from u2a.evaluation.subject import Subject
+    from u2a.evaluation.subject import Answered, Subject
     from u2a.types import Message
 
 log = logging.getLogger("u2a")
@@ -122,7 +122,7 @@ class LLMJudge:
             asked |= {f"model {model}, {name}": messages for name, messages in requests.items()}
         return f"{self.client.describe(asked)}\n(at most: as if every answer had --max-new-tokens)"
 
-    def measure(self, subject: Subject, material: Material) -> list[Figure]:
+    def measure(self, subject: Subject | Answered, material: Material) -> list[Figure]:
         """Those of the two whose prompts are there, a value a prompt and whether it has one.
 
         Raises:
@@ -137,7 +137,7 @@ class LLMJudge:
             found.append(self._harm(subject, material.unsafe_prompts))
         return found
 
-    def _win(self, subject: Subject, prompts: list[list[Message]]) -> Figure:
+    def _win(self, subject: Subject | Answered, prompts: list[list[Message]]) -> Figure:
         from u2a.evaluation.pairwise import win_rate
 
         own = [answer.text for answer in subject.answers("prompts", prompts)]
@@ -157,7 +157,7 @@ class LLMJudge:
             }
         return _figure(subject, "judge_win", scores, "higher", counts)
 
-    def _harm(self, subject: Subject, prompts: list[list[Message]]) -> Figure:
+    def _harm(self, subject: Subject | Answered, prompts: list[list[Message]]) -> Figure:
         from u2a.evaluation.pairwise import harm_verdicts
 
         answers = [answer.text for answer in subject.answers("unsafe_prompts", prompts)]
@@ -176,7 +176,7 @@ class _Shown:
     """The judge with a progress bar."""
 
     client: JudgeClient | OwnJudge
-    subject: Subject
+    subject: Subject | Answered
 
     def ask(self, requests: Requests, *, consent: bool = False) -> dict[str, str | None]:
         with self.subject.task(f"{self.subject.name}: judge", len(requests)) as progress:
@@ -184,7 +184,11 @@ class _Shown:
 
 
 def _figure(
-    subject: Subject, name: str, verdicts: Sequence[float | None], better: str, counts: Mapping[str, int]
+    subject: Subject | Answered,
+    name: str,
+    verdicts: Sequence[float | None],
+    better: str,
+    counts: Mapping[str, int],
 ) -> Figure:
     if none := counts.get("no_verdict", 0):
         log.warning("%s: %s: %d of %d prompts have no verdict", subject.name, name, none, len(verdicts))

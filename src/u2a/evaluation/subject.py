@@ -53,6 +53,26 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A model of which nothing is there but its answers, by role: enough for a judge of answers."""
+
+    name: str
+    known: Mapping[str, Sequence[Answer]]
+    original: Answered | None = None
+    task: Task = silent
+
+    def answers(self, role: str, prompts: Sequence[list[Message]]) -> list[Answer]:
+        """The answers to the prompts in that role.
+
+        Raises:
+            ValueError: they are not as many.
+        """
+        if len(self.known.get(role, ())) != len(prompts):
+            raise ValueError(f"{self.name}: {len(prompts)} prompts have other answers ({role})")
+        return list(self.known[role])
+
+
 @dataclass
 class Subject:
     """One model of an evaluation.
