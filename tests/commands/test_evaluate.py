@@ -301,7 +301,7 @@ def test_a_judge_that_was_down_is_asked_again_by_resume(given, second, tmp_path,
         server.script = Always("status 400")
         down = call(few, second, "--send-to-judge")
         assert down.exit_code == 1, down.output + down.stderr
-        assert "judge_win: 8 requests to the judge have no answer; --resume asks them again" in down.stderr
+        assert "judge_win: 8 requests without a reply; --resume asks the judge again" in down.stderr
         said = "No verdict at all: judge_harm of original, judge_win of second, judge_harm of second."
         assert said in down.output
         asked = len(server.asked)
@@ -414,6 +414,31 @@ def test_a_cut_off_run_goes_on_with_the_models_that_are_missing(whole, given, mo
     assert call(again, str(options["--original"]), str(folder / "second"), "--resume").exit_code == 0
     assert loaded == []
     assert {name: (run / name).read_text() for name in before} == before
+
+
+def test_a_model_with_other_tokens_is_compared_by_what_tokens_do_not_change(given, tmp_path):
+    """The original's log-probs are of its own tokens, in a run that goes on too; what is per token of one
+    tokenizer is not compared with what is per token of another."""
+    folder, options = given
+    other = str(save_tiny(folder / "gpt2", "gpt2"))
+    run = tmp_path / "run"
+    chosen = {**options, "--output": str(run), "--metrics": "preference,perplexity,forgetting,relearning"}
+    first = call(chosen, other)
+    assert first.exit_code == 0, first.output + first.stderr
+    assert first.stderr.count("gpt2: other tokens than the original model's") == 1
+    document = json.loads((run / "evaluation.json").read_text())
+    models = {name: model["figures"] for name, model in document["models"].items()}
+    own, original = models["gpt2"], models["original"]
+    moved = own["margin"]["value"] - original["margin"]["value"]
+    assert own["implicit_reward_margin"]["value"] == pytest.approx(0.1 * moved)
+    for name, figure in own.items():
+        by_token = "per_token" in name or name.startswith(("perplexity", "negative", "relearned_"))
+        assert (figure["change"]["value"] is None) == by_token, name
+    (run / "models" / "001.json").unlink()
+    again = call(chosen, other, "--resume")
+    assert again.exit_code == 0, again.output + again.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == document
+    assert "gpt2: changes from the original model" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("spoil", ["damaged", "another mark"])

@@ -98,7 +98,7 @@ def test_the_gap_is_measured_from_the_original_before_any_step():
     other.original = original
     material = material_of(other)
     lengths = np.array(material.negatives["n_tokens"], float)
-    original.remember("negatives", -2.0 * lengths)
+    original.remember({}, {"negatives": -2.0 * lengths})
     metric = Relearning(1, RATE)
     object.__setattr__(metric, "_relearned", lambda *_: lengths * [-5.0, -1.0, -2.0, -2.0, -2.0, -2.0])
     found = by_name(metric.measure(other, material))

@@ -67,7 +67,8 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
         say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
         found = _measure_all(rows, values, run, bars)
-        figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])
+        others = [name for name, each in found.items() if each.vocabulary != found[ORIGINAL].vocabulary]
+        figures = estimates({name: each.figures for name, each in found.items()}, values["seed"], others)
         results = document(figures, rows.names, rows.left_out, values["seed"])
         write_json(run.path / "evaluation.json", results)
         give(results=results)
@@ -75,12 +76,8 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
             print_table(title, header, lines)
         _write_report(run, figures, rows)
         for name, each in found.items():
-            say_warnings(
-                [
-                    f"{name}: {figure}: {count} requests to the judge have no answer; --resume asks them again"
-                    for figure, count in each.unanswered.items()
-                ]
-            )
+            open_ = [f"{name}: {key}: {n} requests without a reply" for key, n in each.unanswered.items()]
+            say_warnings([f"{line}; --resume asks the judge again" for line in open_])
     say(f"Run folder: {run.path}")
     unknown = without_verdict(figures)
     if unknown:
@@ -104,12 +101,13 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
         with run.phase(f"evaluating {name}"):
             subject = load_subject(name, source, original, values, bars)
             if done:  # the others are compared with it
-                subject.remember_answers(found[name].answers)
+                subject.remember(found[name].answers, found[name].logprobs)
             else:
                 figures = _measure(
                     subject, material_of(rows.by_role, rows.prompts, subject.renderer), rows.metrics
                 )
-                found[name] = finished.write(name, Measured(figures, subject.all_answers))
+                measured = Measured(figures, subject.all_answers, subject.all_logprobs, subject.vocabulary)
+                found[name] = finished.write(name, measured)
         if original is None:
             original = subject
             if not done:
@@ -119,9 +117,10 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
         del subject  # before the next is loaded
     found = {name: found[name] for name in rows.names}
     judge = rows.metrics.get("judge")
-    for name in unjudged if isinstance(judge, LLMJudge) else ():
-        with run.phase(f"judging {name}"):
-            found[name] = finished.write(name, ask_again(judge, found, name, rows.prompts, bars.task))
+    if isinstance(judge, LLMJudge):
+        for name in unjudged:
+            with run.phase(f"judging {name}"):
+                found[name] = finished.write(name, ask_again(judge, found, name, rows.prompts, bars.task))
     finished.write_answers(run.path / "answers.jsonl", found, rows.prompts)
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +35,13 @@ Answers = Mapping[str, "list[Answer]"]
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished model: its figures by name, and what it answered."""
+    """A finished model: its figures by name, what it answered, the log-probs of its own tokens by role, and
+    which tokens it has (`Subject.vocabulary`)."""
 
     figures: dict[str, Figure]
     answers: Answers
+    logprobs: Mapping[str, Sequence[float]]
+    vocabulary: str
 
     @property
     def unanswered(self) -> dict[str, int]:
@@ -65,6 +68,8 @@ class Finished:
             "answers": {
                 role: [answer._asdict() for answer in each] for role, each in measured.answers.items()
             },
+            "logprobs": {role: list(s) for role, s in measured.logprobs.items()},
+            "vocabulary": measured.vocabulary,
         }
         write_json(self._path(name), kept)
         return measured
@@ -85,6 +90,8 @@ class Finished:
             return Measured(
                 {key: figure_of_json(key, figure) for key, figure in kept["figures"].items()},
                 {role: [Answer(**answer) for answer in each] for role, each in kept["answers"].items()},
+                {role: [float(s) for s in each] for role, each in kept["logprobs"].items()},
+                str(kept["vocabulary"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s is damaged (%r): %s is measured again", path, error, name)
@@ -128,7 +135,8 @@ def ask_again(
 
     first = next(iter(found))
     original = None if name == first else Answered(first, found[first].answers)
-    figures = judge.measure(Answered(name, found[name].answers, original, task), Material(**prompts))
+    asked = Material(prompts=prompts.get("prompts"), unsafe_prompts=prompts.get("unsafe_prompts"))
+    figures = judge.measure(Answered(name, found[name].answers, original, task), asked)
     return replace(
         found[name], figures={**found[name].figures, **{figure.name: figure for figure in figures}}
     )

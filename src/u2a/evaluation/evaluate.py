@@ -115,12 +115,15 @@ def evaluate(
     )
     found: dict[str, dict[str, Figure]] = {}
     first: Subject | None = None
+    others: list[str] = []
     for name, model in {ORIGINAL: original, **models}.items():
         subject = _subject(name, model, first, how, template, max_length, max_tokens, task)
         material = material_of(rows, prompts, subject.renderer)
         found[name] = {f.name: f for metric in chosen.values() for f in metric.measure(subject, material)}
         first = first or subject
-    return Evaluation(estimates(found, seed), left_out)
+        if subject.vocabulary != first.vocabulary:
+            others.append(name)
+    return Evaluation(estimates(found, seed, others), left_out)
 
 
 def _named(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
