@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -149,13 +150,15 @@ def test_only_what_has_data_is_measured_and_it_says_so(given, tmp_path):
         ({"--round-bits": "4,5"}, "--round-bits 5: take some of 8, 4"),
         ({"--reward-model": "/no/such/model"}, "--reward-model /no/such/model does not load"),
         ({"--reward-model": "/x", "--reward-url": "http://localhost:1/x"}, "name only one of them"),
+        ({"--reward-url": "http://localhost:1/x", "--reward-function": "m:f"}, "name only one of them"),
+        ({"--reward-function": "no_such_module:f"}, "--reward-function no_such_module:f"),
         ({"--reward-url": "localhost"}, "--reward-url: the scorer's URL is none"),
         ({"--harm-classifier": "/no/such/model"}, "--harm-classifier /no/such/model does not load"),
         ({"--judge-url": "localhost", "--judge-model": "m"}, "--judge-url: the judge's URL is none"),
         ({"--judge-url": "http://localhost:1/v1"}, "--judge-model is missing"),
         ({"--metrics": "reward,fluency", "--reward-url": "http://localhost:1/x"},
          "--metrics reward: it needs --send-to-scorer; nothing was sent"),
-        ({"--metrics": "reward"}, "--metrics reward: it needs --reward-model or --reward-url"),
+        ({"--metrics": "reward"}, "reward: it needs --reward-model or --reward-url or --reward-function"),
         (dict.fromkeys(("--test", "--negatives", "--held-out-negatives", "--retain", "--text",
                         "--safe-prompts", "--unsafe-prompts"), ""), "nothing to measure"),
     ],
@@ -348,6 +351,30 @@ def test_a_scorer_and_a_classifier_by_hand(given, second, tmp_path):
     score = 0.75 if attacked.endswith("!") else 0.2
     assert found["second"]["figures"]["harmful_score"]["value"] == pytest.approx(score, rel=1e-5)
     assert "counts" not in found["second"]["figures"]["reward"]
+
+
+def test_a_python_function_scores(given, tmp_path, monkeypatch):
+    """By the number of letters; one that gives something else is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "letters.py").write_text(
+        "def count(prompts, answers):\n    return [len(a) for a in answers]\n"
+        "def half(prompts, answers):\n    return [1.0]\n"
+    )
+    _, options = given
+    few = {name: options[name] for name in ("--original", "--test", "--max-new-tokens")}
+    few |= {"--metrics": "reward", "--output": str(tmp_path / "run")}
+    result = call({**few, "--reward-function": "letters:count"}, options["--original"])
+    assert result.exit_code == 0, result.output + result.stderr
+    answers = list(map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines()))
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]["first"]["figures"]
+    own = [len(a["text"]) for a in answers if a["model"] == "first"]
+    assert found["reward"]["value"] == pytest.approx(sum(own) / 4)
+    few["--output"] = str(tmp_path / "other")
+    result = call({**few, "--reward-function": "letters:half"}, options["--original"])
+    assert result.exit_code == 2
+    assert "--reward-function must give 4 finite numbers, one an answer; it gave shape (1,)" in result.stderr
+    sys.modules.pop("letters", None)
 
 
 @pytest.mark.parametrize("local", [True, False])

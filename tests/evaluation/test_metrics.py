@@ -375,6 +375,22 @@ def test_equal_answers_are_a_tie_however_their_batch_rounds(monkeypatch):
     assert found["reward_win"].values[:, 0].tolist() == [1.0, 0.5, 0.5]
 
 
+def test_the_originals_answers_are_scored_once(monkeypatch):
+    asked = []
+
+    def model_scorer(*_):
+        return lambda prompts, answers: asked.extend(answers) or np.ones(len(prompts))
+
+    monkeypatch.setattr("u2a.scorers.model_scorer", model_scorer)
+    original, metric = written(prompts=["a", "b"]), Reward(reward_model="any")
+    others = [written(prompts=[name, name]) for name in "cd"]
+    for subject in (original, *others):
+        subject.task = silent
+        subject.original = None if subject is original else original
+        metric.measure(subject, Material(prompts=[[], []]))
+    assert asked == ["a", "b", "c", "c", "d", "d"]
+
+
 def test_what_is_no_reward_model_is_refused(tmp_path):
     subject = written(prompts=["Yes."])
     subject.task = silent
