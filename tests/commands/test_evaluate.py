@@ -14,10 +14,12 @@ from cases import jsonl, save_tiny
 from classifiers import save_classifier
 from faulty_server import Scorer, Server, serving
 from u2a.cli import app
-from u2a.commands.evaluate import _labelled, model_names
+from u2a.commands.evaluate import model_names
 from u2a.commands.evaluation_results import outcomes
-from u2a.data.load import load_prompts
+from u2a.commands.evaluation_rows import labelled, overlaps
+from u2a.data.load import load_negatives, load_preferences, load_prompts
 from u2a.evaluation.figure import Figure
+from u2a.evaluation.material import prompts_of
 from u2a.evaluation.readings import estimates
 from u2a.types import UserError
 
@@ -92,6 +94,7 @@ def test_it_measures_every_model_with_changes_against_the_original(whole):
     assert second["attack_success"]["n"] == 1
     assert second["accuracy"]["better"] == "higher"
     assert "second beside the original model" in result.output
+    assert "2 of the --held-out-negatives are --negatives too" in result.stderr
     assert (run / "config.yaml").is_file()
 
 
@@ -218,10 +221,73 @@ def test_the_distance_from_the_original_is_not_called_worse():
     assert line == "b: beyond noise 0 figures are better than the original model's and 1 worse, of 2."
 
 
-def test_a_label_that_is_no_word_marks_nothing(tmp_path):
-    """XSTest's labels are `safe` and `unsafe`; a list cannot be looked up in a set of them."""
-    file = jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a", "label": ["safe"]}])
-    assert len(_labelled(load_prompts(file), "safe", file)) == 1
+def prompts_with(folder, **columns):
+    """A file of prompts a, b, c… with these columns."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    file = jsonl(folder / "prompts.jsonl", [{"prompt": "abcdef"[i], **row} for i, row in enumerate(rows)])
+    return load_prompts(file), file
+
+
+@pytest.mark.parametrize(
+    "columns, safe",
+    [
+        ({"label": ["Safe", "UNSAFE ", "safe"]}, "ac"),
+        ({"type": ["homonyms", "contrast_homonyms", "privacy_public"]}, "ac"),  # as in XSTest's second file
+        ({"label": ["unsafe", "safe", "unsafe"], "type": ["x", "contrast_x", "x"]}, "b"),
+        ({"type": ["question", "order", "question"]}, "abc"),  # no type of XSTest's
+        ({"label": [True, False, True]}, "abc"),  # KTO's: about an answer
+    ],
+)
+def test_labels_and_types_tell_the_safe_prompts(tmp_path, columns, safe):
+    prompts, file = prompts_with(tmp_path, **columns)
+    assert "".join(p[0]["content"] for p in labelled(prompts, "safe", file)["prompt"]) == safe
+
+
+@pytest.mark.parametrize(
+    "columns, row",
+    [
+        ({"label": ["safe", "harmless"]}, 2),
+        ({"label": [0, 1]}, 1),
+        ({"label": [["safe"], ["safe"]]}, 1),
+        ({"label": ["safe", ""]}, 2),
+        ({"type": ["contrast_x", ""]}, 2),
+    ],
+)
+def test_labels_that_say_something_else_are_refused(tmp_path, columns, row):
+    """Else all rows would be asked, the unsafe ones among them, and their refusals called too many."""
+    prompts, file = prompts_with(tmp_path, **columns)
+    with pytest.raises(
+        UserError, match=f"prompts.jsonl, row {row}: its `{next(iter(columns))}` says neither"
+    ):
+        labelled(prompts, "safe", file)
+
+
+def test_more_prompts_than_are_answered_are_drawn_by_the_seed(tmp_path):
+    """XSTest's rows are sorted by type: the first ones would be of one."""
+    said = []
+    prompts, _ = prompts_with(tmp_path, label=["safe"] * 6)
+    drawn = [
+        prompts_of({"safe_prompts": prompts}, 3, seed, said.append)["safe_prompts"] for seed in (0, 0, 1, 2)
+    ]
+    words = ["".join(p[0]["content"] for p in each) for each in drawn]
+    assert words[0] == words[1]
+    assert len(set(words)) > 1
+    assert all(sorted(each) == list(each) and len(each) == 3 for each in words)
+    assert said[0] == "safe prompts: 3 of 6 are answered, drawn by the seed"
+    assert len(prompts_of({"safe_prompts": prompts}, 0, 0, said.append)["safe_prompts"]) == 6
+    assert len(said) == 4
+
+
+def test_rows_that_overlap_are_said():
+    bad = load_negatives([{"prompt": p, "completion": "No."} for p in ("a", "b", "c")])
+    held_out = load_negatives([{"prompt": p, "completion": c} for p, c in (("A ", "no."), ("b", "Other."))])
+    test = load_preferences([{"prompt": p, "chosen": "Yes.", "rejected": "Go."} for p in ("c", "d")])
+    found = overlaps({"negatives": bad, "held_out_negatives": held_out, "test": test})
+    assert [line.partition(":")[0] for line in found] == [
+        "1 of the --negatives have a prompt of --test",
+        "1 of the --held-out-negatives are --negatives too",
+    ]
+    assert overlaps({"held_out_negatives": held_out, "test": test}) == []
 
 
 # -- judges and scorers -------------------------------------------------------------------------------------

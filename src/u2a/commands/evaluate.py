@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from u2a.commands.ends import DONE, FINDINGS
 from u2a.commands.evaluation_metrics import choose_metrics
 from u2a.commands.evaluation_models import Finished, Measured, ask_again, marks_of
 from u2a.commands.evaluation_results import document, outcomes, tables, without_verdict
+from u2a.commands.evaluation_rows import labelled, overlaps, refuse_empty
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
@@ -46,13 +46,15 @@ JUDGE_ANSWERS = "judge_answers.jsonl"
 @dataclass(frozen=True)
 class Rows:
     """Rows by role, checked; `names` of the models -> what they are loaded from, the original first;
-    `prompts` to answer by role of the material; metrics by name, and why each other one is left out."""
+    `prompts` to answer by role of the material; metrics by name, and why each other one is left out; what
+    people should know of the rows."""
 
     names: dict[str, str]
     by_role: dict[str, Dataset]
     prompts: dict[str, list[list[Message]]]
     metrics: dict[str, Metric]
     left_out: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
@@ -65,7 +67,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     rows = read_rows({**values, "judge_cache": cache}, models)
     kept = {**values, "models": list(models)}
     with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
-        say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
+        say_warnings([*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())])
         found = _measure_all(rows, values, run, bars)
         others = [name for name, each in found.items() if each.vocabulary != found[ORIGINAL].vocabulary]
         figures = estimates({name: each.figures for name, each in found.items()}, values["seed"], others)
@@ -134,7 +136,7 @@ def _write_report(run: RunFolder, figures: Mapping[str, Mapping[str, Reading]], 
         " ".join(outcomes(figures)) or "The original model alone.",
         [],
         counts={"models": len(figures), "figures": len(figures[ORIGINAL])},
-        warnings=[f"{name} is left out: {why}" for name, why in rows.left_out.items()],
+        warnings=[*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())],
     )
     write_report(run.path)
 
@@ -159,14 +161,15 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     loaders |= dict.fromkeys(("safe_prompts", "unsafe_prompts"), load_prompts)
     by_role = {role: loaders[role](values[role]) for role in ROLES if values[role]}
     for role, rows in by_role.items():
-        _refuse_empty(rows, values[role])
+        refuse_empty(rows, values[role])
     for role in ("safe_prompts", "unsafe_prompts"):
         if role in by_role:
-            by_role[role] = _labelled(by_role[role], role.removesuffix("_prompts"), values[role])
-    prompts = prompts_of(by_role, values["answers"])
+            by_role[role] = labelled(by_role[role], role.removesuffix("_prompts"), values[role])
+    warnings = overlaps(by_role)
+    prompts = prompts_of(by_role, values["answers"], values["seed"], say)
     plan = Plan(prompts, len(names), values["max_new_tokens"])
     metrics, left_out = choose_metrics(values, by_role, plan)
-    return Rows(names, by_role, prompts, metrics, left_out)
+    return Rows(names, by_role, prompts, metrics, left_out, warnings)
 
 
 def model_names(models: Sequence[str], original: str) -> dict[str, str]:
@@ -201,28 +204,6 @@ def _original_of(config: Path) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{config}: not what a run writes ({error}); name the model by --original") from None
     return model if isinstance(model, str) else ""
-
-
-def _refuse_empty(rows: Dataset, source: str) -> None:
-    """Raises `UserError` at the first answer without a word: it has no tokens to measure."""
-    from u2a.data.load import locate
-
-    for column in ("response", "chosen", "rejected"):
-        for at, answer in enumerate(rows[column] if column in rows.column_names else ()):
-            if not answer.strip():
-                file, row = locate(rows, rows[at]["source_row"], source)
-                raise UserError(f"{file}, row {row}: `{column}` is empty; remove the row")
-
-
-def _labelled(prompts: Dataset, kind: str, source: str) -> Dataset:
-    """Of a file with a column `label` of safe and unsafe (XSTest's format), the prompts of that kind."""
-    labels = [json.loads(extra).get("label") if extra else None for extra in prompts["extra"]]
-    if not all(label in ("safe", "unsafe") for label in labels):
-        return prompts
-    kept = [i for i, label in enumerate(labels) if label == kind]
-    if not kept:
-        raise UserError(f"{source}: no prompt has the label {kind}")
-    return prompts.select(kept)
 
 
 def load_subject(
