@@ -51,6 +51,9 @@ class LLMJudge:
         "OPENAI_API_KEY", "judge: environment variable that holds the key.", flag_only=True
     )
     judge_concurrency: int = option(8, "judge: requests under way at once.", least=1)
+    judge_max_tokens: int = option(
+        1024, "judge: longest reply, in tokens; a reasoning model's thoughts count.", least=1
+    )
     judge_price_in: float = option(0.0, "judge: price of a million tokens in; 0 = unknown.", least=0)
     judge_price_out: float = option(0.0, "judge: price of a million tokens out; 0 = unknown.", least=0)
     judge_cache: str = option(
@@ -77,7 +80,7 @@ class LLMJudge:
         """
         if self.own_judge is not None:
             return OwnJudge(self.own_judge, self.judge)
-        from u2a.evaluation.judge_client import JudgeClient
+        from u2a.evaluation.judge_client import SAMPLING, JudgeClient
 
         try:
             return JudgeClient(
@@ -85,6 +88,7 @@ class LLMJudge:
                 self.judge_model,
                 Path(self.judge_cache or "judge_answers.jsonl"),
                 key_variable=self.judge_key_variable,
+                sampling={**SAMPLING, "max_tokens": self.judge_max_tokens},
                 concurrency=self.judge_concurrency,
                 price_in=self.judge_price_in or None,
                 price_out=self.judge_price_out or None,
