@@ -525,7 +525,9 @@ def test_a_model_with_other_tokens_is_compared_by_what_tokens_do_not_change(give
     moved = own["margin"]["value"] - original["margin"]["value"]
     assert own["implicit_reward_margin"]["value"] == pytest.approx(0.1 * moved)
     for name, figure in own.items():
-        by_token = "per_token" in name or name.startswith(("perplexity", "negative", "relearned_"))
+        by_token = "per_token" in name or name.startswith(
+            ("perplexity", "negative", "relearned_l", "relearned_g")
+        )
         assert (figure["change"]["value"] is None) == by_token, name
     (run / "models" / "001.json").unlink()
     again = call(chosen, other, "--resume")
