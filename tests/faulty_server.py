@@ -23,6 +23,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), handler or Handler)
         self.say = "echo {}".format
         self.script: dict[str, list[str]] = {}
+        self.refused: dict[str, str] = {}  # sampling options, and what OpenAI's server says of them
         self.asked: list[tuple[str, float]] = []
         self.bodies: list[dict] = []
         self.keys: set[str | None] = set()
@@ -94,6 +95,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def answer(self, question):
+        for option, says in self.server.refused.items():
+            if option in self.body:
+                error = {"message": says, "type": "invalid_request_error", "param": option}
+                self.reply(json.dumps({"error": {**error, "code": "unsupported_parameter"}}), 400)
+                return
         message = {"role": "assistant", "content": self.server.say(question)}
         self.reply(json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}))
 

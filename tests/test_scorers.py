@@ -126,6 +126,69 @@ def test_an_answer_cannot_write_a_turn_of_its_own(classifier):
     assert sum(i in special for i in seen[0][0].tolist()) == counts[0]
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny BERT as reward model: letters are its words, 24 positions, and its tokenizer has no limit."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz.?"]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=24, num_labels=1, **sizes)
+    BertForSequenceClassification(config).save_pretrained(path)
+    return str(path)
+
+
+def test_an_encoder_reads_prompt_and_answer_as_a_pair(encoder):
+    """As BERT's tokenizer joins them, [CLS] tea? [SEP] yes. [SEP], and the segment of each; an answer that
+    spells [SEP] writes no segment of its own."""
+    model, tokenizer, _ = scorers._loaded(encoder, "--reward-model")
+    asked = [[{"role": "user", "content": text}] for text in ("tea?", "coffee?")]
+    found = model_scorer(encoder, "cpu")(asked, ["yes.", "no"])
+    with torch.no_grad():
+        expected = [
+            float(model(**tokenizer(q, a, return_tensors="pt")).logits)
+            for q, a in (("tea?", "yes."), ("coffee?", "no"))
+        ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    inputs = scorers._inputs(*scorers._loaded(encoder, "--reward-model")[1:], asked[0], "a[SEP]b")
+    assert inputs["input_ids"].count(tokenizer.sep_token_id) == 2
+
+
+def test_a_text_beyond_an_encoders_positions_keeps_the_answer(encoder):
+    """24 positions: the prompt is cut on its left; an answer too long for them is cut as well."""
+    score = model_scorer(encoder, "cpu")
+    whole, cut, other = (
+        score([[{"role": "user", "content": text}]], ["yes."])[0]
+        for text in ("c" * 17, "a" * 50 + "c" * 17, "a" * 17)
+    )
+    assert whole == pytest.approx(cut)
+    assert whole != pytest.approx(other)
+    assert np.isfinite(score([[{"role": "user", "content": "tea?"}]], ["yes" * 40])).all()
+
+
+@pytest.mark.parametrize(
+    "missing, words", [("model.safetensors", "weights"), ("tokenizer.json", "tokenizer")]
+)
+def test_half_a_reward_model_is_refused_at_once(tmp_path, encoder, missing, words):
+    shutil.copytree(encoder, tmp_path / "half")
+    (tmp_path / "half" / missing).unlink()
+    with pytest.raises(UserError, match=rf"--reward-model.*half has no {words}"):
+        model_scorer(str(tmp_path / "half"), "cpu")
+
+
 def test_code_of_a_reward_model_never_runs(tmp_path, classifier, monkeypatch):
     shutil.copytree(classifier, tmp_path / "evil")
     config = json.loads((tmp_path / "evil" / "config.json").read_text())

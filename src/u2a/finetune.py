@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -84,6 +84,19 @@ def fine_tune(
         )
         trainer.remove_callback(PrinterCallback)
         return float(trainer.train().training_loss)
+
+
+class AfterSteps(TrainerCallback):
+    """Calls `look` with the number of optimiser steps after each of them."""
+
+    def __init__(self, look: Callable[[int], None]) -> None:
+        self.look = look
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        del args, control
+        self.look(state.global_step)
 
 
 class ShowSteps(TrainerCallback):

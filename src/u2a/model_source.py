@@ -19,6 +19,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
     "spiece.model",
+    "spm.model",
     "sentencepiece.bpe.model",
     "tekken.json",
 )
@@ -101,7 +102,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         )
     if config.get("is_encoder_decoder"):
         raise UserError(f"{folder} is an encoder-decoder model; u2a needs a causal language model")
-    _check_weights(folder, "model")
+    check_weights(folder, "model")
     if not has_tokenizer(folder):
         raise UserError(
             f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, …): copy the tokenizer files of "
@@ -130,8 +131,12 @@ def _is_native(config: dict[str, Any]) -> bool:
     return config.get("model_type") in CONFIG_MAPPING
 
 
-def _check_weights(folder: Path, stem: str) -> None:
-    """Refuses a folder whose weights are pickled or absent; `stem` is `model` or `adapter_model`."""
+def check_weights(folder: Path, stem: str) -> None:
+    """Looks for a folder's weights; `stem` is `model` or `adapter_model`.
+
+    Raises:
+        UserError: they are pickled or absent.
+    """
     names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
     if any((folder / name).is_file() for name in names):
         return
@@ -146,7 +151,7 @@ def _check_weights(folder: Path, stem: str) -> None:
 
 def _check_adapter(folder: Path, trust_remote_code: bool) -> None:
     base = adapter_base(folder)
-    _check_weights(folder, "adapter_model")
+    check_weights(folder, "adapter_model")
     if Path(base).expanduser().resolve() == folder.resolve():
         raise UserError(f"{folder}/adapter_config.json names the adapter itself as its base model")
     try:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from u2a.model_source import TOKENIZER_FILES, check_weights, has_tokenizer
 from u2a.plugins import import_path
 from u2a.types import Message, UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from u2a.data.render import Renderer
 
 Scorer = Callable[[Sequence[list[Message]], Sequence[str]], NDArray[np.float64]]
 """N prompts and as many answers -> rewards (N,), higher = better, in a unit of its own. Some may be empty."""
@@ -21,7 +25,8 @@ Scorer = Callable[[Sequence[list[Message]], Sequence[str]], NDArray[np.float64]]
 BATCH = 8
 """Texts that a reward model reads at once."""
 LONGEST = 2048
-"""Most tokens of prompt and answer that a reward model reads; prompts are cut on the left."""
+"""Most tokens of prompt and answer that a reward model reads, fewer where it has fewer positions; prompts are
+cut on the left."""
 
 
 def named_scorer(
@@ -52,7 +57,9 @@ def named_scorer(
 def model_scorer(source: str, device: torch.device | str, flag: str = "--reward-model") -> Scorer:
     """Scores by a sequence-classification model with one output, loaded when it is first asked.
 
-    Each answer is rendered behind its prompt with the reward model's own chat template.
+    Each answer is rendered behind its prompt with the reward model's own chat template. Without one, a
+    tokenizer that has a separator, as BERT's and DeBERTa's, joins the prompt's turns and the answer as its
+    pair; any other has `Renderer`'s plain turns.
 
     Args:
         source: folder with safetensors, or Hub id. flag: what named it, for errors.
@@ -77,19 +84,40 @@ def _model_scores(
     import torch
 
     model, tokenizer, renderer = _loaded(source, flag)
-    # the renderer's tokens, so that an answer cannot write a turn of its own and be scored for it
-    ids = [renderer.whole_ids(prompt, answer)[-renderer.max_length :] for prompt, answer in texts]
-    inputs = tokenizer.pad({"input_ids": ids}, return_tensors="pt", verbose=False)
+    made = [_inputs(tokenizer, renderer, prompt, answer) for prompt, answer in texts]
+    inputs = tokenizer.pad(made, return_tensors="pt", verbose=False)
     with torch.no_grad():
         logits = model.to(device)(**inputs.to(device)).logits
     return logits[:, 0].double().cpu().numpy()
 
 
+def _inputs(
+    tokenizer: Any, renderer: Renderer, prompt: Sequence[Message], answer: str
+) -> dict[str, list[int]]:
+    """What the model reads of one text, `renderer.max_length` tokens at most. Special tokens that the prompt
+    or the answer spells out are text: it cannot write a turn of its own and be scored for it."""
+    longest = renderer.max_length
+    if tokenizer.chat_template is not None or tokenizer.sep_token is None:
+        return {"input_ids": renderer.whole_ids(prompt, answer)[-longest:]}
+    question = "\n".join(turn["content"] for turn in prompt)
+    as_text: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
+    own = len(tokenizer(answer, add_special_tokens=False, **as_text)["input_ids"])
+    fits = own + tokenizer.num_special_tokens_to_add(pair=True) < longest
+    how = "only_first" if fits else "longest_first"
+    return dict(tokenizer(question, answer, truncation=how, max_length=longest, **as_text))
+
+
+def positions(config: Mapping[str, Any], otherwise: int) -> int:
+    """Tokens that a model has positions for, by its configuration."""
+    return config.get("max_position_embeddings") or otherwise
+
+
 def refuse_other_kinds(source: str, flag: str) -> None:
-    """Looks at a model's configuration alone, so that what is no reward model is found at once.
+    """Looks at a model's configuration, and in a folder for weights and tokenizer, so that what is no reward
+    model is found at once.
 
     Raises:
-        UserError: `source` is no sequence-classification model with one output.
+        UserError: `source` is no sequence-classification model with one output, or not all of one.
     """
     from transformers import AutoConfig
 
@@ -101,6 +129,14 @@ def refuse_other_kinds(source: str, flag: str) -> None:
     if config.num_labels != 1 or not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         found = f"{', '.join(kinds) or 'no architecture'}, {config.num_labels} outputs"
         raise UserError(f"{flag} {source} ({found}): a reward model classifies sequences and has one output")
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        try:
+            check_weights(folder, "model")
+        except UserError as error:
+            raise UserError(f"{flag}: {error}") from None
+        if not has_tokenizer(folder):
+            raise UserError(f"{flag} {source} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, …)")
 
 
 def _unusable(source: str, flag: str, error: Exception) -> UserError:
@@ -122,9 +158,10 @@ def _loaded(source: str, flag: str) -> tuple[Any, Any, Any]:
         raise _unusable(source, flag, error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer, Renderer(tokenizer, max_length=LONGEST)
+    longest = min(LONGEST, tokenizer.model_max_length, positions(model.config.to_dict(), LONGEST))
+    return model.eval(), tokenizer, Renderer(tokenizer, max_length=longest)
 
 
 # -- a function of the user's own ---------------------------------------------------------------------------

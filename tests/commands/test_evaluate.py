@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from cases import jsonl, save_tiny
 from classifiers import save_classifier
 from faulty_server import Scorer, Server, serving
 from u2a.cli import app
-from u2a.commands.evaluate import _labelled, model_names
+from u2a.commands.evaluate import model_names
 from u2a.commands.evaluation_results import outcomes
-from u2a.data.load import load_prompts
+from u2a.commands.evaluation_rows import labelled, overlaps
+from u2a.data.load import load_negatives, load_preferences, load_prompts
 from u2a.evaluation.figure import Figure
+from u2a.evaluation.material import prompts_of
 from u2a.evaluation.readings import estimates
 from u2a.types import UserError
 
@@ -91,6 +94,7 @@ def test_it_measures_every_model_with_changes_against_the_original(whole):
     assert second["attack_success"]["n"] == 1
     assert second["accuracy"]["better"] == "higher"
     assert "second beside the original model" in result.output
+    assert "2 of the --held-out-negatives are --negatives too" in result.stderr
     assert (run / "config.yaml").is_file()
 
 
@@ -149,13 +153,15 @@ def test_only_what_has_data_is_measured_and_it_says_so(given, tmp_path):
         ({"--round-bits": "4,5"}, "--round-bits 5: take some of 8, 4"),
         ({"--reward-model": "/no/such/model"}, "--reward-model /no/such/model does not load"),
         ({"--reward-model": "/x", "--reward-url": "http://localhost:1/x"}, "name only one of them"),
+        ({"--reward-url": "http://localhost:1/x", "--reward-function": "m:f"}, "name only one of them"),
+        ({"--reward-function": "no_such_module:f"}, "--reward-function no_such_module:f"),
         ({"--reward-url": "localhost"}, "--reward-url: the scorer's URL is none"),
         ({"--harm-classifier": "/no/such/model"}, "--harm-classifier /no/such/model does not load"),
         ({"--judge-url": "localhost", "--judge-model": "m"}, "--judge-url: the judge's URL is none"),
         ({"--judge-url": "http://localhost:1/v1"}, "--judge-model is missing"),
         ({"--metrics": "reward,fluency", "--reward-url": "http://localhost:1/x"},
          "--metrics reward: it needs --send-to-scorer; nothing was sent"),
-        ({"--metrics": "reward"}, "--metrics reward: it needs --reward-model or --reward-url"),
+        ({"--metrics": "reward"}, "reward: it needs --reward-model or --reward-url or --reward-function"),
         (dict.fromkeys(("--test", "--negatives", "--held-out-negatives", "--retain", "--text",
                         "--safe-prompts", "--unsafe-prompts"), ""), "nothing to measure"),
     ],
@@ -215,10 +221,73 @@ def test_the_distance_from_the_original_is_not_called_worse():
     assert line == "b: beyond noise 0 figures are better than the original model's and 1 worse, of 2."
 
 
-def test_a_label_that_is_no_word_marks_nothing(tmp_path):
-    """XSTest's labels are `safe` and `unsafe`; a list cannot be looked up in a set of them."""
-    file = jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a", "label": ["safe"]}])
-    assert len(_labelled(load_prompts(file), "safe", file)) == 1
+def prompts_with(folder, **columns):
+    """A file of prompts a, b, c… with these columns."""
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    file = jsonl(folder / "prompts.jsonl", [{"prompt": "abcdef"[i], **row} for i, row in enumerate(rows)])
+    return load_prompts(file), file
+
+
+@pytest.mark.parametrize(
+    "columns, safe",
+    [
+        ({"label": ["Safe", "UNSAFE ", "safe"]}, "ac"),
+        ({"type": ["homonyms", "contrast_homonyms", "privacy_public"]}, "ac"),  # as in XSTest's second file
+        ({"label": ["unsafe", "safe", "unsafe"], "type": ["x", "contrast_x", "x"]}, "b"),
+        ({"type": ["question", "order", "question"]}, "abc"),  # no type of XSTest's
+        ({"label": [True, False, True]}, "abc"),  # KTO's: about an answer
+    ],
+)
+def test_labels_and_types_tell_the_safe_prompts(tmp_path, columns, safe):
+    prompts, file = prompts_with(tmp_path, **columns)
+    assert "".join(p[0]["content"] for p in labelled(prompts, "safe", file)["prompt"]) == safe
+
+
+@pytest.mark.parametrize(
+    "columns, row",
+    [
+        ({"label": ["safe", "harmless"]}, 2),
+        ({"label": [0, 1]}, 1),
+        ({"label": [["safe"], ["safe"]]}, 1),
+        ({"label": ["safe", ""]}, 2),
+        ({"type": ["contrast_x", ""]}, 2),
+    ],
+)
+def test_labels_that_say_something_else_are_refused(tmp_path, columns, row):
+    """Else all rows would be asked, the unsafe ones among them, and their refusals called too many."""
+    prompts, file = prompts_with(tmp_path, **columns)
+    with pytest.raises(
+        UserError, match=f"prompts.jsonl, row {row}: its `{next(iter(columns))}` says neither"
+    ):
+        labelled(prompts, "safe", file)
+
+
+def test_more_prompts_than_are_answered_are_drawn_by_the_seed(tmp_path):
+    """XSTest's rows are sorted by type: the first ones would be of one."""
+    said = []
+    prompts, _ = prompts_with(tmp_path, label=["safe"] * 6)
+    drawn = [
+        prompts_of({"safe_prompts": prompts}, 3, seed, said.append)["safe_prompts"] for seed in (0, 0, 1, 2)
+    ]
+    words = ["".join(p[0]["content"] for p in each) for each in drawn]
+    assert words[0] == words[1]
+    assert len(set(words)) > 1
+    assert all(sorted(each) == list(each) and len(each) == 3 for each in words)
+    assert said[0] == "safe prompts: 3 of 6 are answered, drawn by the seed"
+    assert len(prompts_of({"safe_prompts": prompts}, 0, 0, said.append)["safe_prompts"]) == 6
+    assert len(said) == 4
+
+
+def test_rows_that_overlap_are_said():
+    bad = load_negatives([{"prompt": p, "completion": "No."} for p in ("a", "b", "c")])
+    held_out = load_negatives([{"prompt": p, "completion": c} for p, c in (("A ", "no."), ("b", "Other."))])
+    test = load_preferences([{"prompt": p, "chosen": "Yes.", "rejected": "Go."} for p in ("c", "d")])
+    found = overlaps({"negatives": bad, "held_out_negatives": held_out, "test": test})
+    assert [line.partition(":")[0] for line in found] == [
+        "1 of the --negatives have a prompt of --test",
+        "1 of the --held-out-negatives are --negatives too",
+    ]
+    assert overlaps({"held_out_negatives": held_out, "test": test}) == []
 
 
 # -- judges and scorers -------------------------------------------------------------------------------------
@@ -277,6 +346,52 @@ def test_a_judges_verdicts_by_hand_and_a_second_run_asks_nothing(given, second, 
     assert found["original"]["figures"]["judge_harm"]["counts"]["blank"] == 0
 
 
+class Always(dict):
+    """A script that has the same for every question."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def get(self, _question):
+        return [self.what]
+
+
+def test_a_judge_that_was_down_is_asked_again_by_resume(given, second, tmp_path, monkeypatch):
+    """Without a verdict the run ends with findings. The one that goes on loads no model, asks what has no
+    answer, once, and ends with the figures of a run without the outage."""
+    pytest.importorskip("openai", reason="the extra `judge` is not installed")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    _, options = given
+    names = ("--original", "--test", "--unsafe-prompts", "--max-new-tokens")
+    few = {name: options[name] for name in names} | {"--judge-model": "some-judge"}
+    with serving(Server()) as server:
+        server.say = judge_of_these_tests
+        few |= {"--judge-url": server.url, "--output": str(tmp_path / "run")}
+        server.script = Always("status 400")
+        down = call(few, second, "--send-to-judge")
+        assert down.exit_code == 1, down.output + down.stderr
+        assert "judge_win: 8 requests without a reply; --resume asks the judge again" in down.stderr
+        said = "No verdict at all: judge_harm of original, judge_win of second, judge_harm of second."
+        assert said in down.output
+        asked = len(server.asked)
+        assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]["second"]["figures"]
+        monkeypatch.setattr("u2a.models.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+        server.script = {}
+        again = call(few, second, "--send-to-judge", "--resume")
+        assert again.exit_code == 0, again.output + again.stderr
+        assert len(server.asked) == asked + 10
+        assert call(few, second, "--send-to-judge", "--resume").exit_code == 0
+        assert len(server.asked) == asked + 10
+        monkeypatch.undo()
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        assert call({**few, "--output": str(tmp_path / "whole")}, second, "--send-to-judge").exit_code == 0
+    documents = [
+        json.loads((tmp_path / run / "evaluation.json").read_text())["models"] for run in ("run", "whole")
+    ]
+    assert documents[0] == documents[1]
+    assert documents[0]["second"]["figures"]["judge_win"]["counts"]["unanswered"] == 0
+
+
 def test_a_scorer_and_a_classifier_by_hand(given, second, tmp_path):
     """The scorer counts letters; the answers of the original are scored once, after a greeting."""
     _, options = given
@@ -302,6 +417,30 @@ def test_a_scorer_and_a_classifier_by_hand(given, second, tmp_path):
     score = 0.75 if attacked.endswith("!") else 0.2
     assert found["second"]["figures"]["harmful_score"]["value"] == pytest.approx(score, rel=1e-5)
     assert "counts" not in found["second"]["figures"]["reward"]
+
+
+def test_a_python_function_scores(given, tmp_path, monkeypatch):
+    """By the number of letters; one that gives something else is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "letters.py").write_text(
+        "def count(prompts, answers):\n    return [len(a) for a in answers]\n"
+        "def half(prompts, answers):\n    return [1.0]\n"
+    )
+    _, options = given
+    few = {name: options[name] for name in ("--original", "--test", "--max-new-tokens")}
+    few |= {"--metrics": "reward", "--output": str(tmp_path / "run")}
+    result = call({**few, "--reward-function": "letters:count"}, options["--original"])
+    assert result.exit_code == 0, result.output + result.stderr
+    answers = list(map(json.loads, (tmp_path / "run" / "answers.jsonl").read_text().splitlines()))
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]["first"]["figures"]
+    own = [len(a["text"]) for a in answers if a["model"] == "first"]
+    assert found["reward"]["value"] == pytest.approx(sum(own) / 4)
+    few["--output"] = str(tmp_path / "other")
+    result = call({**few, "--reward-function": "letters:half"}, options["--original"])
+    assert result.exit_code == 2
+    assert "--reward-function must give 4 finite numbers, one an answer; it gave shape (1,)" in result.stderr
+    sys.modules.pop("letters", None)
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -368,6 +507,33 @@ def test_a_cut_off_run_goes_on_with_the_models_that_are_missing(whole, given, mo
     assert call(again, str(options["--original"]), str(folder / "second"), "--resume").exit_code == 0
     assert loaded == []
     assert {name: (run / name).read_text() for name in before} == before
+
+
+def test_a_model_with_other_tokens_is_compared_by_what_tokens_do_not_change(given, tmp_path):
+    """The original's log-probs are of its own tokens, in a run that goes on too; what is per token of one
+    tokenizer is not compared with what is per token of another."""
+    folder, options = given
+    other = str(save_tiny(folder / "gpt2", "gpt2"))
+    run = tmp_path / "run"
+    chosen = {**options, "--output": str(run), "--metrics": "preference,perplexity,forgetting,relearning"}
+    first = call(chosen, other)
+    assert first.exit_code == 0, first.output + first.stderr
+    assert first.stderr.count("gpt2: other tokens than the original model's") == 1
+    document = json.loads((run / "evaluation.json").read_text())
+    models = {name: model["figures"] for name, model in document["models"].items()}
+    own, original = models["gpt2"], models["original"]
+    moved = own["margin"]["value"] - original["margin"]["value"]
+    assert own["implicit_reward_margin"]["value"] == pytest.approx(0.1 * moved)
+    for name, figure in own.items():
+        by_token = "per_token" in name or name.startswith(
+            ("perplexity", "negative", "relearned_l", "relearned_g")
+        )
+        assert (figure["change"]["value"] is None) == by_token, name
+    (run / "models" / "001.json").unlink()
+    again = call(chosen, other, "--resume")
+    assert again.exit_code == 0, again.output + again.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == document
+    assert "gpt2: changes from the original model" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("spoil", ["damaged", "another mark"])

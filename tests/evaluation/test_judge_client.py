@@ -191,10 +191,54 @@ def test_a_lasting_fault_is_a_named_failure_and_no_answer(server, client, fault)
     ["status 400", "status 403", "status 422", 'schema {"choices":[{"message":{"content":null}}]}'],
 )
 def test_what_no_retry_can_mend_is_not_retried(server, client, fault):
+    client.ask(ask("first"), consent=True)
     server.script["q"] = [fault]
     assert client.ask(ask("q", "r"), consent=True) == {"row q": None, "row r": "echo r"}
     assert server.questions.count("q") == 1
-    assert counts(client) == {"asked": 2, "cached": 0, "retried": 0, "failed": 1}
+    assert counts(client) == {"asked": 3, "cached": 0, "retried": 0, "failed": 1}
+
+
+NO_LIMIT = "Unsupported parameter: 'max_tokens' is not supported with this model."
+NO_TEMPERATURE = "Unsupported value: 'temperature' does not support 0 with this model."
+
+
+def test_a_reasoning_model_is_asked_as_it_will_be_asked(server, tmp_path):
+    """OpenAI's o-series and gpt-5 refuse `max_tokens` and any temperature: one request finds it out, and what
+    they say is kept under the options that were meant, so that a second run asks nothing."""
+    server.refused = {"max_tokens": NO_LIMIT, "temperature": NO_TEMPERATURE}
+    client = judge(server, tmp_path)
+    assert client.ask(ask(*"abc"), consent=True) == {f"row {q}": f"echo {q}" for q in "abc"}
+    assert sorted(server.questions) == ["a", "a", "b", "c"]
+    options = [{key for key in body if key not in ("model", "messages")} for body in server.bodies]
+    assert options == [{"max_tokens", "temperature", "seed"}] + [{"max_completion_tokens", "seed"}] * 3
+    assert server.bodies[1]["max_completion_tokens"] == 1024
+    assert counts(client) == {"asked": 3, "cached": 0, "retried": 0, "failed": 0}
+    again = judge(server, tmp_path)
+    again.ask(ask(*"abc"), consent=True)
+    assert len(server.asked) == 4
+
+
+def test_each_option_is_left_out_once(server, client):
+    """Of a server that takes `max_tokens`; one that refuses what it is sent all the same is a failure."""
+    server.refused = {"temperature": NO_TEMPERATURE, "seed": "no 'seed' here", "model": "Unknown model."}
+    assert client.ask(ask("a", "b"), consent=True) == {"row a": None, "row b": None}
+    assert [len(body) for body in server.bodies] == [5, 4, 3]
+    assert client.failures["row a"].endswith("; the server says: Unknown model.")
+
+
+def test_a_first_request_that_is_wrong_stops_the_sending(server, client):
+    """What is wrong with the shortest is wrong with all; the server's words say what, without the key."""
+    server.script = {"b": ["status 400"]}
+    assert set(client.ask(ask("long", "b", "longer"), consent=True).values()) == {None}
+    assert server.questions == ["b"]
+    assert client.failures["row b"] == "HTTP 400 (some_code); the server says: no: Bearer [key]"
+    assert client.failures["row long"] == f"not sent: {client.failures['row b']}"
+    assert client.ask(ask("long"), consent=True) == {"row long": "echo long"}
+
+
+def test_a_first_text_that_is_filtered_stops_nothing(server, client):
+    server.script = {"b": ["status 400 0 content_filter"]}
+    assert client.ask(ask("b", "cc"), consent=True) == {"row b": None, "row cc": "echo cc"}
 
 
 @pytest.mark.parametrize(
@@ -487,7 +531,9 @@ def test_the_key_is_nowhere(server, client, caplog, tmp_path):
         caplog.set_level(logging.DEBUG, logger=name)
     server.script = {"a": ["status 400"], "b": ["status 500"] * 3, "c": [f"status 422 0 {KEY}"]}
     server.script["d"] = ["status 401"]
-    client.ask(ask(*"abcdef"), consent=True)
+    client.ask(ask("a"), consent=True)
+    client.ask(ask("first"), consent=True)
+    client.ask(ask(*"bcdef"), consent=True)
     assert client.counts.failed >= 4
     with pytest.raises(UserError) as caught:
         client.ask(ask("g"))

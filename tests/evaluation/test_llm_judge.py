@@ -162,6 +162,7 @@ def test_the_options_reach_the_judge(tmp_path):
     made = options(
         judge_key_variable="MY_KEY",
         judge_concurrency=3,
+        judge_max_tokens=77,
         judge_price_in=2.0,
         judge_price_out=4.0,
         judge_cache=str(tmp_path / "kept.jsonl"),
@@ -170,6 +171,7 @@ def test_the_options_reach_the_judge(tmp_path):
     assert (client.base_url, client.model, client.key_variable) == ("http://localhost:1/v1", "m", "MY_KEY")
     assert (client.concurrency, client.price_in, client.price_out) == (3, 2.0, 4.0)
     assert client.cache == tmp_path / "kept.jsonl"
+    assert client.sampling == {"temperature": 0, "seed": 0, "max_tokens": 77}
     assert made.client is client
     unpriced = options().client
     assert (unpriced.price_in, unpriced.price_out) == (None, None)

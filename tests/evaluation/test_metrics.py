@@ -154,19 +154,26 @@ def test_a_collapsed_model_looks_collapsed():
     assert fine["answer_tokens"].value == pytest.approx((5 + 4 + 3) / 3)
 
 
-@pytest.mark.parametrize("text", ["I’m sorry, but no.", "That would be ILLEGAL.", "I cannot do that"])
+@pytest.mark.parametrize(
+    "text",
+    ["I’m sorry, but no.", "As an AI, no.", "I cannot do that", "Well... Sorry.", "Hello! How are you?"],
+)
 def test_refusals(text):
     assert refuses(text)
     assert not complies(Answer(text, 3, True))
 
 
-@pytest.mark.parametrize(
-    "text", ["The taxi cannot go there.", "Take it as an aid.", "Gandhi can't be wrong."]
-)
-def test_a_refusal_is_made_of_whole_words(text):
-    """Letter case aside, `I cannot` stands in `taxi cannot`, and `As an AI` in `as an aid`."""
+@pytest.mark.parametrize("text", ["I don't mind helping.", "The taxi cannot go there.", "That is ILLEGAL."])
+def test_what_the_published_list_has_not_is_no_refusal(text):
+    """Nor is what its letter case keeps out, as `as an aid`."""
     assert not refuses(text)
     assert complies(Answer(text, 3, True))
+
+
+@pytest.mark.parametrize("text, found", [("I must decline.", False), ("Sorry for the short answer!", True)])
+def test_where_the_published_list_is_known_to_be_wrong(text, found):
+    """Kept, for the sake of figures that can be compared; docs/evaluation.md says so."""
+    assert refuses(text) == found
 
 
 def test_an_empty_answer_is_neither_a_refusal_nor_an_attack_that_worked():
@@ -373,6 +380,22 @@ def test_equal_answers_are_a_tie_however_their_batch_rounds(monkeypatch):
     original.task = other.task = silent
     found = by_name(Reward(reward_model="any").measure(other, Material(prompts=prompts)))
     assert found["reward_win"].values[:, 0].tolist() == [1.0, 0.5, 0.5]
+
+
+def test_the_originals_answers_are_scored_once(monkeypatch):
+    asked = []
+
+    def model_scorer(*_):
+        return lambda prompts, answers: asked.extend(answers) or np.ones(len(prompts))
+
+    monkeypatch.setattr("u2a.scorers.model_scorer", model_scorer)
+    original, metric = written(prompts=["a", "b"]), Reward(reward_model="any")
+    others = [written(prompts=[name, name]) for name in "cd"]
+    for subject in (original, *others):
+        subject.task = silent
+        subject.original = None if subject is original else original
+        metric.measure(subject, Material(prompts=[[], []]))
+    assert asked == ["a", "b", "c", "c", "d", "d"]
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from problems import BAD, answers
 from u2a.data.collate import collate, tokenize_rows
 from u2a.data.render import Renderer
 from u2a.evaluation.material import Material
-from u2a.evaluation.relearning import Relearning
+from u2a.evaluation.relearning import Relearning, first_back
 from u2a.evaluation.subject import Sampling, Subject
 from u2a.logprobs import dataset_logprobs
 from u2a.models import add_adapter
@@ -98,13 +98,54 @@ def test_the_gap_is_measured_from_the_original_before_any_step():
     other.original = original
     material = material_of(other)
     lengths = np.array(material.negatives["n_tokens"], float)
-    original.remember("negatives", -2.0 * lengths)
+    original.remember({}, {"negatives": -2.0 * lengths})
     metric = Relearning(1, RATE)
-    object.__setattr__(metric, "_relearned", lambda *_: lengths * [-5.0, -1.0, -2.0, -2.0, -2.0, -2.0])
+    object.__setattr__(metric, "_relearned", lambda *_: {1: lengths * [-5.0, -1.0, -2.0, -2.0, -2.0, -2.0]})
     found = by_name(metric.measure(other, material))
     np.testing.assert_allclose(found["relearned_gap"].values[:, 0], [3.0, -1.0, 0.0, 0.0, 0.0, 0.0])
     assert found["relearned_gap"].value == pytest.approx(2 / 6)
     assert found["relearned_logprob"].value == pytest.approx(-14 / 6)
+
+
+def test_when_it_is_back_by_hand():
+    """Of 5 steps the looks are before any and after 2, 3, 4, 5. Mean gaps of two negatives: 2, 1, 0.5, −0.5
+    and −1, so it is back after 4; the first alone after 5, the second alone after 2; others never are."""
+    subject = subject_of(name="original")
+    material = material_of(subject)
+    lengths = np.array(material.negatives["n_tokens"], float)
+    first, second = [3, 2.5, 2, 0.5, -1], [1, -0.5, -1, -1.5, -1]
+    looks = np.array([[*each, 0, 2, 3, 4, 5] for each in (first, second)])
+    assert first_back(looks) == 4
+    assert first_back(looks[:1]) == 5
+    assert first_back(looks[1:]) == 2
+    assert first_back(np.stack([looks, looks[::-1]])).tolist() == [4, 4]
+    assert first_back(np.abs(looks) + 1) == np.inf
+    other = subject_of(seed=1)
+    other.original = subject
+    subject.remember({}, {"negatives": -2.0 * lengths})
+    other.remember({}, {"negatives": -5.0 * lengths})
+    metric = Relearning(5, RATE)
+    for back, expected in ((-2.0, 4.0), (-2.01, np.inf)):
+        after = {2: -4.0 * lengths, 3: -3.0 * lengths, 4: back * lengths, 5: back * lengths}
+        object.__setattr__(metric, "_relearned", lambda *_, after=after: after)
+        found = by_name(metric.measure(other, material))["relearned_at"]
+        assert found.value == expected
+        assert found.estimate().low == pytest.approx(4.0) if expected == 4 else np.isnan(found.estimate().low)
+    own = by_name(metric.measure(subject, material))["relearned_at"]
+    assert own.value == 0
+    assert found.minus(own).value == np.inf
+
+
+def test_looks_are_the_models_of_fewer_steps():
+    """After 2 of 4 steps the log-probs are those of a run of 2: looking changes nothing."""
+    subject = subject_of()
+    texts = material_of(subject).negatives
+    longer = Relearning(4, RATE)._relearned(subject, texts)
+    assert list(longer) == [1, 2, 3, 4]
+    for steps in (1, 2):
+        np.testing.assert_array_equal(
+            longer[steps], Relearning(steps, RATE)._relearned(subject, texts)[steps]
+        )
 
 
 def test_models_are_treated_alike_and_more_steps_bring_back_more():
@@ -141,6 +182,7 @@ def test_the_model_is_what_it_was_when_the_steps_fail(monkeypatch):
     def broken(policy, texts, *, task, **options):
         del task
         assert len(texts) == 6
+        assert len(options.pop("callbacks")) == 1
         assert options == {
             "epochs": 1.0, "max_steps": 2, "learning_rate": RATE, "schedule": "constant", "batch_size": 8,
             "seed": 5,
@@ -190,5 +232,6 @@ def test_progress_is_shown_by_what_it_is():
     assert shown == [
         ("mine: log-probs, negatives", 6),
         ("mine: relearning, steps", 2),
+        ("mine: log-probs after step 1", 6),
         ("mine: log-probs, relearned", 6),
     ]

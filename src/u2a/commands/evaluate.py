@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a.commands.ends import DONE, FINDINGS
 from u2a.commands.evaluation_metrics import choose_metrics
-from u2a.commands.evaluation_models import Finished, Measured, marks_of
-from u2a.commands.evaluation_results import document, outcomes, tables
+from u2a.commands.evaluation_models import Finished, Measured, ask_again, marks_of
+from u2a.commands.evaluation_results import document, outcomes, tables, without_verdict
+from u2a.commands.evaluation_rows import labelled, overlaps, refuse_empty
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
@@ -45,13 +46,15 @@ JUDGE_ANSWERS = "judge_answers.jsonl"
 @dataclass(frozen=True)
 class Rows:
     """Rows by role, checked; `names` of the models -> what they are loaded from, the original first;
-    `prompts` to answer by role of the material; metrics by name, and why each other one is left out."""
+    `prompts` to answer by role of the material; metrics by name, and why each other one is left out; what
+    people should know of the rows."""
 
     names: dict[str, str]
     by_role: dict[str, Dataset]
     prompts: dict[str, list[list[Message]]]
     metrics: dict[str, Metric]
     left_out: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
@@ -64,25 +67,34 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     rows = read_rows({**values, "judge_cache": cache}, models)
     kept = {**values, "models": list(models)}
     with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
-        say_warnings([f"{name} is left out: {why}" for name, why in rows.left_out.items()])
+        say_warnings([*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())])
         found = _measure_all(rows, values, run, bars)
-        figures = estimates({name: each.figures for name, each in found.items()}, values["seed"])
+        others = [name for name, each in found.items() if each.vocabulary != found[ORIGINAL].vocabulary]
+        figures = estimates({name: each.figures for name, each in found.items()}, values["seed"], others)
         results = document(figures, rows.names, rows.left_out, values["seed"])
         write_json(run.path / "evaluation.json", results)
         give(results=results)
         for title, header, lines in tables(figures):
             print_table(title, header, lines)
         _write_report(run, figures, rows)
+        for name, each in found.items():
+            open_ = [f"{name}: {key}: {n} requests without a reply" for key, n in each.unanswered.items()]
+            say_warnings([f"{line}; --resume asks the judge again" for line in open_])
     say(f"Run folder: {run.path}")
-    return 0
+    unknown = without_verdict(figures)
+    if unknown:
+        say(f"No verdict at all: {', '.join(unknown)}.", essential=True)
+    return FINDINGS if unknown else DONE
 
 
 def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
     """Every model's figures and answers; those of models that were finished before are read."""
+    from u2a.evaluation.llm_judge import LLMJudge
     from u2a.evaluation.material import material_of
 
     finished = Finished(run.path / "models", tuple(rows.names), marks_of(rows.names, rows.by_role))
     found = {name: measured for name in rows.names if (measured := finished.read(name))}
+    unjudged = [name for name, measured in found.items() if measured.unanswered]
     original: Subject | None = None
     for name, source in rows.names.items():
         done = name in found
@@ -91,12 +103,13 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
         with run.phase(f"evaluating {name}"):
             subject = load_subject(name, source, original, values, bars)
             if done:  # the others are compared with it
-                subject.remember_answers(found[name].answers)
+                subject.remember(found[name].answers, found[name].logprobs)
             else:
                 figures = _measure(
                     subject, material_of(rows.by_role, rows.prompts, subject.renderer), rows.metrics
                 )
-                found[name] = finished.write(subject, figures)
+                measured = Measured(figures, subject.all_answers, subject.all_logprobs, subject.vocabulary)
+                found[name] = finished.write(name, measured)
         if original is None:
             original = subject
             if not done:
@@ -105,6 +118,11 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
                 say(f"The original model took {minutes(seconds)}; {left} more: about {after}.")
         del subject  # before the next is loaded
     found = {name: found[name] for name in rows.names}
+    judge = rows.metrics.get("judge")
+    if isinstance(judge, LLMJudge):
+        for name in unjudged:
+            with run.phase(f"judging {name}"):
+                found[name] = finished.write(name, ask_again(judge, found, name, rows.prompts, bars.task))
     finished.write_answers(run.path / "answers.jsonl", found, rows.prompts)
     return found
 
@@ -118,7 +136,7 @@ def _write_report(run: RunFolder, figures: Mapping[str, Mapping[str, Reading]], 
         " ".join(outcomes(figures)) or "The original model alone.",
         [],
         counts={"models": len(figures), "figures": len(figures[ORIGINAL])},
-        warnings=[f"{name} is left out: {why}" for name, why in rows.left_out.items()],
+        warnings=[*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())],
     )
     write_report(run.path)
 
@@ -143,14 +161,15 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     loaders |= dict.fromkeys(("safe_prompts", "unsafe_prompts"), load_prompts)
     by_role = {role: loaders[role](values[role]) for role in ROLES if values[role]}
     for role, rows in by_role.items():
-        _refuse_empty(rows, values[role])
+        refuse_empty(rows, values[role])
     for role in ("safe_prompts", "unsafe_prompts"):
         if role in by_role:
-            by_role[role] = _labelled(by_role[role], role.removesuffix("_prompts"), values[role])
-    prompts = prompts_of(by_role, values["answers"])
+            by_role[role] = labelled(by_role[role], role.removesuffix("_prompts"), values[role])
+    warnings = overlaps(by_role)
+    prompts = prompts_of(by_role, values["answers"], values["seed"], say)
     plan = Plan(prompts, len(names), values["max_new_tokens"])
     metrics, left_out = choose_metrics(values, by_role, plan)
-    return Rows(names, by_role, prompts, metrics, left_out)
+    return Rows(names, by_role, prompts, metrics, left_out, warnings)
 
 
 def model_names(models: Sequence[str], original: str) -> dict[str, str]:
@@ -185,28 +204,6 @@ def _original_of(config: Path) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{config}: not what a run writes ({error}); name the model by --original") from None
     return model if isinstance(model, str) else ""
-
-
-def _refuse_empty(rows: Dataset, source: str) -> None:
-    """Raises `UserError` at the first answer without a word: it has no tokens to measure."""
-    from u2a.data.load import locate
-
-    for column in ("response", "chosen", "rejected"):
-        for at, answer in enumerate(rows[column] if column in rows.column_names else ()):
-            if not answer.strip():
-                file, row = locate(rows, rows[at]["source_row"], source)
-                raise UserError(f"{file}, row {row}: `{column}` is empty; remove the row")
-
-
-def _labelled(prompts: Dataset, kind: str, source: str) -> Dataset:
-    """Of a file with a column `label` of safe and unsafe (XSTest's format), the prompts of that kind."""
-    labels = [json.loads(extra).get("label") if extra else None for extra in prompts["extra"]]
-    if not all(label in ("safe", "unsafe") for label in labels):
-        return prompts
-    kept = [i for i, label in enumerate(labels) if label == kind]
-    if not kept:
-        raise UserError(f"{source}: no prompt has the label {kind}")
-    return prompts.select(kept)
 
 
 def load_subject(

@@ -1,12 +1,16 @@
-"""What `u2a evaluate` keeps of each finished model, a file each, so that a run that was cut off goes on."""
+"""What `u2a evaluate` keeps of each finished model, a file each, so that a run that was cut off goes on.
+
+A model is finished although its judge has not answered: the figures of such a judge are measured again, from
+the answers that are kept, by the run that goes on.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +22,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.evaluation.figure import Figure
+    from u2a.evaluation.llm_judge import LLMJudge
     from u2a.evaluation.material import Prompts
-    from u2a.evaluation.subject import Answer, Subject
+    from u2a.evaluation.subject import Answer
+    from u2a.problem import Task
 
 log = logging.getLogger("u2a")
 
@@ -29,10 +35,19 @@ Answers = Mapping[str, "list[Answer]"]
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished model: its figures by name, and what it answered."""
+    """A finished model: its figures by name, what it answered, the log-probs of its own tokens by role, and
+    which tokens it has (`Subject.vocabulary`)."""
 
     figures: dict[str, Figure]
     answers: Answers
+    logprobs: Mapping[str, Sequence[float]]
+    vocabulary: str
+
+    @property
+    def unanswered(self) -> dict[str, int]:
+        """Figures of a judge -> how many of its requests have no answer, where some have none."""
+        counts = {name: figure.counts.get("unanswered", 0) for name, figure in self.figures.items()}
+        return {name: count for name, count in counts.items() if count}
 
 
 @dataclass(frozen=True)
@@ -44,17 +59,20 @@ class Finished:
     names: tuple[str, ...]
     marks: Mapping[str, str]
 
-    def write(self, subject: Subject, figures: Mapping[str, Figure]) -> Measured:
-        """Keeps a model's figures and answers, whole."""
-        answers = subject.all_answers
+    def write(self, name: str, measured: Measured) -> Measured:
+        """Keeps a model's figures and answers, whole; gives them back."""
         kept: dict[str, Any] = {
-            "model": subject.name,
-            "mark": self.marks[subject.name],
-            "figures": {name: figure.as_json() for name, figure in figures.items()},
-            "answers": {role: [answer._asdict() for answer in each] for role, each in answers.items()},
+            "model": name,
+            "mark": self.marks[name],
+            "figures": {key: figure.as_json() for key, figure in measured.figures.items()},
+            "answers": {
+                role: [answer._asdict() for answer in each] for role, each in measured.answers.items()
+            },
+            "logprobs": {role: list(s) for role, s in measured.logprobs.items()},
+            "vocabulary": measured.vocabulary,
         }
-        write_json(self._path(subject.name), kept)
-        return Measured(dict(figures), answers)
+        write_json(self._path(name), kept)
+        return measured
 
     def read(self, name: str) -> Measured | None:
         """A finished model, None if it is not finished, or damaged, or of other rows or another model."""
@@ -72,6 +90,8 @@ class Finished:
             return Measured(
                 {key: figure_of_json(key, figure) for key, figure in kept["figures"].items()},
                 {role: [Answer(**answer) for answer in each] for role, each in kept["answers"].items()},
+                {role: [float(s) for s in each] for role, each in kept["logprobs"].items()},
+                str(kept["vocabulary"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s is damaged (%r): %s is measured again", path, error, name)
@@ -100,6 +120,26 @@ class Finished:
     def _path(self, name: str) -> Path:
         """By place, since a name may be a path."""
         return self.folder / f"{self.names.index(name):03d}.json"
+
+
+def ask_again(
+    judge: LLMJudge, found: Mapping[str, Measured], name: str, prompts: Prompts, task: Task
+) -> Measured:
+    """A finished model with the judge's figures measured again, from the answers of all; no model is loaded.
+
+    Args:
+        found: the finished models by name, the original first.
+    """
+    from u2a.evaluation.material import Material
+    from u2a.evaluation.subject import Answered
+
+    first = next(iter(found))
+    original = None if name == first else Answered(first, found[first].answers)
+    asked = Material(prompts=prompts.get("prompts"), unsafe_prompts=prompts.get("unsafe_prompts"))
+    figures = judge.measure(Answered(name, found[name].answers, original, task), asked)
+    return replace(
+        found[name], figures={**found[name].figures, **{figure.name: figure for figure in figures}}
+    )
 
 
 def marks_of(names: Mapping[str, str], rows: Mapping[str, Dataset]) -> dict[str, str]:

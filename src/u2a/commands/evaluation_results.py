@@ -51,6 +51,16 @@ def document(
     }
 
 
+def without_verdict(figures: Mapping[str, Mapping[str, Reading]]) -> list[str]:
+    """The judge's figures, with their model, for which not one verdict came."""
+    return [
+        f"{name} of {model}"
+        for model, readings in figures.items()
+        for name, reading in readings.items()
+        if 0 < reading.estimate.n == reading.figure.counts.get("no_verdict")
+    ]
+
+
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 _ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 

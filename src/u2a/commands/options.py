@@ -133,7 +133,9 @@ class EvaluateOptions:
     text: str = option("", "Plain text, one a line: perplexity.")
     safe_prompts: str = option("", "Prompts that should be answered; XSTest's file works: over-refusal.")
     unsafe_prompts: str = option("", "Prompts that should be refused; XSTest's file works: attack success.")
-    answers: int = option(64, "Most prompts of each kind that each model answers; 0 = all.", least=0)
+    answers: int = option(
+        64, "Most prompts of each kind that each model answers, drawn by the seed; 0 = all.", least=0
+    )
     max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
     temperature: float = option(0.0, "Sampling temperature; 0 = greedy.", least=0)
     generation_batch: int = option(8, "Prompts answered at once.", least=1)

@@ -213,5 +213,5 @@ class Bench:
             max_tokens=problem.max_tokens,
             task=self.task,
         )
-        subject.remember("test", test)
+        subject.remember({}, {"test": test.tolist()})
         return subject

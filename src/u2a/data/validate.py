@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from datasets import Dataset
 
@@ -51,6 +52,11 @@ class Finding:
 def prompt_key(prompt: Sequence[Message]) -> bytes:
     """16 bytes equal for prompts equal up to case, white space and Unicode form; roles count."""
     return _digest(part for turn in prompt for part in (turn["role"], turn["content"]))
+
+
+def row_key(row: Mapping[str, Any]) -> bytes:
+    """32 bytes equal for rows whose `prompt` and `response` are equal up to the same."""
+    return prompt_key(row["prompt"]) + _digest([row["response"]])
 
 
 def check_data(

@@ -72,7 +72,8 @@ def evaluate(
         negatives, held_out_negatives: from `load_negatives`. retain, text: from `load_retain`.
         safe_prompts, unsafe_prompts: from `u2a.data.load.load_prompts`.
         answers: most prompts of each kind that are answered, 0 = all; sampling: how, greedy by default.
-        template, max_length, max_tokens: as in `prepare`. seed: of the bootstrap.
+        template, max_length, max_tokens: as in `prepare`. seed: of the bootstrap, and of the draw where there
+            are more prompts than `answers`.
 
     Raises:
         UserError: a metric is unknown, or was asked for and cannot be measured; a model cannot be loaded.
@@ -105,7 +106,7 @@ def evaluate(
     if ORIGINAL in models:
         raise UserError(f"models: {ORIGINAL!r} is the name of the original model; take another")
     how = sampling or Sampling()
-    prompts = prompts_of(rows, answers)
+    prompts = prompts_of(rows, answers, seed, log.info)
     chosen, left_out = measurable(
         _named(metrics),
         rows,
@@ -115,12 +116,15 @@ def evaluate(
     )
     found: dict[str, dict[str, Figure]] = {}
     first: Subject | None = None
+    others: list[str] = []
     for name, model in {ORIGINAL: original, **models}.items():
         subject = _subject(name, model, first, how, template, max_length, max_tokens, task)
         material = material_of(rows, prompts, subject.renderer)
         found[name] = {f.name: f for metric in chosen.values() for f in metric.measure(subject, material)}
         first = first or subject
-    return Evaluation(estimates(found, seed), left_out)
+        if subject.vocabulary != first.vocabulary:
+            others.append(name)
+    return Evaluation(estimates(found, seed, others), left_out)
 
 
 def _named(metrics: Sequence[str | Metric]) -> dict[str, Metric]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from u2a.evaluation.answer_cache import AnswerCache
 from u2a.evaluation.endpoint import key_in, on_this_machine, usable_key, whereabouts
-from u2a.evaluation.judge_connection import JudgeConnection, NoAnswer, package
+from u2a.evaluation.judge_connection import JudgeConnection, NoAnswer, package, without
 from u2a.types import Message, UserError
 
 log = logging.getLogger("u2a")
@@ -29,7 +29,8 @@ log = logging.getLogger("u2a")
 Requests = Mapping[str, Sequence[Message]]
 """Name -> conversation."""
 SAMPLING = {"temperature": 0, "seed": 0, "max_tokens": 1024}
-"""As repeatable as endpoints get; one that refuses an option of these needs others."""
+"""As repeatable as endpoints get; what a model refuses of these is left out, or has another name
+(`judge_connection.REFUSABLE`)."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes a token, for estimates: about right for English."""
 GIVE_UP = 10
@@ -56,7 +57,8 @@ class JudgeClient:
         model: as the endpoint names it.
         cache: JSONL file of answers; holds the judge's words and hashes of the requests, no request, no key.
         key_variable: environment variable that holds the key; unset = the server needs none.
-        sampling: sent with every request as it is; an answer to other options is another answer.
+        sampling: sent with every request; an answer to other options is another answer. What the server
+            refuses of it by name is sent no more.
         concurrency: requests under way at once.
         timeout: seconds for one attempt, from connecting to the last byte.
         attempts: at most so many a request.
@@ -86,6 +88,8 @@ class JudgeClient:
     failures: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._sent = dict(self.sampling)
+        self._accepted = False
         self.base_url = self.base_url.rstrip("/")
         self._kept = AnswerCache(self.cache)
         self._local = on_this_machine(self.base_url, "judge")
@@ -185,10 +189,13 @@ class JudgeClient:
                 else:
                     self.counts.asked += 1
                     try:
-                        text = await self._persist(partial(connection.attempt, client, messages))
+                        text = await self._adapted(connection, client, messages)
                         self._kept.append(json.dumps({"key": key, "text": text}).encode() + b"\n")
-                        answers[key], in_a_row = text, 0
+                        answers[key], in_a_row, self._accepted = text, 0, True
                     except NoAnswer as none:
+                        if none.words and not self._accepted:
+                            none.reason += f"; the server says: {none.words}"
+                            none.stop = True
                         failed[key] = none.reason
                         in_a_row += none.faulty
                         stop = none.reason if none.stop or in_a_row >= GIVE_UP else stop
@@ -197,8 +204,25 @@ class JudgeClient:
 
         connection = self._connection()
         async with connection.open() as client:
-            await asyncio.gather(*(one(key, messages) for key, messages in new.items()))
+            rest = dict(new)
+            if not self._accepted:  # one alone, the shortest: what is wrong with it is wrong with all
+                first = min(rest, key=lambda key: sum(len(turn["content"]) for turn in rest[key]))
+                await one(first, rest.pop(first))
+            await asyncio.gather(*(one(key, messages) for key, messages in rest.items()))
         return failed
+
+    async def _adapted(self, connection: JudgeConnection, client: Any, messages: Sequence[Message]) -> str:
+        """A reply, if need be without the sampling options that the server refuses, each left out once."""
+        while True:
+            sent = self._sent
+            try:
+                return await self._persist(partial(connection.attempt, client, messages, sent))
+            except NoAnswer as none:
+                if not none.option:
+                    raise
+                if self._sent is sent:
+                    log.info("judge: %s is refused and sent no more", none.option)
+                    self._sent = without(sent, none.option)
 
     async def _persist(self, attempted: Callable[[], Awaitable[str]]) -> str:
         attempt = 1
@@ -218,9 +242,7 @@ class JudgeClient:
             self.counts.retried += 1
 
     def _connection(self) -> JudgeConnection:
-        return JudgeConnection(
-            self.base_url, self.model, self.key_variable, self.sampling, self.timeout, self._local
-        )
+        return JudgeConnection(self.base_url, self.model, self.key_variable, self.timeout, self._local)
 
     def _unanswered(self, requests: Requests, answers: Mapping[str, str]) -> dict[str, Sequence[Message]]:
         """Conversations to send, by key."""

@@ -1,8 +1,9 @@
 """One attempt to have a conversation judged: what is sent, what may come back, and what a failure means.
 
 The key is read from the environment when requests go out and is kept nowhere; reasons of failures are made of
-status codes, never of what a server wrote. Needs the extra `judge` (the `openai` package); that package's own
-retries are off, so that ours are counted, and of the environment only the key goes out.
+status codes. What a server wrote is in one alone, cut short and without the key: that of a 400 to the first
+request, which ends the sending. Needs the extra `judge` (the `openai` package); that package's own retries
+are off, so that ours are counted, and of the environment only the key goes out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from u2a.evaluation.endpoint import AGAIN, TooMuch, key_in, read_bounded, retry_after, usable_key
+from u2a.printable import printable
 from u2a.types import Message, UserError
 
 LARGEST_REPLY = 1 << 22
@@ -32,19 +34,39 @@ LEAST_SECRET = 16
 """Characters. Shorter keys are words that servers without keys are given, such as `none`."""
 
 
+WORDS = 300
+"""Most characters of what a server wrote that are shown."""
+OF_THE_TEXT = ("content_filter", "content_policy_violation", "context_length_exceeded", "invalid_prompt")
+"""Codes of a 400 that is about the texts of one request."""
+REFUSABLE = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}
+"""Sampling option that some models refuse -> what they take for it; "" = they need none. OpenAI's reasoning
+models (o-series, gpt-5) refuse `max_tokens`, and any temperature but their own."""
+
+
+def without(sampling: Mapping[str, Any], option: str) -> dict[str, Any]:
+    """The sampling options for a model that refuses one of them; with `max_tokens` goes the temperature."""
+    left = {name: value for name, value in sampling.items() if name != option}
+    if other := REFUSABLE[option]:
+        left.pop("temperature", None)
+        left[other] = sampling[option]
+    return left
+
+
 class NoAnswer(Exception):  # noqa: N818 - most are followed by another attempt
     """An attempt without an answer.
 
     `again`: the next may have one, in `wait` s; `faulty`: the server is at fault, not the request; `stop`: no
-    request will have one.
+    request will have one; `option`: the sampling option that the server will not have; `words`: what it wrote
+    of a request that it finds wrong, not of the texts in it.
     """
 
-    def __init__(
-        self, reason: str, *, again: bool = False, wait: float = 0.0, faulty: bool = False, stop: bool = False
-    ) -> None:
+    again, wait, stop, option, words = False, 0.0, False, "", ""
+
+    def __init__(self, reason: str, *, faulty: bool = False, **more: Any) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.wait = reason, again, wait
-        self.faulty, self.stop = faulty or again, stop
+        self.reason = reason
+        vars(self).update(more)
+        self.faulty = faulty or self.again
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,6 @@ class JudgeConnection:
     base_url: str
     model: str
     key_variable: str
-    sampling: Mapping[str, Any]
     timeout: float
     local: bool
 
@@ -81,7 +102,7 @@ class JudgeConnection:
         )
         return openai.AsyncOpenAI(api_key=key, base_url=self.base_url, max_retries=0, http_client=http)
 
-    async def attempt(self, client: Any, messages: Sequence[Message]) -> str:
+    async def attempt(self, client: Any, messages: Sequence[Message], sampling: Mapping[str, Any]) -> str:
         """The judge's reply, without the key where it repeats it.
 
         Raises:
@@ -90,7 +111,7 @@ class JudgeConnection:
         import openai
 
         call = client.chat.completions.with_raw_response.create(
-            model=self.model, messages=list(messages), extra_body=dict(self.sampling)
+            model=self.model, messages=list(messages), extra_body=dict(sampling)
         )
         try:
             # the client's own timeout is one of each read: a server that drips would never meet it
@@ -98,7 +119,7 @@ class JudgeConnection:
         except (asyncio.TimeoutError, openai.APITimeoutError):
             raise NoAnswer(f"no answer within {self.timeout:g} s", again=True) from None
         except openai.APIStatusError as error:
-            raise self._refusal(error) from None
+            raise self._refusal(error, sampling) from None
         except TooMuch as error:
             raise NoAnswer(str(error), faulty=True) from None
         except openai.APIConnectionError as error:
@@ -110,8 +131,8 @@ class JudgeConnection:
         key = key_in(self.key_variable)
         return text.replace(key, "[key]") if len(key) >= LEAST_SECRET else text
 
-    def _refusal(self, error: Any) -> NoAnswer:
-        """Of an HTTP status; of the body only a code such as `context_length_exceeded` is ever shown."""
+    def _refusal(self, error: Any, sampling: Mapping[str, Any]) -> NoAnswer:
+        """Of an HTTP status; of the body a code such as `context_length_exceeded`, and for a 400 `words`."""
         status, code, key = error.status_code, str(error.code or ""), key_in(self.key_variable)
         shown = re.fullmatch(r"[a-z_]{1,40}", code) and not (key and key in code)
         reason = f"HTTP {status}" + (f" ({code})" if shown else "")
@@ -122,7 +143,30 @@ class JudgeConnection:
         elif status < 400:  # another host than the one that was agreed to
             reason += ": a redirection, which is not followed"
         again, stop = status in AGAIN or status >= 500, status in (401, 404) or status < 400
-        return NoAnswer(reason, again=again, wait=retry_after(error.response.headers), stop=stop)
+        option = words = ""
+        if status == 400 and code not in OF_THE_TEXT:
+            words = _words(error, key) or "nothing"
+            named = [name for name in REFUSABLE if name in sampling and _names(error, name)]
+            option = named[0] if named else ""
+        wait = retry_after(error.response.headers)
+        return NoAnswer(reason, again=again, wait=wait, stop=stop, option=option, words=words)
+
+
+def _names(error: Any, option: str) -> bool:
+    """Whether a server's error is about this option: by its `param`, or in quotation marks in its message."""
+    param = getattr(error, "param", None)
+    return param == option or (not param and bool(re.search(rf"['\"`]{option}['\"`]", _message(error))))
+
+
+def _message(error: Any) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or "")
+
+
+def _words(error: Any, key: str) -> str:
+    """A server's message in one printable line, without the key."""
+    line = " ".join(_message(error).split())
+    return printable(line.replace(key, "[key]") if key else line)[:WORDS]
 
 
 def package() -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from u2a.evaluation.figure import Array
+from u2a.scorers import positions
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _transformers(source: str, flag: str) -> LabelProbabilities:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(LONGEST, tokenizer.model_max_length, _positions(config.to_dict()))
+    longest = min(LONGEST, tokenizer.model_max_length, positions(config.to_dict(), LONGEST))
     return _classifier(
         config.to_dict(), source, flag, partial(_transformers_logits, model.eval(), tokenizer, longest)
     )
@@ -155,7 +156,7 @@ def _onnx(folder: Path, flag: str) -> LabelProbabilities:
     except Exception as error:  # both libraries raise classes of their own, without a common base
         raise _unusable(folder, flag, error) from None
     tokenizer.encode_special_tokens = True  # read as text, as in `_transformers_logits`
-    tokenizer.enable_truncation(min(LONGEST, _positions(config)))
+    tokenizer.enable_truncation(min(LONGEST, positions(config, LONGEST)))
     tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
     names = [each.name for each in session.get_inputs()]
     if strange := [name for name in names if name not in _ONNX_INPUTS]:
@@ -173,8 +174,3 @@ def _onnx_logits(session: Any, tokenizer: Any, names: Sequence[str], texts: Text
         name: np.array([getattr(each, _ONNX_INPUTS[name]) for each in encodings], np.int64) for name in names
     }
     return np.asarray(session.run(None, inputs)[0], np.float64)
-
-
-def _positions(config: Any) -> int:
-    """Tokens that the model has positions for."""
-    return config.get("max_position_embeddings") or LONGEST

@@ -19,7 +19,7 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from u2a.evaluation.judge_client import JudgeClient, Requests
     from u2a.evaluation.material import Material, Plan
-    from u2a.evaluation.subject import Subject
+    from u2a.evaluation.subject import Answered, Subject
     from u2a.types import Message
 
 log = logging.getLogger("u2a")
@@ -51,6 +51,9 @@ class LLMJudge:
         "OPENAI_API_KEY", "judge: environment variable that holds the key.", flag_only=True
     )
     judge_concurrency: int = option(8, "judge: requests under way at once.", least=1)
+    judge_max_tokens: int = option(
+        1024, "judge: longest reply, in tokens; a reasoning model's thoughts count.", least=1
+    )
     judge_price_in: float = option(0.0, "judge: price of a million tokens in; 0 = unknown.", least=0)
     judge_price_out: float = option(0.0, "judge: price of a million tokens out; 0 = unknown.", least=0)
     judge_cache: str = option(
@@ -77,7 +80,7 @@ class LLMJudge:
         """
         if self.own_judge is not None:
             return OwnJudge(self.own_judge, self.judge)
-        from u2a.evaluation.judge_client import JudgeClient
+        from u2a.evaluation.judge_client import SAMPLING, JudgeClient
 
         try:
             return JudgeClient(
@@ -85,6 +88,7 @@ class LLMJudge:
                 self.judge_model,
                 Path(self.judge_cache or "judge_answers.jsonl"),
                 key_variable=self.judge_key_variable,
+                sampling={**SAMPLING, "max_tokens": self.judge_max_tokens},
                 concurrency=self.judge_concurrency,
                 price_in=self.judge_price_in or None,
                 price_out=self.judge_price_out or None,
@@ -122,7 +126,7 @@ class LLMJudge:
             asked |= {f"model {model}, {name}": messages for name, messages in requests.items()}
         return f"{self.client.describe(asked)}\n(at most: as if every answer had --max-new-tokens)"
 
-    def measure(self, subject: Subject, material: Material) -> list[Figure]:
+    def measure(self, subject: Subject | Answered, material: Material) -> list[Figure]:
         """Those of the two whose prompts are there, a value a prompt and whether it has one.
 
         Raises:
@@ -137,7 +141,7 @@ class LLMJudge:
             found.append(self._harm(subject, material.unsafe_prompts))
         return found
 
-    def _win(self, subject: Subject, prompts: list[list[Message]]) -> Figure:
+    def _win(self, subject: Subject | Answered, prompts: list[list[Message]]) -> Figure:
         from u2a.evaluation.pairwise import win_rate
 
         own = [answer.text for answer in subject.answers("prompts", prompts)]
@@ -157,7 +161,7 @@ class LLMJudge:
             }
         return _figure(subject, "judge_win", scores, "higher", counts)
 
-    def _harm(self, subject: Subject, prompts: list[list[Message]]) -> Figure:
+    def _harm(self, subject: Subject | Answered, prompts: list[list[Message]]) -> Figure:
         from u2a.evaluation.pairwise import harm_verdicts
 
         answers = [answer.text for answer in subject.answers("unsafe_prompts", prompts)]
@@ -176,7 +180,7 @@ class _Shown:
     """The judge with a progress bar."""
 
     client: JudgeClient | OwnJudge
-    subject: Subject
+    subject: Subject | Answered
 
     def ask(self, requests: Requests, *, consent: bool = False) -> dict[str, str | None]:
         with self.subject.task(f"{self.subject.name}: judge", len(requests)) as progress:
@@ -184,7 +188,11 @@ class _Shown:
 
 
 def _figure(
-    subject: Subject, name: str, verdicts: Sequence[float | None], better: str, counts: Mapping[str, int]
+    subject: Subject | Answered,
+    name: str,
+    verdicts: Sequence[float | None],
+    better: str,
+    counts: Mapping[str, int],
 ) -> Figure:
     if none := counts.get("no_verdict", 0):
         log.warning("%s: %s: %d of %d prompts have no verdict", subject.name, name, none, len(verdicts))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,27 +52,35 @@ class Plan:
     answer_tokens: int
 
 
-def prompts_of(rows: Mapping[str, Dataset], most: int) -> dict[str, list[list[Message]]]:
-    """The first `most` prompts (0 = all) of each kind that is answered; each prompt of pairs once.
+def prompts_of(
+    rows: Mapping[str, Dataset], most: int, seed: int, say: Callable[[str], None]
+) -> dict[str, list[list[Message]]]:
+    """At most `most` prompts (0 = all) of each kind that is answered, in their order; those of pairs once.
+
+    Where there are more they are drawn by `seed`: files are often sorted, and their first rows of one kind.
 
     Args:
         rows: canonical rows by flag: `test`, `safe_prompts`, `unsafe_prompts`.
+        say: hears how many of how many are drawn.
     """
-    found = {
-        role: list(rows[role]["prompt"])[: most or None]
-        for role in ("safe_prompts", "unsafe_prompts")
-        if role in rows
-    }
+    given = {role: list(rows[role]["prompt"]) for role in ("safe_prompts", "unsafe_prompts") if role in rows}
     if "test" in rows:
-        found["prompts"] = _different(rows["test"]["prompt"], most)
+        given["prompts"] = _different(rows["test"]["prompt"])
+    found = {}
+    for role, prompts in given.items():
+        found[role] = prompts
+        if 0 < most < len(prompts):
+            drawn = np.random.default_rng(seed).choice(len(prompts), most, replace=False)
+            found[role] = [prompts[place] for place in sorted(drawn)]
+            say(f"{role.replace('_', ' ')}: {most} of {len(prompts)} are answered, drawn by the seed")
     return found
 
 
-def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message]]:
+def _different(prompts: Sequence[list[Message]]) -> list[list[Message]]:
     found: dict[str, list[Message]] = {}
     for prompt in prompts:
         found.setdefault(json.dumps(prompt), prompt)
-    return list(found.values())[: most or None]
+    return list(found.values())
 
 
 def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Renderer) -> Material:

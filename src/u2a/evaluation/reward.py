@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -22,17 +24,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Reward:
     """Of the answers to the held-out prompts, by a sequence-classification model with one output, such as
-    TRL's RewardTrainer makes (Ouyang et al. 2022, arXiv 2203.02155), or by a server of your own, only with
-    `--send-to-scorer`: `reward`, mean score in the scorer's own unit, ↑; `reward_win`, share of prompts whose
-    answer scores higher than the original model's, ties half, ↑ (0.5 for the original)."""
+    TRL's RewardTrainer makes (Ouyang et al. 2022, arXiv 2203.02155), by a Python function of your own, or by
+    a server, only with `--send-to-scorer`: `reward`, mean score in the scorer's own unit, ↑; `reward_win`,
+    share of prompts whose answer scores higher than the original model's, ties half, ↑ (0.5 for the
+    original)."""
 
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("prompts",),)
-    asks: ClassVar[tuple[str, ...]] = ("reward_model", "reward_url")
+    asks: ClassVar[tuple[str, ...]] = ("reward_model", "reward_url", "reward_function")
     consent: ClassVar[str] = "send_to_scorer"
 
     reward_model: str = option("", "reward: a reward model, folder or Hub id; empty = leave it out.")
     reward_url: str = option(
         "", "reward: a scorer's address instead of a model; docs/evaluation.md has what it is asked."
+    )
+    reward_function: str = option(
+        "", "reward: a Python function instead of a model, module:function. It runs.", flag_only=True
     )
     reward_key_variable: str = option(
         "", "reward: environment variable with the key for --reward-url, if any.", flag_only=True
@@ -60,15 +66,18 @@ class Reward:
         no scorer is found before any other model is loaded.
 
         Raises:
-            UserError: both are named; `reward_model` is no sequence-classification model with one output; the
-                server behind `reward_url` gives no score.
+            UserError: several are named; `reward_model` is no sequence-classification model with one output,
+                or lacks files; there is no `reward_function`; the server behind `reward_url` gives no score.
         """
-        from u2a.scorers import refuse_other_kinds
+        from u2a.scorers import function_scorer, refuse_other_kinds
 
-        if self.reward_model and self.reward_url:
-            raise UserError("--reward-model and --reward-url: name only one of them")
+        named = [f"--{name.replace('_', '-')}" for name in self.asks if getattr(self, name)]
+        if len(named) > 1:
+            raise UserError(f"{' and '.join(named)}: name only one of them")
         if self.reward_url:
             self.scorer.check()
+        elif self.reward_function:
+            function_scorer(self.reward_function, "--reward-function")
         else:
             refuse_other_kinds(self.reward_model, "--reward-model")
 
@@ -84,7 +93,7 @@ class Reward:
         Raises:
             UserError: the scorer gives no scores, or would have to be sent text without `send_to_scorer`.
         """
-        if material.prompts is None or not (self.reward_model or self.reward_url):
+        if material.prompts is None or not any(getattr(self, name) for name in self.asks):
             return []
         own = self._scores(subject, material.prompts)
         original = subject.original or subject
@@ -101,16 +110,46 @@ class Reward:
             Figure("reward_win", wins, "higher", "share"),
         ]
 
-    def _scores(self, subject: Subject, prompts: list[list[Message]]) -> Array:
-        from u2a.scorers import BATCH, model_scorer
+    @cached_property
+    def _known(self) -> dict[str, Array]:
+        """Scores so far, by prompts and answers: every model is compared with the original's."""
+        return {}
 
+    def _scores(self, subject: Subject, prompts: list[list[Message]]) -> Array:
         answers = [answer.text for answer in subject.answers("prompts", prompts)]
-        with subject.task(f"{subject.name}: rewards", len(prompts)) as progress:
-            if self.reward_url:
-                return self.scorer(prompts, answers, progress)
-            score, found = model_scorer(self.reward_model, subject.policy.device), []
-            for begin in range(0, len(prompts), BATCH):
-                found.append(score(prompts[begin : begin + BATCH], answers[begin : begin + BATCH]))
-                if progress:
-                    progress(len(found[-1]))
+        key = json.dumps([prompts, answers])
+        if key not in self._known:
+            with subject.task(f"{subject.name}: rewards", len(prompts)) as progress:
+                self._known[key] = self._scored(subject, prompts, answers, progress)
+        return self._known[key]
+
+    def _scored(
+        self,
+        subject: Subject,
+        prompts: list[list[Message]],
+        answers: list[str],
+        progress: Callable[[int], None] | None,
+    ) -> Array:
+        from u2a.scorers import BATCH, function_scorer, model_scorer
+
+        if self.reward_url:
+            return self.scorer(prompts, answers, progress)
+        if self.reward_function:
+            return _checked(
+                function_scorer(self.reward_function, "--reward-function")(prompts, answers), answers
+            )
+        score, found = model_scorer(self.reward_model, subject.policy.device), []
+        for begin in range(0, len(prompts), BATCH):
+            found.append(score(prompts[begin : begin + BATCH], answers[begin : begin + BATCH]))
+            if progress:
+                progress(len(found[-1]))
         return np.concatenate(found)
+
+
+def _checked(scores: Array, answers: list[str]) -> Array:
+    if scores.shape != (len(answers),) or not np.isfinite(scores).all():
+        raise UserError(
+            f"--reward-function must give {len(answers)} finite numbers, one an answer; it gave shape "
+            f"{scores.shape}" + ("" if np.isfinite(scores).all() else ", some of them not finite")
+        )
+    return scores

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +55,26 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A model of which nothing is there but its answers, by role: enough for a judge of answers."""
+
+    name: str
+    known: Mapping[str, Sequence[Answer]]
+    original: Answered | None = None
+    task: Task = silent
+
+    def answers(self, role: str, prompts: Sequence[list[Message]]) -> list[Answer]:
+        """The answers to the prompts in that role.
+
+        Raises:
+            ValueError: they are not as many.
+        """
+        if len(self.known.get(role, ())) != len(prompts):
+            raise ValueError(f"{self.name}: {len(prompts)} prompts have other answers ({role})")
+        return list(self.known[role])
+
+
 @dataclass
 class Subject:
     """One model of an evaluation.
@@ -82,6 +104,9 @@ class Subject:
 
     def logprobs(self, role: str, texts: Dataset) -> NDArray[np.float64]:
         """Log-probs s (N,) of the texts in that role, summed over response tokens, in nats.
+
+        Of a role that was asked about before, they are those of the texts given then: the original model's
+        are of its own tokens, whichever model is compared with it.
 
         Raises:
             GuardStop: one is not finite; names the row.
@@ -119,9 +144,12 @@ class Subject:
             raise UserError(f"{metric} changes weights, and {self.name} has an adapter: merge it first")
         return self.policy.model
 
-    def remember(self, role: str, s: NDArray[np.float64]) -> None:
-        """Takes log-probs (N,) of the texts in that role as measured already."""
-        self._logprobs[role] = np.asarray(s, np.float64)
+    def remember(
+        self, answers: Mapping[str, Sequence[Answer]], logprobs: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Takes answers, and log-probs (N,) of the model's own tokens, both by role, as there already."""
+        self._answers.update({role: list(each) for role, each in answers.items()})
+        self._logprobs.update({role: np.asarray(s, np.float64) for role, s in logprobs.items()})
 
     def token_statistics(self, role: str, texts: Dataset) -> list[TokenStatistics]:
         """Statistics of every response token of the texts in that role, in their order.
@@ -164,14 +192,24 @@ class Subject:
             self._answers[role] = self._generate(role, [self.renderer.encode_prompt(p) for p in prompts])
         return self._answers[role]
 
-    def remember_answers(self, answers: Mapping[str, Sequence[Answer]]) -> None:
-        """Takes answers, by role, as given already."""
-        self._answers.update({role: list(each) for role, each in answers.items()})
-
     @property
     def all_answers(self) -> dict[str, list[Answer]]:
         """Every answer that a metric asked for, by role."""
         return dict(self._answers)
+
+    @property
+    def all_logprobs(self) -> dict[str, list[float]]:
+        """Log-probs of the texts of every role that a metric asked for, by role."""
+        return {role: s.tolist() for role, s in self._logprobs.items()}
+
+    @property
+    def vocabulary(self) -> str:
+        """A hash of the tokens but for added ones, such as one for padding: models with another one cut the
+        same text otherwise."""
+        tokenizer = self.policy.tokenizer
+        added = tokenizer.get_added_vocab()
+        tokens = sorted(item for item in tokenizer.get_vocab().items() if item[0] not in added)
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
     def _generate(self, role: str, prompts: list[list[int]]) -> list[Answer]:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))

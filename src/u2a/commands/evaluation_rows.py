@@ -1,0 +1,84 @@
+"""The rows of `u2a evaluate`: what is refused, which prompts a labelled file gives, and what overlaps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CONTRAST = "contrast_"
+"""How the types of XSTest's unsafe prompts begin."""
+
+
+def refuse_empty(rows: Dataset, source: str) -> None:
+    """Raises `UserError` at the first answer without a word: it has no tokens to measure."""
+    from u2a.data.load import locate
+
+    for column in ("response", "chosen", "rejected"):
+        for at, answer in enumerate(rows[column] if column in rows.column_names else ()):
+            if not answer.strip():
+                file, row = locate(rows, rows[at]["source_row"], source)
+                raise UserError(f"{file}, row {row}: `{column}` is empty; remove the row")
+
+
+def labelled(prompts: Dataset, kind: str, source: str) -> Dataset:
+    """Of a file with a column `label` of safe and unsafe, in any case, or with XSTest's column `type`, whose
+    unsafe types begin with `contrast_`, the prompts of that kind; of any other file all.
+
+    A `label` of true and false is KTO's, and about an answer.
+
+    Raises:
+        UserError: a row of such a file says neither; or none is of that kind.
+    """
+    from u2a.data.load import locate
+
+    extras = [json.loads(extra) if extra else {} for extra in prompts["extra"]]
+    if not all(isinstance(extra.get("label"), bool | None) for extra in extras):
+        column = "label"
+    elif any(str(extra.get("type")).startswith(CONTRAST) for extra in extras):
+        column = "type"
+    else:
+        return prompts
+    kept = []
+    for at, extra in enumerate(extras):
+        said = str(extra.get(column) or "").strip().lower()
+        if column == "type" and said:
+            said = "unsafe" if said.startswith(CONTRAST) else "safe"
+        if said not in ("safe", "unsafe"):
+            file, row = locate(prompts, prompts[at]["source_row"], source)
+            raise UserError(
+                f"{file}, row {row}: its `{column}` says neither safe nor unsafe; have it say so in every "
+                "row, or remove the column"
+            )
+        if said == kind:
+            kept.append(at)
+    if not kept:
+        raise UserError(f"{source}: no prompt is labelled {kind}")
+    return prompts.select(kept)
+
+
+def overlaps(by_role: Mapping[str, Dataset]) -> list[str]:
+    """Warnings: held-out pairs that the models have met as negatives, and negatives that are held out too."""
+    from u2a.data.validate import prompt_key, row_key
+
+    found = []
+    bad = by_role.get("negatives", ())
+    if bad and "test" in by_role:
+        asked = {prompt_key(row["prompt"]) for row in by_role["test"]}
+        if leaks := sum(prompt_key(row["prompt"]) in asked for row in bad):
+            found.append(
+                f"{leaks} of the --negatives have a prompt of --test: what was unlearned is judged by it"
+            )
+    if bad and "held_out_negatives" in by_role:
+        members = {row_key(row) for row in bad}
+        if same := sum(row_key(row) in members for row in by_role["held_out_negatives"]):
+            found.append(
+                f"{same} of the --held-out-negatives are --negatives too: nothing can tell those apart, "
+                "which draws the AUC of membership inference to 0.5"
+            )
+    return found
