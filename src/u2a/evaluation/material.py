@@ -62,11 +62,12 @@ def prompts_of(rows: Mapping[str, Dataset], most: int) -> dict[str, list[list[Me
         if role in rows
     }
     if "test" in rows:
-        found["prompts"] = _different(rows["test"]["prompt"], most)
+        found["prompts"] = different_prompts(rows["test"]["prompt"], most)
     return found
 
 
-def _different(prompts: Sequence[list[Message]], most: int) -> list[list[Message]]:
+def different_prompts(prompts: Sequence[list[Message]], most: int) -> list[list[Message]]:
+    """The first `most` prompts (0 = all), each once."""
     found: dict[str, list[Message]] = {}
     for prompt in prompts:
         found.setdefault(json.dumps(prompt), prompt)
