@@ -1,5 +1,6 @@
 """What docs/ and the README show is so: commands parse, YAML is accepted, Python runs, the site builds."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import u2a
 from cases import jsonl, save_tiny
 from documents import PAGES, ROOT, blocks, commands, inline, named
+from u2a.baselines import METHODS
 from u2a.cli import app
 from u2a.commands import schemas
 from u2a.commands.comparison_plan import make_plan
@@ -116,6 +118,23 @@ def test_its_python_runs(code, runs, monkeypatch):
     """The README's is run by test_readme.py."""
     monkeypatch.chdir(runs)
     exec(compile(code, "a page", "exec"), {})
+
+
+def test_every_option_of_every_method_is_on_the_page_of_compare():
+    def default(value):
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return "" if value == "" else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    found = page.split("| method | option | default | meaning |\n|---|---|---|---|\n")[1].split("\n\n")[0]
+    assert found.splitlines() == [
+        f"| `{name}` | `{f.name}` | {default(f.default)} | {f.metadata['help']} |"
+        for name, method in METHODS.items()
+        for f in dataclasses.fields(method)
+    ]
+    table = page.split("## Methods", 1)[1].split("\n\n")[1]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, flags=re.M) == list(METHODS)
 
 
 def test_every_public_name_is_in_the_reference():

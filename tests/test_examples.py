@@ -79,6 +79,19 @@ def test_every_script_is_in_a_test():
     assert [name for name in scripts if f'"{name}"' not in tests] == []
 
 
+def test_the_demos_comparison_runs_as_printed_after_the_demo(monkeypatch):
+    """From the repository: the rows are there, and the model is what `u2a demo` makes by default."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    path = "examples/compare-demo.yaml"
+    values = schemas.COMPARE.resolve(path, {})
+    assert values["model"] == f"{schemas.DEMO.resolve(None, {})['output']}/original"
+    for role in ("negatives", "preferences", "test", "retain"):
+        assert Path(values[role]).is_file(), role
+    command = f"u2a compare --config {path} --output runs/compare-demo"
+    for page in ("README.md", "docs/comparison.md", path):
+        assert command in " ".join(Path(page).read_text(encoding="utf-8").split()), page
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_a_configuration_is_accepted(path):
     """And its first line is the command that takes it."""

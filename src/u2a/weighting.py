@@ -18,6 +18,10 @@ from u2a.types import UserError
 Array = NDArray[np.float64]
 
 
+HOW_MANY = "take a percentage such as 30% or a whole number such as 200"
+"""What `select` may be."""
+
+
 @dataclass(frozen=True)
 class Weighting:
     """How weights follow impacts.
@@ -51,7 +55,6 @@ def parse_selection(select: str, total: int) -> int:
         UserError: neither a percentage in (0, 100] nor a whole number ≥ 1.
     """
     text = str(select).strip()
-    hint = "take a percentage such as 30% or a whole number such as 200"
     try:
         if text.endswith("%"):
             share = float(text[:-1])
@@ -62,7 +65,7 @@ def parse_selection(select: str, total: int) -> int:
         if count < 1:
             raise ValueError
     except ValueError:
-        raise UserError(f"--select {select}: {hint}") from None
+        raise UserError(f"--select {select}: {HOW_MANY}") from None
     return min(total, count)
 
 

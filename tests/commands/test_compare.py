@@ -8,8 +8,10 @@ import yaml
 from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
+from u2a.baselines import METHODS
 from u2a.cli import app
 from u2a.commands.comparison_plan import read_rows
+from u2a.commands.comparison_results import CORE_FIGURES
 from u2a.commands.schemas import COMPARE
 from u2a.compare.cells import CellStore
 from u2a.types import UserError
@@ -45,6 +47,10 @@ def given(tmp_path_factory):
             {"method": "u2a", "name": "u2a joint", "joint": 1.0, "loss": "graddiff", "select": "100%"},
         ],
     }
+
+
+REWARD = {"reward": {"objective_reward_model": "x"}, "nll": {}}
+"""What an objective asks for."""
 
 
 def call(folder, options, *more):
@@ -120,6 +126,61 @@ def test_figures_are_what_the_cells_say(whole):
     assert (margin["least"], margin["most"]) == pytest.approx((min(values), max(values)))
 
 
+def test_figures_have_intervals_and_paired_changes(whole):
+    folder, _ = whole
+    methods = json.loads((folder / "run" / "comparison.json").read_text())["methods"]
+    assert set(methods["uniform"]["figures"]) == CORE_FIGURES
+    before = methods["original"]["figures"]
+    assert before["margin"]["change"] is None
+    for name, figure in methods["uniform"]["figures"].items():
+        assert figure["n"] in (3, 6, len(GOOD) - 2), name
+        assert figure["low"] <= figure["value"] <= figure["high"], name
+        moved = figure["change"]
+        assert moved["value"] == pytest.approx(figure["value"] - before[name]["value"], abs=1e-12), name
+        assert moved["n"] == figure["n"]
+        assert moved["low"] <= moved["value"] + 1e-12, name
+    gain = methods["uniform"]["margin"]
+    assert methods["uniform"]["figures"]["margin"]["change"]["value"] == pytest.approx(gain["value"])
+
+
+def test_a_rate_at_the_edge_of_the_grid_is_said(whole):
+    """Of two rates every picked one is."""
+    folder, result = whole
+    found = json.loads((folder / "run" / "comparison.json").read_text())
+    methods = found["methods"]
+    ends = {1e-3: "smallest", 1e-2: "largest"}
+    assert methods["original"]["rate_at_edge"] == ""
+    for name in ("uniform", "u2a", "u2a joint"):
+        assert methods[name]["rate_at_edge"] == ends[methods[name]["learning_rate"]]
+    said = " ".join(found["verdict"])
+    named = [name for name in methods if methods[name]["rate_at_edge"] == "largest"]
+    assert (
+        f"at the largest rate of the grid, so that a larger one may do better: {', '.join(named)}" in said
+    ) == bool(named)
+    assert "(largest)" in result.output or "(smallest)" in result.output
+
+
+def test_models_of_runs_that_are_there_already_are_not_made_and_that_is_said(
+    whole, given, tmp_path, logged
+):
+    options = {**given, "keep_models": True, "cells": str(whole[0] / "run" / "cells")}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "no model is kept of original-0-seed-0, uniform-" in logged.text
+    assert "delete those files or name another --cells" in logged.text
+
+
+def test_further_metrics_have_a_table_of_their_own(given, tmp_path):
+    options = {**given, "rates": "1e-3", "seeds": 1, "steps": 1, "looks": 1, "methods": ["uniform"]}
+    options |= {"metrics": "preference,fluency", "answers": 2, "max_new_tokens": 2}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "Further metrics" in result.output
+    figures = json.loads((tmp_path / "run" / "comparison.json").read_text())["methods"]["uniform"]["figures"]
+    assert figures["answer_tokens"]["n"] == 2
+    assert (figures["answer_distinct_2"]["low"], figures["answer_distinct_2"]["high"]) == (None, None)
+
+
 def test_a_cut_off_run_goes_on_to_the_same_end(whole, given):
     folder, _ = whole
     run = folder / "run"
@@ -162,7 +223,7 @@ def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Selected, "train", stop)
         result = call(tmp_path, options, "--output", str(tmp_path / "run"))
-    assert result.exit_code == 0, result.output + result.stderr
+    assert result.exit_code == 1, result.output + result.stderr
     found = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert found["failed"] == {"selected": "the loss of negative 3 is not finite"}
     assert list(found["methods"]) == ["original", "uniform"]
@@ -185,7 +246,12 @@ def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_pa
         ({"methods": []}, "must be a list"),
         ({"rates": "fast"}, "--rates fast"),
         ({"rates": "0"}, "--rates 0"),
-        ({"metrics": "kl"}, "--metrics kl: take some of preference"),
+        ({"metrics": "kl"}, "--metrics kl: it is in the table anyway; take some of preference, perplexity"),
+        ({"metrics": "preference,membership"}, "--metrics membership: it needs --held-out-negatives"),
+        ({"metrics": "refusal"}, "--metrics refusal: it needs --unsafe-prompts or --safe-prompts"),
+        ({"metrics": "coherence"}, "--metrics coherence: it has options that compare has not"),
+        ({"metrics": "beauty"}, "--metrics beauty: unknown; take some of preference, perplexity, forgetting"),
+        ({"metrics": "fluency"}, "--metrics fluency: no prompt is answered; give --answers above 0"),
         ({"judged": "nobody"}, "--judged nobody"),
         ({"methods": [{"method": "dpo", "pairs": "validation"}], "lora_rank": 0}, "needs an adapter"),
         (
@@ -194,6 +260,24 @@ def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_pa
         ),
         ({"methods": [{"method": "retrain"}], "mixture": "x.jsonl"}, "retrain needs `pretrained`"),
         ({"objective": "reward", "objective_reward_model": "x", "methods": ["climb"]}, "take rloo"),
+        ({"methods": [{"method": "u2a", "outer_steps": 0}]}, "outer_steps is 0: take at least 1"),
+        ({"methods": [{"method": "u2a", "loss": "graddiff"}], "retain": ""}, "u2a: graddiff needs --retain"),
+        *(
+            (
+                {
+                    "objective": objective,
+                    **REWARD[objective],
+                    "methods": [{"method": kind, "pairs": "validation"}],
+                },
+                f"{kind}: with --objective {objective} the validation rows are no pairs",
+            )
+            for objective in ("reward", "nll")
+            for kind in ("sft", "dpo", "kto")
+        ),
+        (
+            {"objective": "nll", "methods": [{"method": "u2a", "joint": 1.0}]},
+            "`joint` climbs J on preference",
+        ),
         ({"colour": "red"}, "unknown key 'colour'"),
     ],
 )
@@ -204,9 +288,36 @@ def test_what_cannot_be_run_is_said_before_any_model_is_loaded(given, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_models_of_methods_are_looked_at_before_any_is_loaded(given, tmp_path, monkeypatch):
+    pytest.importorskip("trl")
+    monkeypatch.setattr("u2a.commands.compare.load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("u2a.scorers.model_scorer", lambda *_: pytest.fail("loaded a model"))
+    retrain = {"method": "retrain", "pretrained": "no/such/folder"}
+    rloo = {"methods": ["rloo"], "reward_model": "x", "model": str(save_tiny(tmp_path / "raw", "gpt2"))}
+    for change, message in (
+        (
+            {"methods": [retrain], "mixture": given["retain"]},
+            "retrain: `pretrained`: no/such/folder: no such",
+        ),
+        (rloo, "rloo needs a tokenizer with a chat template"),
+    ):
+        result = call(tmp_path, {**given, **change}, "--output", str(tmp_path / "run"))
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_retain_term_needs_two_retain_rows(given, tmp_path):
+    """One to train on and one for U, whoever asks for the term."""
+    options = {**given, "model": "nowhere", "retain": jsonl(tmp_path / "one.jsonl", GOOD[:1])}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "needs at least 2 rows" in result.stderr
+
+
 def test_training_pairs_are_checked_and_their_leaks_told(given, tmp_path):
     """Before a model is loaded; a method that trains on the test's prompts wins for the wrong reason."""
-    plan = SimpleNamespace(entries=[SimpleNamespace(method=SimpleNamespace(needs=("training",)))])
+    plan = SimpleNamespace(entries=[SimpleNamespace(loss="npo", method=SimpleNamespace(needs=("training",)))])
     rows = [*PAIRS[2:4], {"prompt": "New?", "chosen": "Yes.", "rejected": "No."}]
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump({**given, "pairs": jsonl(tmp_path / "train.jsonl", rows)}))
@@ -224,6 +335,9 @@ def test_methods_are_not_a_flag():
     assert result.exit_code == 0
     assert "--methods" not in result.output
     assert "--judged" in result.output
+    words = " ".join(result.output.split())
+    assert f"under `methods:` of the file: {', '.join(METHODS)}." in words
+    assert "by commas, of preference, perplexity, forgetting, fluency." in words
 
 
 def test_comparisons_share_their_cells(whole, given, tmp_path):
@@ -280,21 +394,6 @@ def test_the_report_shows_the_comparison(whole):
         assert words in page
     assert "The negatives" not in page
     assert "u2a joint" in page
-
-
-def test_a_loss_that_needs_retain_rows_is_noted(given, tmp_path):
-    options = {
-        **given,
-        "retain": "",
-        "rates": "1e-3",
-        "seeds": 1,
-        "steps": 1,
-        "methods": ["uniform", {"method": "uniform", "name": "graddiff", "loss": "graddiff"}],
-    }
-    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
-    assert result.exit_code == 0, result.output + result.stderr
-    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
-    assert "needs --retain" in found["failed"]["graddiff"]
 
 
 def test_a_budget_of_seconds(given, tmp_path):

@@ -13,7 +13,9 @@ from u2a.baselines import Budget
 from u2a.compare.bench import Bench
 from u2a.compare.plan import CellName, parse_methods
 from u2a.evaluation.figure import figure_of_json
+from u2a.evaluation.subject import Sampling
 from u2a.impact.curvature import Identity
+from u2a.validation import pair_texts
 
 pytestmark = pytest.mark.usefixtures("true_float64")
 
@@ -71,6 +73,17 @@ def test_scores_are_made_once_and_charged_to_everyone(bench, tmp_path):
     assert {path.name for path in tmp_path.glob("*.json")} == {"npo-0.json", "ga-0.json", "npo-2.json"}
 
 
+def test_only_the_cosine_pays_for_the_exact_route(bench, tmp_path):
+    """What u2a is charged does not depend on who else is compared."""
+    bench.scoring = "jvp"
+    alone = run(bench, {"method": "u2a", "select": "100%"})
+    run(bench, "cosine")
+    assert {path.name for path in tmp_path.glob("*.json")} == {"npo-0.json", "exact-npo-0.json"}
+    (tmp_path / "npo-0.json").unlink()
+    again = run(bench, {"method": "u2a", "select": "100%"})
+    assert (again["tokens"], figures_of(again)) == (alone["tokens"], figures_of(alone))
+
+
 def test_the_loss_brings_its_retain_term(bench):
     plain, graddiff = run(bench, "uniform"), run(bench, {"method": "uniform", "loss": "graddiff"})
     assert graddiff["tokens"]["trained"] > plain["tokens"]["trained"]
@@ -121,6 +134,17 @@ def test_final_models_are_kept_where_asked(bench, tmp_path):
     now = get_peft_model_state_dict(bench.first.policy.model)
     assert kept.keys() == now.keys()
     assert all(torch.equal(kept[name], now[name]) for name in kept)
+
+
+def test_each_prompt_is_answered_once(bench):
+    """As in `u2a evaluate`: two pairs of one prompt are one question."""
+    bench.metrics, bench.answers = ("fluency",), 8
+    bench.sampling = Sampling(max_new_tokens=2)
+    prompts = list(bench.test["prompt"])
+    bench.test = bench.test.select([0, 0, *range(1, len(prompts))])
+    bench.held_out, _ = pair_texts(bench.test, bench.first.renderer)
+    cell = run(bench, "uniform")
+    assert len(cell["figures"]["answer_tokens"]["values"]) == len(prompts)
 
 
 @pytest.mark.parametrize("spoil", ["damaged", "of other rows"])

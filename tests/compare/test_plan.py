@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from u2a.compare.plan import CellName, finals, grid, parse_methods, pick
+from u2a.compare.plan import CellName, edge, finals, grid, parse_methods, pick
 from u2a.types import UserError
 
 
@@ -43,6 +43,26 @@ def test_the_original_comes_first_once():
         ([{"method": "u2a", "rate": float("nan")}], "rate of u2a is nan"),
         ([{"method": "u2a", "rate": True}], "rate of u2a is True"),
         ([{"method": "original", "rate": 1e-4}], "original has no option 'rate'"),
+        ([{"method": "u2a", "outer_steps": 0}], "methods: u2a: outer_steps is 0: take at least 1"),
+        ([{"method": "u2a", "name": "mine", "select": "lots"}], "mine: select is 'lots': take a percentage"),
+        ([{"method": "random-k", "select": "0%"}], "select is '0%': take a percentage"),
+        ([{"method": "selected", "select": 0}], "select is '0': take a percentage"),
+        ([{"method": "kto", "select": "nan%"}], "select is 'nan%': take a percentage"),
+        ([{"method": "u2a", "eta": -0.5}], "eta is -0.5: take at least 0"),
+        ([{"method": "weights", "eta": float("nan")}], "eta is nan: take a finite number"),
+        ([{"method": "u2a", "rho": -1}], "rho is -1.0: take at least 0"),
+        ([{"method": "u2a", "joint": -1}], "joint is -1.0: take at least 0"),
+        ([{"method": "dpo", "pairs": "valdation"}], "dpo: pairs is 'valdation': take training or validation"),
+        ([{"method": "sft", "pairs": ""}], "pairs is '': take training or validation"),
+        ([{"method": "kto", "undesirable": "bad"}], "kto: undesirable is 'bad': take rejected or negatives"),
+        ([{"method": "kto", "weighted": True}], "kto: weighted is for negatives"),
+        ([{"method": "dpo", "beta": 0}], "beta is 0.0: take a number above 0"),
+        ([{"method": "d2o", "samples": 0}], "samples is 0: take at least 1"),
+        ([{"method": "d2o", "longest": 0}], "longest is 0: take at least 1"),
+        ([{"method": "rloo", "samples": 1}], "rloo: samples is 1: take at least 2"),
+        ([{"method": "rloo", "beta": -0.1}], "beta is -0.1: take at least 0"),
+        ([{"method": "retrain", "epochs": 0}], "epochs is 0.0: take a number above 0"),
+        ([{"method": "retrain", "rate": 0}], "rate is 0.0: take a number above 0"),
     ],
 )
 def test_what_cannot_be_compared(given, message):
@@ -75,6 +95,16 @@ def test_a_rate_of_its_own_needs_no_grid():
     _, retrain = parse_methods([{"method": "retrain", "pretrained": "x", "rate": 1e-5}], "npo")
     assert retrain.method.rate == 1e-5  # the fine-tuning's
     assert retrain.rate == 0.0
+
+
+def test_which_rates_are_an_end_of_the_grid():
+    original, uniform = parse_methods(["uniform"], "npo")
+    rates = [1e-4, 2e-4, 4e-4]
+    assert [edge(uniform, rate, rates) for rate in rates] == ["smallest", "", "largest"]
+    assert edge(uniform, 1e-4, [1e-4]) == ""  # nothing was picked
+    assert edge(original, 0.0, rates) == ""
+    _, given = parse_methods([{"method": "uniform", "rate": 4e-4}], "npo")
+    assert edge(given, 4e-4, rates) == ""
 
 
 def cell(objective, utility):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
+from u2a.config import option
 from u2a.data.collate import tokenize_rows
 from u2a.finetune import fine_tune
 from u2a.models import load_policy
 from u2a.types import UserError
+
+PAIRS = "Pairs to learn from: training (--pairs), or validation (those that J is measured on)."
+PAIRS_OF = ("training", "validation")
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,11 @@ class Untouched:
 
 
 @dataclass(frozen=True)
-class Sft:
-    """Fine-tuning on the chosen answers of `pairs`, NLL of the answer's tokens."""
+class Sft(Checked):
+    """Fine-tuning on the chosen answers of `pairs`, NLL of the answer's tokens: the first step of RLHF as in
+    Ouyang et al. 2022 (arXiv 2203.02155)."""
 
-    pairs: str = field(default="training", metadata={"help": "Pairs to learn from: training, or validation."})
+    pairs: str = option("training", PAIRS, PAIRS_OF)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -51,15 +57,16 @@ class Sft:
 
 
 @dataclass(frozen=True)
-class Retrain:
+class Retrain(Checked):
     """The original model made anew without the bad answers: `pretrained` fine-tuned on the good ones of its
-    mixture, as long and as fast as it was made; no budget holds it. What exact unlearning would give."""
+    mixture, as long and as fast as it was made; no budget holds it. What exact unlearning would give, as the
+    retain model of TOFU (Maini et al. 2024, arXiv 2401.06121)."""
 
     needs: ClassVar[tuple[str, ...]] = ("mixture",)
     fixed_rate: ClassVar[bool] = True
-    pretrained: str = field(default="", metadata={"help": "Model that the original was made from."})
-    epochs: float = field(default=3.0, metadata={"help": "Passes, as for the original."})
-    rate: float = field(default=5e-4, metadata={"help": "Learning rate, as for the original."})
+    pretrained: str = option("", "Model that the original was made from: as --model.")
+    epochs: float = option(3.0, "Passes, as for the original.", above=0)
+    rate: float = option(5e-4, "Learning rate, as for the original.", above=0)
 
     def train(self, stage: Stage) -> None:
         """Puts a new policy in the stage and trains it."""

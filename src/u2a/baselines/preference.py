@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from u2a.baselines.imitation import PAIRS, PAIRS_OF
+from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import answer_rows, pair_rows, run, seeded_order
-from u2a.baselines.unlearning import first_weights
+from u2a.baselines.unlearning import ETA, SELECT, first_weights
+from u2a.config import option
 from u2a.data.collate import tokenize_rows
 from u2a.evaluation.subject import Sampling, Subject
 from u2a.types import UserError
 
-PAIRS = {"help": "Pairs to learn from: training, or validation (those that J is measured on)."}
-BETA = {"help": "β, per nat."}
+BETA = "β, per nat; the larger, the closer to the original model."
 
 
 @dataclass(frozen=True)
-class Dpo:
+class Dpo(Checked):
     """DPO (Rafailov et al. 2023, arXiv 2305.18290) by TRL's `DPOTrainer`. With `pairs: validation` it has the
     very information that u2a has, and trains on what J is measured on."""
 
-    pairs: str = field(default="training", metadata=PAIRS)
-    beta: float = field(default=0.1, metadata=BETA)
+    pairs: str = option("training", PAIRS, PAIRS_OF)
+    beta: float = option(0.1, BETA, above=0)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -40,23 +42,24 @@ class Dpo:
 
 
 @dataclass(frozen=True)
-class Kto:
+class Kto(Checked):
     """KTO (Ethayarajh et al. 2024, arXiv 2402.01306) by TRL's `KTOTrainer`: the chosen answers of `pairs` are
     desirable; undesirable are the `rejected` ones or the `negatives`. Both kinds weigh the same in all. With
     `weighted`, u2a selects the negatives, and the loss of each is multiplied by its weight (of mean 1)."""
 
-    pairs: str = field(default="training", metadata=PAIRS)
-    undesirable: str = field(default="rejected", metadata={"help": "rejected, or negatives."})
-    weighted: bool = field(default=False, metadata={"help": "Select and weight negatives as u2a."})
-    select: str = field(default="50%", metadata={"help": "weighted: how many negatives."})
-    eta: float = field(default=0.5, metadata={"help": "weighted: step of the mirror ascent."})
-    beta: float = field(default=0.1, metadata=BETA)
+    pairs: str = option("training", PAIRS, PAIRS_OF)
+    undesirable: str = option(
+        "rejected", "Undesirable answers: those of the pairs, or the negatives.", ("rejected", "negatives")
+    )
+    weighted: bool = option(False, "Select and weight the negatives as u2a does.")
+    select: str = option("50%", f"weighted: {SELECT[0].lower()}{SELECT[1:]}")
+    eta: float = option(0.5, f"weighted: {ETA[0].lower()}{ETA[1:]}", least=0)
+    beta: float = option(0.1, BETA, above=0)
 
     def __post_init__(self) -> None:
-        if self.undesirable not in ("rejected", "negatives"):
-            raise UserError(f"undesirable of kto is {self.undesirable!r}: take rejected or negatives")
+        super().__post_init__()
         if self.weighted and self.undesirable != "negatives":
-            raise UserError("weighted of kto weights negatives: it needs `undesirable: negatives`")
+            raise UserError("weighted is for negatives: it needs `undesirable: negatives`")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -110,16 +113,16 @@ def with_neighbours(rows: Dataset, size: int) -> Dataset:
 
 
 @dataclass(frozen=True)
-class D2o:
+class D2o(Checked):
     """Distributional dispreference optimisation (Duan et al. 2024, arXiv 2403.03419): the negatives are
     pushed down against answers that the original model itself gives to their prompts. One pair of DPO for
     each of `samples` answers, where the paper has one logistic function of their mean: by Jensen's inequality
     an upper bound of its loss, equal for one sample."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    samples: int = field(default=1, metadata={"help": "Own answers to each negative's prompt."})
-    longest: int = field(default=64, metadata={"help": "Tokens of an own answer at most."})
-    beta: float = field(default=0.1, metadata=BETA)
+    samples: int = option(1, "Own answers to each negative's prompt.", least=1)
+    longest: int = option(64, "Tokens of an own answer at most.", least=1)
+    beta: float = option(0.1, BETA, above=0)
 
     def train(self, stage: Stage) -> None:
         """Samples, then trains in place."""

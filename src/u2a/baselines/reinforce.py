@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import PrinterCallback
 
+from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import classes, common_arguments, lent
+from u2a.config import option
 from u2a.training_config import on_one_card
 from u2a.types import Message, UserError
 
 
 @dataclass(frozen=True)
-class Rloo:
+class Rloo(Checked):
     """RLHF by leave-one-out REINFORCE (Ahmadian et al. 2024, arXiv 2402.14740), TRL's `RLOOTrainer`: answers
     are sampled to the validation prompts and scored by the reward model. Prompts are rendered by TRL."""
 
     needs: ClassVar[tuple[str, ...]] = ("reward",)
-    samples: int = field(default=4, metadata={"help": "Answers to each prompt."})
-    longest: int = field(default=64, metadata={"help": "Tokens of an answer at most."})
-    beta: float = field(default=0.05, metadata={"help": "Weight of the KL from the original model."})
+    samples: int = option(4, "Answers to each prompt, compared with one another.", least=2)
+    longest: int = option(64, "Tokens of an answer at most.", least=1)
+    beta: float = option(0.05, "Weight of the KL from the original model; 0 = none.", least=0)
 
     def train(self, stage: Stage) -> None:
         """Samples and trains in place."""

@@ -62,6 +62,9 @@ def weighing(kind: Any) -> Any:
     """
 
     class Weighing(kind):  # type: ignore[misc, valid-type]
+        desirable_weight: Any
+        undesirable_weight: Any
+
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             collate = self.data_collator

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
+from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
-from u2a.config import UnlearnOptions
+from u2a.config import UnlearnOptions, option
 from u2a.inner_run import unlearning_trainer
 from u2a.types import UserError
 from u2a.weighting import (
@@ -20,7 +21,8 @@ from u2a.weighting import (
     select_greedily,
 )
 
-SELECT = {"help": "How many negatives: a percentage, or a number."}
+SELECT = "How many negatives: a percentage, or a number."
+ETA = "Step of the mirror ascent on weights."
 NOTHING = "no negative has a positive impact, so there is nothing that this method would unlearn"
 
 
@@ -52,11 +54,11 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class RandomK:
+class RandomK(Checked):
     """As many negatives as `u2a` may select, drawn by the seed, weight 1 each."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    select: str = field(default="50%", metadata=SELECT)
+    select: str = option("50%", SELECT)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""
@@ -65,11 +67,11 @@ class RandomK:
 
 
 @dataclass(frozen=True)
-class Selected:
+class Selected(Checked):
     """Selection without weights: those of the largest positive impact, weight 1 each."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    select: str = field(default="50%", metadata=SELECT)
+    select: str = option("50%", SELECT)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""
@@ -80,12 +82,13 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Checked):
     """LESS-like selection (Xia et al. 2024, arXiv 2402.04333, without its Adam statistics and projections):
     those whose negative gradient has the largest cosine with ∇J, weight 1 each."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    select: str = field(default="50%", metadata=SELECT)
+    scoring: ClassVar[str] = "exact"  # no other route has the cosine
+    select: str = option("50%", SELECT)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""
@@ -98,7 +101,8 @@ class Cosine:
 @dataclass(frozen=True)
 class Static:
     """One-shot gradient weights: every negative by its positive impact at the original model, in proportion,
-    never changed after; what TRACE does with gradient alignment."""
+    never changed after. So TRACE weights (Sen Sharma et al., arXiv 2511.02623), by the damped inner product
+    with ∇J cut off at 0; without its triage by a judge, its inverted pairs and its KL term."""
 
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -109,17 +113,17 @@ class Static:
 
 
 @dataclass(frozen=True)
-class U2A:
+class U2A(Checked):
     """Selects the negatives of the largest positive impact and weights them by mirror ascent on J (Feng et
     al., arXiv 2504.06659); with `joint` > 0 it also climbs J on a share of the validation pairs, and impact,
     stopping and J use the others."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    select: str = field(default="50%", metadata=SELECT)
-    eta: float = field(default=0.5, metadata={"help": "Step of the mirror ascent on weights."})
-    rho: float = field(default=0.0, metadata={"help": "Sparsity ρ."})
-    outer_steps: int = field(default=1, metadata={"help": "Rounds that the budget is cut into."})
-    joint: float = field(default=0.0, metadata={"help": "Weight μ of climbing J; 0 = the paper's method."})
+    select: str = option("50%", SELECT)
+    eta: float = option(0.5, ETA, least=0)
+    rho: float = option(0.0, "Sparsity ρ; 0 = none.", least=0)
+    outer_steps: int = option(1, "Rounds of scoring and unlearning that the budget is cut into.", least=1)
+    joint: float = option(0.0, "Weight μ of climbing J; 0 = the paper's method.", least=0)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""
@@ -138,11 +142,11 @@ class U2A:
 
 
 @dataclass(frozen=True)
-class WeightsAlone:
+class WeightsAlone(Checked):
     """Weights without selection: mirror ascent from weight 1 on every negative, helpful or not."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    eta: float = field(default=0.5, metadata={"help": "Step of the mirror ascent on weights."})
+    eta: float = option(0.5, ETA, least=0)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""

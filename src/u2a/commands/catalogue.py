@@ -40,6 +40,12 @@ class Command:
 
 _ROLES = "--model my-model --negatives bad.jsonl --preferences pairs.jsonl --retain good.jsonl"
 
+_METHODS = (
+    "original, u2a, uniform, random-k, selected, weights, cosine, static, "
+    "sft, retrain, dpo, kto, d2o, rloo, climb"
+)
+"""Those of `u2a.baselines`, which take seconds to import: a test compares."""
+
 COMMANDS = (
     Command(
         "check",
@@ -85,6 +91,8 @@ COMMANDS = (
         "Was it better than what I would have done? Methods at one budget, over several seeds.",
         schemas.COMPARE,
         example="u2a compare --config compare.yaml --output runs/compare",
+        notes=f"Methods, by name or with options under `methods:` of the file: {_METHODS}. "
+        "docs/comparison.md has their options.",
     ),
     Command(
         "plan",

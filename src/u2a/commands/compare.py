@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a import interruption
-from u2a.commands.comparison_plan import Extra, Plan, make_plan, read_rows, settings_of
-from u2a.commands.comparison_results import document, tables
+from u2a.commands.comparison_metrics import CORE_METRICS
+from u2a.commands.comparison_plan import (
+    Extra,
+    Plan,
+    check_models,
+    load_scorer,
+    make_plan,
+    read_rows,
+    settings_of,
+)
+from u2a.commands.comparison_results import document, further_figures, rates_at_an_edge, tables
 from u2a.commands.schemas import COMPARE
 from u2a.commands.session import (
     Data,
@@ -40,16 +49,17 @@ POLL = 2.0
 
 
 def run(values: Mapping[str, Any]) -> int:
-    """Makes the cells that are missing and writes `comparison.json` and the report."""
+    """Makes the cells that are missing and writes `comparison.json` and the report; 1 = a method failed."""
+    from u2a.commands.comparison_cells import forget_failed, missing, say_models_not_made
     from u2a.compare.cells import CellStore
-    from u2a.models import check_source
 
     folder = output_path(values)
     if values["output"]:
         RunFolder.check(folder, resume=values["resume"])
     plan = make_plan(values)
     data, extra = read_rows(values, plan)
-    check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+    check_models(values, plan)
+    extra.scorer = load_scorer(values, plan)
     with (
         RunFolder.create(folder, values, command="compare", resume=values["resume"], shared=True) as run,
         Bars() as bars,
@@ -59,13 +69,15 @@ def run(values: Mapping[str, Any]) -> int:
         store = CellStore(cells, settings_of(plan, values, data, extra))
         if values["resume"]:
             forget_failed(plan, store)
+        if values["keep_models"]:
+            say_models_not_made(run.path / "models", plan, store, values)
         if missing(plan, store, values):
             bench = make_bench(values, plan, data, extra, run, bars)
             say(_cost(bench, plan, values))
             make_cells(bench, plan, store, values, bars)
-        _write(run, plan, store, values)
+        failed = _write(run, plan, store, values)
     say(f"Run folder: {run.path}")
-    return 0
+    return 1 if failed else 0
 
 
 def make_bench(
@@ -84,7 +96,6 @@ def make_bench(
         first = build_problem({**values, "retain_loss": term}, COMPARE, data, policy, bars)
         if data.test is None:
             raise UserError("--test is missing: held-out pairs, on which methods are compared")
-        exact = any(entry.kind == "cosine" for entry in plan.entries)
         return Bench(
             first=first,
             validation=data.preferences,
@@ -92,7 +103,7 @@ def make_bench(
             budget=Budget(values["steps"], values["batch_size"], values["seconds"]),
             folder=run.path / "scores",
             curvature=CURVATURES[values["curvature"]](**COMPARE.chosen_options("curvature", values)),
-            scoring="exact" if exact else values["scoring"],
+            scoring=values["scoring"],
             loss=values["loss"],
             loss_options=COMPARE.chosen_options("loss", values),
             looks=values["looks"],
@@ -107,54 +118,14 @@ def make_bench(
         )
 
 
-def missing(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> list[tuple[Entry, CellName]]:
-    """The cells that can be made now: an entry's final ones once its rate is picked."""
-    from u2a.compare.plan import finals, grid
-
-    found = []
-    for entry in plan.entries:
-        cells = grid(entry, plan.rates, plan.seeds[0])
-        still = [name for name in cells if store.read(name) is None]
-        if not still:
-            rate = picked(entry, plan, store, values)
-            still = [name for name in finals(entry, rate, plan.seeds) if store.read(name) is None]
-        found += [(entry, name) for name in still]
-    return found
-
-
-def forget_failed(plan: Plan, store: CellStore) -> None:
-    """Removes the cells of methods that could not do their work: a scorer that was down may be up again."""
-    from u2a.compare.plan import finals, grid
-
-    for entry in plan.entries:
-        rates = {0.0, entry.rate, *plan.rates}
-        names = {name for rate in rates for name in finals(entry, rate, plan.seeds)}
-        for name in (*grid(entry, plan.rates, plan.seeds[0]), *names):
-            cell = store.read(name)
-            if cell and "failed" in cell:
-                store.remove(name)
-
-
-def picked(entry: Entry, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> float:
-    """The entry's learning rate, when its grid is there; 0 where it has none."""
-    from u2a.compare.plan import grid, pick
-
-    if not entry.has_rate or entry.rate:
-        return entry.rate
-    cells = {name.rate: store.read(name) for name in grid(entry, plan.rates, plan.seeds[0])}
-    usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
-    if not usable:
-        return plan.rates[0]
-    start = next(iter(usable.values()))["start"]
-    return pick(usable, start, values["max_nll_rise"])
-
-
 def make_cells(bench: Bench, plan: Plan, store: CellStore, values: Mapping[str, Any], bars: Bars) -> None:
     """Makes every cell, or waits for those that another process is making.
 
     Raises:
         UserError: cells that are there already began at another model.
     """
+    from u2a.commands.comparison_cells import missing
+
     _refuse_another_model(bench, plan, store)
     with _all_cells(plan, bars) as advance:
         while work := missing(plan, store, values):
@@ -238,36 +209,31 @@ def _cost(bench: Bench, plan: Plan, values: Mapping[str, Any]) -> str:
     )
 
 
-def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:
+def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> dict[str, str]:
+    """Everything of the run folder but its cells; returns why methods failed, by name."""
+    from u2a.commands.comparison_cells import collected
     from u2a.compare.outcome import outcome, verdict
-    from u2a.compare.plan import finals
+    from u2a.compare.plan import edge
     from u2a.report.html import write_report
 
-    cells: dict[str, list[Cell]] = {}
-    failed: dict[str, str] = {}
-    for entry in plan.entries:
-        rate = picked(entry, plan, store, values)
-        found = [cell for name in finals(entry, rate, plan.seeds) if (cell := store.read(name))]
-        why = next((cell["failed"] for cell in found if "failed" in cell), None)
-        if why is None:
-            cells[entry.name] = found
-        else:
-            failed[entry.name] = why
+    cells, failed = collected(plan, store, values)
     original = next(entry.name for entry in plan.entries if entry.kind == "original")
-    if original not in cells:
-        raise GuardStop(f"the original model could not be measured: {failed[original]}")
-    kinds = {entry.name: entry.kind for entry in plan.entries}
-    rise = values["nll_rise"]
-    outcomes = [outcome(n, kinds[n], c, cells[original][0], rise) for n, c in cells.items()]
-    judged = next((o for o in outcomes if o.name == plan.judged.name), None)
+    made, rise = {e.name: e for e in plan.entries if e.name in cells}, values["nll_rise"]
+    outcomes = [outcome(name, e.kind, cells[name], cells[original][0], rise) for name, e in made.items()]
+    edges = {one.name: edge(made[one.name], one.rate, plan.rates) for one in outcomes}
+    judged = next((one for one in outcomes if one.name == plan.judged.name), None)
     lines = []
     if judged is not None:
-        lines = verdict(judged, [o for o in outcomes if o is not judged], rise)
-    results = document(outcomes, cells, failed, lines, values)
+        lines = verdict(judged, [one for one in outcomes if one is not judged], rise) + rates_at_an_edge(
+            edges
+        )
+    results = document(outcomes, cells, failed, lines, values, edges)
     write_json(run.path / "comparison.json", results)
     give(results=results)
-    for title, header, rows in tables(outcomes, rise):
+    for title, header, rows in tables(outcomes, rise, edges):
         print_table(title, header, rows)
+    if set(plan.metrics) - set(CORE_METRICS):
+        print_table(*further_figures(results["methods"]))
     for name, why in failed.items():
         say(f"{name}: {why}")
     write_summary(
@@ -279,3 +245,4 @@ def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, An
         warnings=[f"{name}: {why}" for name, why in failed.items()],
     )
     write_report(run.path)
+    return failed

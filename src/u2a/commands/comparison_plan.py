@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2a.commands.comparison_metrics import metric_names
+from u2a.commands.requirements import enough_retain_rows
 from u2a.commands.schemas import COMPARE
 from u2a.commands.session import Data, load_data
 from u2a.data.digest import rows_digest
 from u2a.files import file_digest
+from u2a.losses import resolve_loss
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +62,6 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
         UserError: one of them is unusable, or a method lacks what it needs.
     """
     from u2a.compare.plan import parse_methods
-    from u2a.evaluation import METRICS
 
     methods = values["methods"]
     if methods is None:
@@ -69,17 +71,11 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     entries = parse_methods(methods, values["loss"])
     for entry in entries:
         _check_needs(entry, values)
-    metrics = [name.strip() for name in values["metrics"].split(",") if name.strip()]
-    # KL is in the table anyway; those that ask for a model of their own are for `u2a evaluate`
-    usable = [name for name, cls in METRICS.items() if not getattr(cls, "asks", "") and name != "kl"]
-    unknown = [name for name in metrics if name not in usable]
-    if unknown:
-        raise UserError(f"--metrics {unknown[0]}: take some of {', '.join(usable)}")
     return Plan(
         entries,
         _rates(values["rates"]),
         [values["seed"] + k for k in range(values["seeds"])],
-        metrics,
+        metric_names(values["metrics"], values["answers"]),
         _judged(entries, values["judged"]),
     )
 
@@ -106,12 +102,14 @@ def _check_needs(entry: Entry, values: Mapping[str, Any]) -> None:
     for need in entry.method.needs:
         if not values[flags[need]]:
             raise UserError(f"methods: {entry.name} needs --{flags[need].replace('_', '-')}")
+    term = resolve_loss(entry.loss, None)[1]
+    if term in ("nll", "kl") and not values["retain"]:
+        raise UserError(f"methods: {entry.name}: {entry.loss} needs --retain: good texts to train on")
+    _check_objective(entry, values["objective"])
     if entry.kind == "retrain" and not entry.method.pretrained:
         raise UserError(
             f"methods: {entry.name} needs `pretrained`, the model that the original was made from"
         )
-    if values["objective"] == "reward" and (entry.kind == "climb" or getattr(entry.method, "joint", 0.0) > 0):
-        raise UserError(f"methods: {entry.name} climbs J on given texts; with --objective reward take rloo")
     if entry.kind == "kto" and values["batch_size"] < 2:
         raise UserError(f"methods: {entry.name} needs --batch-size 2 or more, for its KL term")
     if entry.kind in ("dpo", "kto", "d2o", "rloo"):
@@ -119,6 +117,45 @@ def _check_needs(entry: Entry, values: Mapping[str, Any]) -> None:
             raise UserError(f"methods: {entry.name} needs TRL: pip install 'u2a[baselines]'")
         if values["lora_rank"] == 0:
             raise UserError(f"methods: {entry.name} needs an adapter: give --lora-rank above 0")
+
+
+def _check_objective(entry: Entry, objective: str) -> None:
+    """Refuses methods that need what the validation rows of an objective do not have."""
+    joint = getattr(entry.method, "joint", 0.0) > 0
+    if objective == "reward" and (entry.kind == "climb" or joint):
+        raise UserError(f"methods: {entry.name} climbs J on given texts; with --objective reward take rloo")
+    if objective in ("reward", "nll"):
+        if joint:
+            raise UserError(f"methods: {entry.name}: `joint` climbs J on preference pairs; leave it out")
+        if getattr(entry.method, "pairs", "") == "validation":
+            raise UserError(
+                f"methods: {entry.name}: with --objective {objective} the validation rows are no pairs; take "
+                "`pairs: training` and --pairs"
+            )
+
+
+def check_models(values: Mapping[str, Any], plan: Plan) -> None:
+    """A cheap look at the models that are named: nothing is loaded but, for rloo, a tokenizer from a folder.
+
+    Raises:
+        UserError: as `check_source`; or the tokenizer has no chat template, by which TRL renders prompts.
+    """
+    from u2a.model_loading import load_tokenizer
+    from u2a.models import check_source
+
+    trust = values["trust_remote_code"]
+    source = check_source(values["model"], trust_remote_code=trust)
+    for entry in plan.entries:
+        if entry.kind == "retrain":
+            try:
+                check_source(entry.method.pretrained)
+            except UserError as error:
+                raise UserError(f"methods: {entry.name}: `pretrained`: {error}") from None
+        wanted = entry.kind == "rloo" and source.kind in ("folder", "adapter")
+        if wanted and load_tokenizer(source, trust_remote_code=trust).chat_template is None:
+            raise UserError(
+                f"methods: {entry.name} needs a tokenizer with a chat template: TRL renders by it"
+            )
 
 
 def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
@@ -132,6 +169,8 @@ def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
     if not values["test"]:
         raise UserError("--test is missing: held-out pairs, on which methods are compared")
     data = load_data(values, COMPARE)
+    for entry in plan.entries:
+        enough_retain_rows({"loss": entry.loss, "retain": values["retain"]}, data.retain)
     needs = {need for entry in plan.entries for need in entry.method.needs}
     extra = Extra()
     if "training" in needs:
@@ -139,11 +178,16 @@ def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
     if "mixture" in needs:
         extra.mixture = load_retain(values["mixture"])
     _check_extra(values, data, extra)
-    if "reward" in needs:
-        from u2a.scorers import model_scorer
-
-        extra.scorer = model_scorer(values["reward_model"], values["device"] or "cpu")
     return data, extra
+
+
+def load_scorer(values: Mapping[str, Any], plan: Plan) -> Scorer | None:
+    """The reward model, where a method needs one."""
+    if not any("reward" in entry.method.needs for entry in plan.entries):
+        return None
+    from u2a.scorers import model_scorer
+
+    return model_scorer(values["reward_model"], values["device"] or "cpu")
 
 
 def _check_extra(values: Mapping[str, Any], data: Data, extra: Extra) -> None:

@@ -6,13 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from u2a.commands.session import minutes
 
 if TYPE_CHECKING:
     from u2a.compare.outcome import Interval, Outcome
+    from u2a.evaluation.figure import Estimate
 
+CORE_FIGURES = frozenset(
+    (
+        *("accuracy", "accuracy_per_token", "margin", "margin_per_token", "implicit_reward_margin"),
+        *(
+            "chosen_logprob",
+            "rejected_logprob",
+            "perplexity_retain",
+            "negative_logprob",
+            "negative_extracted",
+        ),
+    )
+)
+"""What the metrics of `CORE_METRICS` give."""
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -22,9 +34,12 @@ def document(
     failed: Mapping[str, str],
     verdict: Sequence[str],
     values: Mapping[str, Any],
+    edges: Mapping[str, str],
 ) -> dict[str, Any]:
-    """`comparison.json`, as docs/comparison.md describes it."""
+    """`comparison.json`, as docs/comparison.md describes it; `edges` as `tables` takes them."""
     from u2a.compare.outcome import interval
+
+    original = cells[next(one.name for one in outcomes if one.kind == "original")]
 
     return {
         "schema": 1,
@@ -36,6 +51,7 @@ def document(
             one.name: {
                 "method": one.kind,
                 "learning_rate": one.rate,
+                "rate_at_edge": edges.get(one.name, ""),
                 "seeds": one.seeds,
                 "margin_at_cost": _numbers(interval(one.at_cost)),
                 "reached": one.reached,
@@ -48,36 +64,69 @@ def document(
                 "forward_tokens": one.forward_tokens,
                 "trained_tokens": one.trained_tokens,
                 "curve": [list(point) for point in one.curve],
-                "figures": _figures(cells[one.name]),
+                "figures": _figures(cells[one.name], original),
             }
             for one in outcomes
         },
     }
 
 
-def _figures(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every metric at the end: mean and spread over seeds."""
-    from u2a.evaluation.figure import figure_of_json
+def _figures(cells: Sequence[Mapping[str, Any]], original: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every metric at the end: mean and spread over seeds, interval, and change from the original model."""
+    from u2a.compare.figures import change, figures_of, over_seeds
 
-    found: dict[str, list[float]] = {}
-    about: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        for name, kept in cell["figures"].items():
-            found.setdefault(name, []).append(figure_of_json(name, kept).value)
-            about[name] = {"better": kept["better"], "unit": kept["unit"]}
-    return {
-        name: {
-            "value": _plain(float(np.mean(each))),
+    before, found = figures_of(original), {}
+    for name, seeds in figures_of(cells).items():
+        each, whole = [one.value for one in seeds], over_seeds(seeds)
+        moved = change(seeds, before[name]) if name in before and cells is not original else None
+        found[name] = {
+            **_numbers(whole),
+            "n": whole.n,
             "least": _plain(min(each)),
             "most": _plain(max(each)),
-            **about[name],
+            "change": None if moved is None else {**_numbers(moved), "n": moved.n},
+            "better": seeds[0].better,
+            "unit": seeds[0].unit,
         }
-        for name, each in found.items()
-    }
+    return found
 
 
-def tables(outcomes: Sequence[Outcome], rise: float) -> list[Table]:
-    """Methods by margin at equal cost, and what each cost."""
+def rates_at_an_edge(ends: Mapping[str, str]) -> list[str]:
+    """What the verdict says of picked rates that are an end of the grid: one beyond it may do better."""
+    found = []
+    for end, beyond in (("largest", "larger"), ("smallest", "smaller")):
+        names = [name for name, which in ends.items() if which == end]
+        if names:
+            found.append(
+                f"at the {end} rate of the grid, so that a {beyond} one may do better: {', '.join(names)}"
+            )
+    return found
+
+
+def further_figures(methods: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Methods × figures of the metrics beyond the core, from the `methods` of the document."""
+    names = dict.fromkeys(name for one in methods.values() for name in one["figures"])
+    shown = [name for name in names if name not in CORE_FIGURES]
+    marks = {"higher": " ↑", "lower": " ↓"}
+    better = {name: f["better"] for one in methods.values() for name, f in one["figures"].items()}
+    rows = [
+        (method, *(_known(one["figures"].get(name, {}).get("value")) for name in shown))
+        for method, one in methods.items()
+    ]
+    header = ("method", *(name.replace("_", " ") + marks.get(better[name], "") for name in shown))
+    return "Further metrics, means over seeds; comparison.json has intervals and changes", header, rows
+
+
+def _known(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def tables(outcomes: Sequence[Outcome], rise: float, edges: Mapping[str, str]) -> list[Table]:
+    """Methods by margin at equal cost, and what each cost.
+
+    Args:
+        edges: `largest` or `smallest` by method where its rate is that of the grid.
+    """
     from u2a.compare.outcome import interval
 
     order = sorted(outcomes, key=lambda one: -float(one.at_cost.mean()))
@@ -95,7 +144,7 @@ def tables(outcomes: Sequence[Outcome], rise: float) -> list[Table]:
     cost: list[tuple[str, ...]] = [
         (
             one.name,
-            f"{one.rate:g}" if one.rate else "–",
+            _rate(one, edges),
             str(one.seeds),
             minutes(one.seconds),
             f"{one.forward_tokens:,.0f}",
@@ -110,15 +159,21 @@ def tables(outcomes: Sequence[Outcome], rise: float) -> list[Table]:
             quality,
         ),
         (
-            "Cost: median time and mean tokens over seeds; tokens without and with a gradient",
+            "Cost: median time and mean tokens over seeds; tokens without and with a gradient"
+            + ("; (largest), (smallest) rate of the grid" if any(edges.values()) else ""),
             ("method", "rate", "seeds", "time", "forward", "trained"),
             cost,
         ),
     ]
 
 
-def _numbers(found: Interval) -> dict[str, float | None]:
-    return {key: _plain(value) for key, value in found._asdict().items()}
+def _rate(one: Outcome, edges: Mapping[str, str]) -> str:
+    end = edges.get(one.name, "")
+    return (f"{one.rate:g}" if one.rate else "–") + (f" ({end})" if end else "")
+
+
+def _numbers(found: Interval | Estimate) -> dict[str, float | None]:
+    return {key: _plain(getattr(found, key)) for key in ("value", "low", "high")}
 
 
 def _plain(value: float) -> float | None:

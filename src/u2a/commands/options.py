@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from u2a.commands.comparison_metrics import CORE_METRICS, usable_metrics
 from u2a.config import LARGEST_SEED, option
 from u2a.evaluation import METRICS
 
@@ -173,9 +174,14 @@ class CompareOptions:
     )
     max_nll_rise: float = option(0.1, "A learning rate that raises the retain NLL by more is not picked.")
     metrics: str = option(
-        "preference,perplexity,forgetting", "Metrics of `u2a evaluate` at the end, separated by commas."
+        ",".join(CORE_METRICS),
+        f"Metrics of `u2a evaluate` at the end, by commas, of {', '.join(usable_metrics())}.",
     )
-    answers: int = option(0, "Held-out prompts that are answered, for `fluency`.", least=0)
+    answers: int = option(
+        0,
+        "Held-out prompts that are answered, for --metrics fluency; 0 = none (and not all, as in evaluate).",
+        least=0,
+    )
     max_new_tokens: int = option(64, "Longest answer, in tokens.", least=1)
     judged: str = option("", "The method that the verdict is about; empty = the first u2a.")
     cells: str = option(

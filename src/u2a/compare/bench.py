@@ -16,7 +16,7 @@ import numpy as np
 from u2a.baselines import Budget, Spent, Stage, Watch
 from u2a.compare.plan import CellName, Entry
 from u2a.evaluation import METRICS
-from u2a.evaluation.material import Material
+from u2a.evaluation.material import Material, different_prompts, drawn_prompts
 from u2a.evaluation.subject import Sampling, Subject
 from u2a.files import whole_folder
 from u2a.fingerprint import fingerprint
@@ -142,11 +142,13 @@ class Bench:
         return problem, problem.measure(self.task, negatives=True)
 
     def _scores(self, entry: Entry, seed: int, problem: Problem, watch: Watch) -> ImpactTable:
-        """The impact table at φ₀, kept for every method of this loss and seed; its price goes to each.
+        """The impact table at φ₀, kept for every method of this loss, route and seed; its price goes to each.
 
         What it needs to know of φ₀ is measured again, so that this is in the price, as in every later round.
         """
+        scoring = getattr(entry.method, "scoring", self.scoring)
         part = "joint-" if problem.joint is not None else ""
+        part += "" if scoring == self.scoring else f"{scoring}-"
         path = self.folder / f"{part}{entry.loss}-{seed}.json"
         mark = fingerprint(problem)
         if path.is_file():
@@ -164,7 +166,7 @@ class Bench:
                 return table
             log.warning("%s is damaged or of other rows: scored again", path)
         seconds, spent = watch.seconds, replace(watch.spent)
-        table = self._score(problem)
+        table = self._score(problem, scoring=scoring)
         columns = ("impact", "utility_cost", "loss", "n_tokens", "cosine", "grad_norm")
         values = {name: getattr(table, name) for name in columns}
         tokens = {
@@ -182,9 +184,10 @@ class Bench:
         )
         return table
 
-    def _score(self, problem: Problem, at: Measurement | None = None) -> ImpactTable:
+    def _score(self, problem: Problem, at: Measurement | None = None, scoring: str = "") -> ImpactTable:
+        scoring = scoring or self.scoring
         return score_impact(
-            problem, curvature=self.curvature, scoring=self.scoring, se_groups=0, at=at, task=self.task
+            problem, curvature=self.curvature, scoring=scoring, se_groups=0, at=at, task=self.task
         )
 
     def _figures(self, problem: Problem, watch: Watch, name: CellName) -> dict[str, Any]:
@@ -192,11 +195,12 @@ class Bench:
         at_end = np.asarray(watch.points[-1].held_out)
         subject = self._subject(name.entry, problem, at_end)
         subject.original = self._subject("original", self.first, self._test_at_start)
+        prompts = drawn_prompts(different_prompts(self.test["prompt"]), self.answers, seed=0)
         material = Material(
             test=self.held_out,
             negatives=problem.negative_texts,
             retain=problem.utility.texts,
-            prompts=list(self.test["prompt"])[: self.answers] if self.answers else None,
+            prompts=prompts if self.answers else None,
         )
         found: dict[str, Any] = {}
         for metric in self.metrics:

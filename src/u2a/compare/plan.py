@@ -63,7 +63,8 @@ def parse_methods(given: Sequence[Any], loss: str) -> list[Entry]:
         loss: of those that name none.
 
     Raises:
-        UserError: an unknown method, option or loss, a value of another type, or a name that is there twice.
+        UserError: an unknown method, option or loss, a value of another type or out of its bounds, or a name
+            that is there twice.
     """
     entries = [_entry(one, loss) for one in given]
     if not any(entry.kind == "original" for entry in entries):
@@ -94,7 +95,12 @@ def _entry(given: Any, loss: str) -> Entry:
     # others have a rate of their own, or none
     gridded = Entry(name, kind, own_loss, METHODS[kind]()).has_rate
     rate = _rate(name, options.pop("rate", 0.0)) if gridded else 0.0
-    return Entry(name, kind, own_loss, METHODS[kind](**_checked(kind, options)), rate)
+    options = _checked(kind, options)
+    try:
+        method = METHODS[kind](**options)
+    except UserError as error:
+        raise UserError(f"methods: {name}: {error}") from None
+    return Entry(name, kind, own_loss, method, rate)
 
 
 def _rate(name: str, given: Any) -> float:
@@ -156,3 +162,11 @@ def pick(cells: Mapping[float, Mapping[str, Any]], start: Mapping[str, float], m
     if not kept:
         return min(ends)
     return max(kept, key=lambda rate: kept[rate]["objective"])
+
+
+def edge(entry: Entry, rate: float, rates: Sequence[float]) -> str:
+    """`largest` or `smallest` where the picked rate is that of the grid, so that one beyond it might have
+    been picked; else empty, as where nothing was picked."""
+    if not grid(entry, rates, 0):
+        return ""
+    return {min(rates): "smallest", max(rates): "largest"}.get(rate, "")

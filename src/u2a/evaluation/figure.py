@@ -120,8 +120,7 @@ class Figure:
 
     def estimate(self, seed: int = 0) -> Estimate:
         """The figure with its interval: percentiles over examples drawn with replacement."""
-        drawn = self._drawn(_draws(len(self.values), seed))
-        return _estimate(self.value, drawn, len(self.values))
+        return estimate_of(self.value, self.drawn(seed), len(self.values))
 
     def minus(self, other: Figure, seed: int = 0) -> Estimate:
         """This figure minus another model's, paired: the same examples are drawn for both.
@@ -131,12 +130,14 @@ class Figure:
         """
         if self.name != other.name or len(self.values) != len(other.values):
             raise ValueError(f"{self.name} and {other.name} are not over the same examples")
-        rows = _draws(len(self.values), seed)
         with np.errstate(invalid="ignore"):  # infinite perplexities of both
-            drawn = self._drawn(rows) - other._drawn(rows)
-        return _estimate(self.value - other.value, drawn, len(self.values))
+            drawn = self.drawn(seed) - other.drawn(seed)
+        return estimate_of(self.value - other.value, drawn, len(self.values))
 
-    def _drawn(self, rows: NDArray[np.int64]) -> Array:
+    def drawn(self, seed: int = 0) -> Array:
+        """The figure of every replicate, (REPLICATES,), empty where it is not resampled. The same seed draws
+        the same examples of figures that have as many."""
+        rows = _draws(len(self.values), seed)
         if not rows.size or not self.resampled:
             return np.zeros(0)
         step = max(1, _AT_ONCE // max(1, rows.shape[1] * self.values.shape[1]))
@@ -168,7 +169,8 @@ def _draws(count: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(count, size=(REPLICATES, count))
 
 
-def _estimate(value: float, drawn: Array, n: int) -> Estimate:
+def estimate_of(value: float, drawn: Array, n: int) -> Estimate:
+    """`value` of n examples with the 95 % interval of its replicates, where there is one."""
     known = drawn[np.isfinite(drawn)]
     if n < 2 or not len(known) or np.isinf(value) or np.isinf(drawn).any():  # one example has no spread
         return Estimate(value, math.nan, math.nan, n)

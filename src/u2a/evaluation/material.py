@@ -65,18 +65,25 @@ def prompts_of(
     """
     given = {role: list(rows[role]["prompt"]) for role in ("safe_prompts", "unsafe_prompts") if role in rows}
     if "test" in rows:
-        given["prompts"] = _different(rows["test"]["prompt"])
+        given["prompts"] = different_prompts(rows["test"]["prompt"])
     found = {}
     for role, prompts in given.items():
-        found[role] = prompts
-        if 0 < most < len(prompts):
-            drawn = np.random.default_rng(seed).choice(len(prompts), most, replace=False)
-            found[role] = [prompts[place] for place in sorted(drawn)]
+        found[role] = drawn_prompts(prompts, most, seed)
+        if len(found[role]) < len(prompts):
             say(f"{role.replace('_', ' ')}: {most} of {len(prompts)} are answered, drawn by the seed")
     return found
 
 
-def _different(prompts: Sequence[list[Message]]) -> list[list[Message]]:
+def drawn_prompts(prompts: list[list[Message]], most: int, seed: int) -> list[list[Message]]:
+    """At most `most` of them (0 = all), drawn by the seed, in their order."""
+    if not 0 < most < len(prompts):
+        return prompts
+    drawn = np.random.default_rng(seed).choice(len(prompts), most, replace=False)
+    return [prompts[place] for place in sorted(drawn)]
+
+
+def different_prompts(prompts: Sequence[list[Message]]) -> list[list[Message]]:
+    """Each prompt once."""
     found: dict[str, list[Message]] = {}
     for prompt in prompts:
         found.setdefault(json.dumps(prompt), prompt)
