@@ -160,9 +160,7 @@ def test_a_rate_at_the_edge_of_the_grid_is_said(whole):
     assert "(largest)" in result.output or "(smallest)" in result.output
 
 
-def test_models_of_runs_that_are_there_already_are_not_made_and_that_is_said(
-    whole, given, tmp_path, logged
-):
+def test_models_of_runs_that_are_there_already_are_not_made_and_that_is_said(whole, given, tmp_path, logged):
     options = {**given, "keep_models": True, "cells": str(whole[0] / "run" / "cells")}
     result = call(tmp_path, options, "--output", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output + result.stderr
