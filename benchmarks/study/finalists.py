@@ -27,7 +27,8 @@ FINALISTS = ("u2a npo", "u2a joint", "uniform npo", "dpo validation")
 QUESTIONS = 200
 FIGURES = (
     *("margin", "accuracy", "chosen_logprob", "perplexity_retain", "kl", "negative_logprob"),
-    *("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus", "relearned_logprob", "relearned_gap"),
+    *("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus"),
+    *("relearned_logprob", "relearned_gap", "relearned_at"),
     *("margin_8bit", "margin_4bit", "perplexity_retain_4bit"),
     *("answer_tokens", "answer_empty", "answer_repetition", "answer_distinct_2"),
     "harness_true_or_false_acc",
