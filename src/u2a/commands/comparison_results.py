@@ -12,17 +12,9 @@ if TYPE_CHECKING:
     from u2a.compare.outcome import Interval, Outcome
     from u2a.evaluation.figure import Estimate
 
-CORE_FIGURES = frozenset(
-    (
-        *("accuracy", "accuracy_per_token", "margin", "margin_per_token", "implicit_reward_margin"),
-        *(
-            "chosen_logprob",
-            "rejected_logprob",
-            "perplexity_retain",
-            "negative_logprob",
-            "negative_extracted",
-        ),
-    )
+CORE_FIGURES = (
+    *("accuracy", "accuracy_per_token", "margin", "margin_per_token", "implicit_reward_margin"),
+    *("chosen_logprob", "rejected_logprob", "perplexity_retain", "negative_logprob", "negative_extracted"),
 )
 """What the metrics of `CORE_METRICS` give."""
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
@@ -40,7 +32,6 @@ def document(
     from u2a.compare.outcome import interval
 
     original = cells[next(one.name for one in outcomes if one.kind == "original")]
-
     return {
         "schema": 1,
         "budget": {name: values[name] for name in ("steps", "batch_size", "seconds")},
