@@ -62,6 +62,7 @@ def weighing(kind: Any) -> Any:
     """
 
     class Weighing(kind):  # type: ignore[misc, valid-type]
+        data_collator: Any
         desirable_weight: Any
         undesirable_weight: Any
 
