@@ -81,7 +81,8 @@ def test_align_of_a_model_in_two_halves_is_that_of_one_process(tmp_path, flags):
         {n: pq.read_table(path / f"{table}.parquet").to_pandas() for n, path in found.items()}
         for table in ("impact", "weights")
     )
-    np.testing.assert_allclose(scores["two"].impact, scores["alone"].impact, rtol=0.02)
+    scale = scores["alone"].impact.abs().max()  # of the rounding of fd, whichever the negative
+    np.testing.assert_allclose(scores["two"].impact, scores["alone"].impact, rtol=0, atol=5e-3 * scale)
     assert scores["two"].response.tolist() == scores["alone"].response.tolist()
     assert weights["two"].selected.tolist() == weights["alone"].selected.tolist()
     adapters = {n: load_file(path / "adapter" / "adapter_model.safetensors") for n, path in found.items()}

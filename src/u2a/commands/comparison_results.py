@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from u2a.compare.outcome import Interval, Outcome
     from u2a.evaluation.figure import Estimate
 
-CORE_FIGURES = (
+CORE_FIGURES = {
     *("accuracy", "accuracy_per_token", "margin", "margin_per_token", "implicit_reward_margin"),
     *("chosen_logprob", "rejected_logprob", "perplexity_retain", "negative_logprob", "negative_extracted"),
-)
+}
 """What the metrics of `CORE_METRICS` give."""
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
