@@ -10,7 +10,7 @@ and 100 held-out pairs, every method at 16 optimiser steps of 8 answers, learnin
 first seed, three seeds. Training pairs are both answers to the training prompts. Other cases: all 251
 held-out pairs; plenty (246 validation and 471 held-out pairs); a fifth of the negatives mislabelled (they
 are the chosen answers); truthfulqa; 16 to 128 validation pairs; 100 to 700 negatives. The last two kinds take
-two seeds, the others three; all but truthfulqa, which has two rates of its own, take what the main case picked.
+two seeds, the others three; all but truthfulqa, with two rates of its own, take what the main case picked.
 rloo needs --reward-model, what `benchmarks/reward_model.py` made.
 
 The main case takes about 10 hours on one core, each other up to two; two processes of one thread each share

@@ -256,5 +256,5 @@ def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra)
 
 def reward_model_mark(source: str) -> str:
     """A folder by its weights, so that it may stand elsewhere on another machine; a Hub id by its name."""
-    weights = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    weights = sorted(Path(source).expanduser().glob("*.safetensors"))
     return " ".join(file_digest(file) for file in weights) or source
