@@ -45,7 +45,7 @@ def call(command, options):
 
 def test_help_answers_in_half_a_second():
     """Of processor time, which is all that it waits for: the clock would also count what else runs here. On a
-    slow machine, in no more than three times what the two libraries that it needs take there."""
+    slow machine, in no more than five times what the two libraries that it needs take there."""
 
     def seconds(*command: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -54,7 +54,7 @@ def test_help_answers_in_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     found = min(seconds("-m", "u2a.cli", "--help") for _ in range(3))
-    assert found < 0.5 or found < 3 * min(seconds("-c", "import numpy, typer") for _ in range(3))
+    assert found < 0.5 or found < 5 * min(seconds("-c", "import numpy, typer") for _ in range(3))
 
 
 def test_version():
