@@ -9,6 +9,7 @@ READY  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 AUDIT  := .audit
 TOOLS  := $(AUDIT)/.installed
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-slow test-browser lint types check docs package sbom audit clean
 
@@ -43,7 +44,7 @@ demo: $(DEMO)
 
 test: $(READY)
 	@echo "==> tests (make lint, make types: style and types)"
-	@$(BIN)/python -m pytest -m "not gpu and not slow"
+	@$(BIN)/python -m pytest -m "not gpu and not slow" $(WORKERS)
 
 test-slow: $(READY)
 	@echo "==> slow tests (make demo fills the cache that they need)"

@@ -139,9 +139,7 @@ CASES: dict[str, Case] = {
     "held-out-251": Case(POWER, more_held_out, seeds=3),
     "plenty": Case(SIX, plenty, seeds=3),
     "mislabelled": Case([*POWER, {"method": "cosine"}], mislabelled, seeds=3),
-    "truthfulqa": Case(
-        SIX, own_rates=True, data="truthfulqa_pairs", seeds=3, settings={"rates": "2e-4,4e-4"}
-    ),
+    "truthfulqa": Case(SIX, own_rates=True, data="truthfulqa_pairs", seeds=3),
     **{f"validation-{n}": Case(INFORMED, validation_of(n)) for n in (16, 32, 128)},
     **{f"negatives-{n}": Case([SIX[0], SIX[1], JOINT, KTO], negatives_of(n)) for n in (100, 700)},
 }

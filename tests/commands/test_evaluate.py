@@ -98,6 +98,27 @@ def test_it_measures_every_model_with_changes_against_the_original(whole):
     assert (run / "config.yaml").is_file()
 
 
+def test_a_wide_terminal_shows_n_and_every_interval(given, second, tmp_path, monkeypatch):
+    _, options = given
+    chosen = {k: options[k] for k in ("--original", "--test")} | {"--metrics": "preference"}
+    seen = {}
+    for width in (80, 130):
+        monkeypatch.setenv("COLUMNS", str(width))
+        run = tmp_path / str(width)
+        result = call({**chosen, "--output": str(run)}, second)
+        assert result.exit_code == 0, result.output
+        seen[width] = next(line for line in result.output.splitlines() if "margin_per_token" in line)
+        assert max(len(line) for line in result.output.splitlines() if "│" in line) <= width
+    measured = json.loads((run / "evaluation.json").read_text())["models"]["second"]
+    margin = measured["figures"]["margin_per_token"]
+    own = f"{margin['value']:.3g} [{margin['low']:.3g}, {margin['high']:.3g}]"
+    cells = [cell.strip() for cell in seen[130].strip("│").split("│")]
+    assert cells[1] == "4"
+    assert cells[3] == own
+    assert seen[130].count("[") == 3
+    assert seen[80].count("[") == 1
+
+
 def test_answers_are_kept_word_for_word(whole):
     run, _ = whole
     answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ from u2a.commands.evaluation_results import document, outcomes, tables, without_
 from u2a.commands.evaluation_rows import labelled, overlaps, refuse_empty
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
-from u2a.commands.terminal import Bars, give, print_table, say
+from u2a.commands.terminal import Bars, give, print_table, say, terminal_width
 from u2a.evaluation.readings import ORIGINAL, Reading, estimates
 from u2a.plain_yaml import plain_values
 from u2a.runs import RunFolder, write_json
@@ -74,7 +74,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         results = document(figures, rows.names, rows.left_out, values["seed"])
         write_json(run.path / "evaluation.json", results)
         give(results=results)
-        for title, header, lines in tables(figures):
+        for title, header, lines in tables(figures, terminal_width()):
             print_table(title, header, lines)
         _write_report(run, figures, rows)
         for name, each in found.items():

@@ -62,12 +62,16 @@ def without_verdict(figures: Mapping[str, Mapping[str, Reading]]) -> list[str]:
 
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+WHOLE_TABLE = 128
+"""Characters that a table of every interval needs."""
 _ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
-def tables(figures: Mapping[str, Mapping[str, Reading]]) -> list[Table]:
-    """For each model its figures beside the original's and the change, narrow enough for 80 columns."""
+def tables(figures: Mapping[str, Mapping[str, Reading]], width: int = 80) -> list[Table]:
+    """For each model its figures beside the original's and the change: with n and every interval where
+    `width`, in characters, has room for them, else narrow enough for 80 (`evaluation.json` has all)."""
     base = figures[ORIGINAL]
+    whole = width >= WHOLE_TABLE
     found: list[Table] = []
     for model, readings in figures.items():
         if model == ORIGINAL:
@@ -75,13 +79,14 @@ def tables(figures: Mapping[str, Mapping[str, Reading]]) -> list[Table]:
         lines: list[tuple[str, ...]] = [
             (
                 f"{name}{_ARROWS[own.figure.better]}",
-                shown(base[name].estimate, interval=False),
-                shown(own.estimate, interval=False),
+                *([str(own.estimate.n)] if whole else []),
+                shown(base[name].estimate, interval=whole),
+                shown(own.estimate, interval=whole),
                 shown(own.change, sign="+"),
             )
             for name, own in readings.items()
         ]
-        header = ("figure", ORIGINAL, "model", "change [95 %]")
+        header = ("figure", *(["n"] if whole else []), ORIGINAL, "model", "change [95 %]")
         found.append((f"{model} beside the original model", header, lines))
     return found
 

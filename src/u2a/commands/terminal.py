@@ -43,6 +43,7 @@ __all__ = [
     "printable",
     "say",
     "shown_log",
+    "terminal_width",
 ]
 
 errors = Console(stderr=True, highlight=False)
@@ -161,6 +162,11 @@ def print_beside(texts: Mapping[str, str]) -> None:
         table.add_column(Text(printable_lines(name)), ratio=1, overflow="fold")
     table.add_row(*(Text(printable_lines(text)) for text in texts.values()))
     _now.console.print(table)
+
+
+def terminal_width() -> int:
+    """Characters of a line; 80 where there is no terminal and COLUMNS says nothing."""
+    return _now.console.width
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
