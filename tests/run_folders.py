@@ -211,7 +211,7 @@ def verify_run(folder: Path, name: str = "verified") -> Path:
 
 
 def compare_run(folder: Path, name: str = "compared") -> Path:
-    """A `compare` run of three methods."""
+    """A `compare` run of three methods, one with a figure whose change has no interval."""
     run = align_run(folder, name)
     for left in ("impact.parquet", "weights.parquet", "metrics.jsonl"):
         (run / left).unlink()
@@ -227,7 +227,20 @@ def compare_run(folder: Path, name: str = "compared") -> Path:
             "forward_tokens": 100.0,
             "trained_tokens": 50.0,
             "curve": [[0.01, value / 2, 5.0], [0.03, value, seconds]],
+            "figures": {
+                "margin": metric(value, kind, half=0.5),
+                "perplexity_retain": metric(9.0 + value, kind, "lower", half=0.5),
+                "answer_distinct_2": metric(0.5, kind),
+            },
         }
+
+    def metric(value: float, kind: str, better: str = "higher", half: float | None = None) -> dict[str, Any]:
+        def around(middle: float) -> dict[str, float | None]:
+            ends = (None, None) if half is None else (middle - half, middle + half)
+            return {"value": middle, "low": ends[0], "high": ends[1], "n": 8}
+
+        change = None if kind == "original" else around(value % 9.0)
+        return {**around(value), "change": change, "better": better, "unit": "nats"}
 
     methods = {
         "original": method("original", 0.0, 1.0),

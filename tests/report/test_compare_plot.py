@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from run_folders import compare_run
 from u2a.report.compare_plot import compare_plots
 from u2a.types import UserError
 
@@ -60,6 +61,34 @@ def test_cost_leaves_the_original_out(run):
     (trace,) = price.figure["data"]
     assert (trace["x"], trace["y"]) == ([10.0, 20.0], [2.0, 1.0])
     assert price.rows == [["u2a", 10.0, 100.0, 50.0], ["<b>dpo</b>", 20.0, 100.0, 50.0]]
+
+
+def test_every_metric_is_a_mark_large_where_beyond_noise(tmp_path):
+    """The first margin is within noise; `answer_distinct_2` has no interval and no mark, but a line."""
+    path = compare_run(tmp_path) / "comparison.json"
+    found = json.loads(path.read_text())
+    methods = found["methods"]
+    first = next(name for name in methods if "dpo" in name)
+    methods[first]["figures"]["margin"]["change"] |= {"value": -0.1, "low": -0.6, "high": 0.4}
+    path.write_text(json.dumps(found))
+    plot = compare_plots(path.parent)[3]
+    (trace,) = plot.figure["data"]
+    marks = dict(zip(trace["text"], zip(*trace["marker"].values(), strict=True), strict=True))
+    assert marks["u2a, held-out margin, summed"] == ("triangle-up", 13, "--good")
+    assert marks["u2a, perplexity of retain texts"] == ("triangle-up", 13, "--bad")
+    dpo = "&lt;b&gt;dpo&lt;/b&gt; &#36;x_1&#36;"
+    assert marks[f"{dpo}, held-out margin, summed"] == ("triangle-down", 6, "--quiet")
+    assert len(marks) == 4
+    assert plot.figure["layout"]["yaxis"]["ticktext"] == [dpo, "u2a"]
+    assert trace["y"] == [1, 1, 0, 0]
+    assert trace["x"] == [0, 1, 0, 1]
+    line = next(row for row in plot.rows if row[:2] == ["u2a", "held-out margin, summed"])
+    assert line[2:] == ["higher", "nats", 0.0, 2.0, 2.0, "+1.5 to +2.5", 8]
+    assert len(plot.rows) == 6
+
+
+def test_without_figures_there_is_no_map(run):
+    assert [plot.key for plot in compare_plots(run)] == ["methods", "pareto", "price"]
 
 
 def test_other_runs_have_none(tmp_path):

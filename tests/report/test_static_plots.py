@@ -53,7 +53,18 @@ def test_outer_steps_are_whole_and_letters_without_a_glyph_are_no_fault(tmp_path
     assert draw(plots["weights"]).axes[0].get_xticks().tolist() == [1, 2, 3]
     text = (compared := compare_run(tmp_path) / "comparison.json").read_text(encoding="utf-8")
     compared.write_text(text.replace("dpo", "\u4e2d\u6587"), encoding="utf-8")
-    assert len(write_plots([compared.parent], tmp_path / "paper", "png")) == 3
+    assert len(write_plots([compared.parent], tmp_path / "paper", "png")) == 4
+
+
+def test_marks_stand_at_the_names_of_methods_and_metrics(tmp_path: Path) -> None:
+    plots = {plot.key: plot for plot in read_run(compare_run(tmp_path), with_text=False).all_plots}
+    (panel,) = draw(plots["metrics"]).axes
+    assert [words.get_text() for words in panel.get_yticklabels()] == ["<b>dpo</b> $x_1$", "u2a"]
+    assert [words.get_text() for words in panel.get_xticklabels()] == [
+        "held-out margin, summed",
+        "perplexity of retain texts",
+    ]
+    assert (panel.get_xlim(), panel.get_ylim()) == ((-0.5, 1.5), (-0.5, 1.5))
 
 
 def test_points_and_bars_are_the_pages(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The figures of a `compare` run: methods by margin at equal cost, alignment against utility, and cost."""
+"""The figures of a `compare` run: methods by margin at equal cost, alignment against utility, cost, and every
+metric's change."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from u2a.report.evaluate_plot import beyond, change_row, colour_of_change, in_words
 from u2a.report.figure import Cell, Plot, figure, named_bars, plain, vertical, word
 from u2a.report.record import parsed, read_file
 from u2a.types import UserError
@@ -17,7 +19,7 @@ Methods = Mapping[str, Mapping[str, Any]]
 
 
 def compare_plots(run: Path) -> list[Plot]:
-    """The three figures, none when the run folder is not one of `compare`.
+    """The figures (of metrics only where some changed), none when the run folder is not one of `compare`.
 
     Raises:
         UserError: `comparison.json` is not what a run writes.
@@ -29,7 +31,7 @@ def compare_plots(run: Path) -> list[Plot]:
         found = parsed(read_file(path))
         methods: Methods = found["methods"]
         rise = float(found["nll_rise"])
-        return [_bars(methods, rise), _pareto(methods, rise), _cost(methods)]
+        return [_bars(methods, rise), _pareto(methods, rise), _cost(methods), *_metrics(methods)]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not what a run writes ({error!r}); write the run again") from None
 
@@ -142,6 +144,64 @@ def _cost(methods: Methods) -> Plot:
         ["method", "seconds", "tokens without a gradient", "tokens with one"],
         rows,
     )
+
+
+def _metrics(methods: Methods) -> list[Plot]:
+    """Methods × metrics at the end: which changes from the original model are beyond noise."""
+    figures: Methods = {name: one.get("figures", {}) for name, one in methods.items()}
+    original: Mapping[str, Any] = next(
+        (figures[name] for name, one in methods.items() if one["method"] == "original"), {}
+    )
+    changed = {
+        (name, key): one
+        for name in figures
+        for key, one in figures[name].items()
+        if key in original and one["change"] is not None
+    }
+    if not any(beyond(one["change"]) is not None for one in changed.values()):
+        return []
+    return [
+        Plot(
+            "metrics",
+            "What else changed",
+            "Every metric at the end of each method's run against the original model: up or down, large "
+            "where the change is beyond the noise of seeds and examples. Green is for the better, red for "
+            "the worse, grey has no better direction or is within noise.",
+            _map(changed),
+            ["method", "figure", "better", "unit", "original", "method's", "change", "95 % interval", "n"],
+            [[name, *change_row(key, one, original[key])] for (name, key), one in changed.items()],
+        )
+    ]
+
+
+def _map(changed: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """A mark for each method's change of a figure; those without an interval have none."""
+    sizes = {at: size for at, one in changed.items() if (size := beyond(one["change"])) is not None}
+    names = list(dict.fromkeys(name for name, _ in sizes))[::-1]  # plotly draws upwards
+    keys = list(dict.fromkeys(key for _, key in sizes))
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [keys.index(key) for _, key in sizes],
+        "y": [names.index(name) for name, _ in sizes],
+        "text": [word(f"{name}, {in_words(key)}", 90) for name, key in sizes],
+        "marker": {
+            "symbol": ["triangle-up" if size > 0 else "triangle-down" for size in sizes.values()],
+            "size": [13 if abs(size) >= 1 else 6 for size in sizes.values()],
+            "color": [colour_of_change(at[1], changed[at]["better"], size) for at, size in sizes.items()],
+        },
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    drawn = figure([points], "", "", height=220 + 26 * len(names))
+    for axis, words in (("xaxis", [in_words(key) for key in keys]), ("yaxis", names)):
+        drawn["layout"][axis] |= {
+            "tickvals": list(range(len(words))),
+            "ticktext": [word(each) for each in words],
+            "range": [-0.5, len(words) - 0.5],
+            "zeroline": False,
+        }
+    drawn["layout"]["xaxis"]["tickangle"] = -45
+    return drawn
 
 
 def _colour(one: Mapping[str, Any]) -> str:

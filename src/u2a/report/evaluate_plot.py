@@ -104,7 +104,7 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
         "orientation": "h",
         "x": [plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
         "y": [word(in_words(name)) for name, _ in shown],
-        "marker": {"color": [_colour(name, figures[name]["better"], size) for name, size in shown]},
+        "marker": {"color": [colour_of_change(name, figures[name]["better"], size) for name, size in shown]},
         "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
     }
     drawn = named_bars(bars, "change, in half-widths of its 95 % interval", 140 + 22 * max(1, len(shown)))
@@ -118,7 +118,7 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
         "the table.",
         drawn,
         ["figure", "better", "unit", "original", "model", "change", "95 % interval", "n"],
-        [_row(key, one, original[key]) for key, one in figures.items()],
+        [change_row(key, one, original[key]) for key, one in figures.items()],
     )
 
 
@@ -130,13 +130,15 @@ def beyond(change: Mapping[str, Any]) -> float | None:
     return float(2 * value / (high - low))
 
 
-def _colour(name: str, better: str, size: float) -> str:
+def colour_of_change(name: str, better: str, size: float) -> str:
+    """Of a change of `size` half-widths."""
     if better == "neither" or abs(size) < 1 or in_words(name) == DISTANCE:
         return "--quiet"
     return "--good" if (size > 0) == (better == "higher") else "--bad"
 
 
-def _row(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> list[Cell]:
+def change_row(name: str, one: Mapping[str, Any], original: Mapping[str, Any]) -> list[Cell]:
+    """A figure's line in a table of numbers: words, better, unit, original, own, change, interval, n."""
     change = one["change"]
     low, high = change["low"], change["high"]
     interval = NOTHING if low is None else f"{number(low, signed=True)} to {number(high, signed=True)}"

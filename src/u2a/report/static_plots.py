@@ -113,10 +113,9 @@ def draw(plot: Plot) -> Figure:
     for name, panel in axes.items():
         _look(panel, layout["yaxis" + name[1:]]["title"]["text"])
     _words(panels[-1].set_xlabel(layout["xaxis"]["title"]["text"]))
-    if "tickvals" in layout["xaxis"]:
-        panels[-1].set_xticks(layout["xaxis"]["tickvals"])
     for trace in plot.figure["data"]:
         _trace(axes[trace.get("yaxis", "y")], trace)
+    _ticks(panels[-1], layout)
     for shape in layout.get("shapes", []):
         _shape(axes, shape)
     for note in layout.get("annotations", []):
@@ -135,6 +134,20 @@ def draw(plot: Plot) -> Figure:
         for words in panels[0].legend(fontsize=7, frameon=False).get_texts():
             _words(words)
     return drawn
+
+
+def _ticks(panel: Axes, layout: Mapping[str, Any]) -> None:
+    """Those that the figure asks for, and its limits; names below stand upright, so that many have room."""
+    for name, axis in (("x", panel.xaxis), ("y", panel.yaxis)):
+        own = layout[f"{name}axis"]
+        if "tickvals" in own:
+            shown = own.get("ticktext")
+            axis.set_ticks(own["tickvals"], shown and [html.unescape(each) for each in shown])
+            for words in axis.get_ticklabels() if shown else []:
+                words.set_parse_math(False)
+                words.set_rotation(90 if name == "x" else 0)
+        if "range" in own:
+            panel.set(**{f"{name}lim": own["range"]})
 
 
 def _look(panel: Axes, title: str) -> None:
