@@ -340,9 +340,12 @@ def test_a_judges_verdicts_by_hand_and_a_second_run_asks_nothing(given, second, 
         assert len(server.asked) == 4 * 2 + 2
         kept = tmp_path / "one" / "judge_answers.jsonl"
         again = {**few, "--output": str(tmp_path / "two"), "--judge-cache": str(kept)}
-        assert call(again, *judged).exit_code == 0
+        repeated = call(again, *judged)
+        assert repeated.exit_code == 0
         assert len(server.asked) == 10
     assert "to send: 10 requests" in result.output
+    assert "replies on disk" not in result.output
+    assert "none of the 10 replies on disk were asked for again" in " ".join(repeated.output.split())
     assert "second: judge_win: 1 of 4 prompts have no verdict" in result.stderr
     documents = [json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two")]
     assert documents[0] == documents[1]

@@ -123,6 +123,10 @@ class JudgeClient:
             f"key: {'the one in' if key_in(self.key_variable) else 'none, nothing in'} ${self.key_variable}"
         )
 
+    def kept(self) -> int:
+        """How many answers are in the cache: whoever asks for them again sends nothing."""
+        return len(self._kept.read())
+
     def check(self) -> None:
         """Looks for what would keep every request from being answered. Sends nothing.
 

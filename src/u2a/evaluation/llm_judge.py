@@ -124,7 +124,9 @@ class LLMJudge:
             if model:
                 requests |= pair_requests(pairs, [own] * len(pairs), [longest] * len(pairs))
             asked |= {f"model {model}, {name}": messages for name, messages in requests.items()}
-        return f"{self.client.describe(asked)}\n(at most: as if every answer had --max-new-tokens)"
+        kept = 0 if isinstance(self.client, OwnJudge) else self.client.kept()
+        less = f", and none of the {kept:,} replies on disk were asked for again" if kept else ""
+        return f"{self.client.describe(asked)}\n(at most: as if every answer had --max-new-tokens{less})"
 
     def measure(self, subject: Subject | Answered, material: Material) -> list[Figure]:
         """Those of the two whose prompts are there, a value a prompt and whether it has one.
