@@ -34,6 +34,11 @@ KTO = {"method": "kto", "name": "kto validation", "pairs": "validation", "undesi
 SFT = {"method": "sft", "name": "sft validation", "pairs": "validation"}
 
 
+NPO_RATE, PAIRS_RATE = 2e-4, 4e-4
+"""What the main case's grid picked for u2a, uniform, random-k and selected alike with npo, and for DPO and
+KTO alike: variants of those take it, without a grid of their own, to keep the study to its size."""
+
+
 def unlearning(kind: str, loss: str) -> dict[str, Any]:
     """`u2a npo` and the like."""
     return {"method": kind, "name": f"{kind} {loss}", "loss": loss}
@@ -44,11 +49,11 @@ def every_method() -> list[dict[str, Any]]:
     kinds = ("u2a", "uniform", "random-k")
     return [
         *(unlearning(kind, loss) for loss in ("npo", "graddiff") for kind in kinds),
-        *(JOINT, DPO, KTO, {**KTO, "name": "kto weighted", "weighted": True}, SFT, {"method": "climb"}),
-        *(
-            {"method": kind}
-            for kind in ("dpo", "kto", "sft", "selected", "weights", "cosine", "static", "d2o")
-        ),
+        *(JOINT, DPO, KTO, SFT, {"method": "climb"}),
+        *({"method": kind} for kind in ("dpo", "kto", "sft", "selected")),
+        *({"method": kind, "rate": NPO_RATE} for kind in ("weights", "cosine", "static")),
+        {**KTO, "name": "kto weighted", "weighted": True, "rate": PAIRS_RATE},
+        {"method": "d2o", "rate": PAIRS_RATE},
         {"method": "retrain", "pretrained": "demo"},
         {"method": "rloo", "longest": 48},
         *(unlearning(kind, loss) for loss in ("ga", "simnpo") for kind in kinds),

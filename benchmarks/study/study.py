@@ -7,10 +7,11 @@
 Each case is `u2a compare` with a configuration. The main one, hh_harmless: the original model, split and rows
 of `main_job.py` (SmolLM2-135M fine-tuned on 35 % chosen and 65 % rejected answers, short rows), 64 validation
 and 100 held-out pairs, every method at 16 optimiser steps of 8 answers, learning rates from one grid at the
-first seed, three seeds. Training pairs are both answers to the training prompts. Other cases: all 251
-held-out pairs; plenty (246 validation and 471 held-out pairs); a fifth of the negatives mislabelled (they
-are the chosen answers); truthfulqa; 16 to 128 validation pairs; 100 to 700 negatives. The last two kinds take
-two seeds, the others three; all but truthfulqa, with two rates of its own, take what the main case picked.
+first seed (variants of a method take that method's), three seeds. Training pairs are both answers to the
+training prompts. Other cases: all 251 held-out pairs; plenty (246 validation and 471 held-out pairs); a fifth
+of the negatives mislabelled (they are the chosen answers); truthfulqa; 16 to 128 validation pairs; 100 to 700
+negatives. The last two kinds take two seeds, the others three; all but truthfulqa, with a grid of its own,
+take what the main case picked.
 rloo needs --reward-model, what `benchmarks/reward_model.py` made.
 
 The main case takes about 10 hours on one core, each other up to two; two processes of one thread each share

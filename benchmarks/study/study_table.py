@@ -82,9 +82,9 @@ def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
 
 
 def picked_rate(folder: Path, method: str) -> float:
-    """The learning rate that the main case's grid picked for a method; 0 while the grid is not whole."""
+    """The learning rate that the main case gave a method, or its grid picked; 0 while that is not whole."""
     entry = next(e for e in parse_methods(every_method(), SETTINGS["loss"]) if e.name == method)
-    return _picked(folder, entry, CASES["hh_harmless"])
+    return entry.rate or _picked(folder, entry, CASES["hh_harmless"])
 
 
 def _picked(folder: Path, entry: Entry, case: Case) -> float:
@@ -101,7 +101,7 @@ def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dic
     rate = 0.0
     if entry.has_rate:
         source = case if CASES[case].own_rates else "hh_harmless"
-        rate = _picked(folder / source, entry, CASES[source])
+        rate = entry.rate or _picked(folder / source, entry, CASES[source])
         if not rate:
             return []
     found = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]
