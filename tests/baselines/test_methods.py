@@ -11,7 +11,7 @@ from u2a.baselines import preference as preference_methods
 from u2a.baselines import unlearning as unlearning_methods
 from u2a.baselines.preference import D2o, Dpo, Kto
 from u2a.baselines.unlearning import first_weights
-from u2a.evaluation.subject import Answer
+from u2a.generation import ending_tokens, sampled
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
 from u2a.ledger import snapshot
@@ -213,6 +213,69 @@ def test_trains_within_its_budget_and_leaves_the_policy_whole(tmp_path, name):
     torch.testing.assert_close(reference.double(), stage.problem.objective.reference.double())
 
 
+@pytest.mark.parametrize("name", TRL)
+def test_an_adapter_that_trl_would_round_keeps_its_numbers(tmp_path, name):
+    """TRL turns the adapter of a quantised model into bfloat16, for every cell after it too."""
+    pytest.importorskip("trl")
+    stage = tiny_stage(tmp_path, random_b=False, dtype=torch.float32)
+    stage.problem.policy.model.get_base_model().is_loaded_in_8bit = True  # what TRL looks at
+    seen = []
+
+    class Looking(type(stage.watch)):
+        def on_step_begin(self, *args, **kwargs):
+            seen.append({p.dtype for p in stage.problem.policy.trainable().values()})
+            return super().on_step_begin(*args, **kwargs)
+
+    stage.watch.__class__ = Looking
+    with stage.watch.running():
+        METHODS[name](**({"longest": 4} if name in ("d2o", "rloo") else {})).train(stage)
+    assert seen == [{torch.float32}] * 2
+    assert {p.dtype for p in stage.problem.policy.trainable().values()} == {torch.float32}
+
+
+def test_a_model_that_trl_refuses_is_a_failure_of_the_method(tmp_path, monkeypatch):
+    trl = pytest.importorskip("trl")
+
+    def refuses(*_, **__):
+        raise ValueError("no such model")
+
+    monkeypatch.setattr(trl, "DPOTrainer", refuses)
+    with pytest.raises(UserError, match="TRL refuses it: no such model"):
+        Dpo().train(tiny_stage(tmp_path, random_b=False))
+
+
+def test_rloo_refuses_too_few_prompts_for_a_step(tmp_path):
+    """TRL would leave the incomplete batch out, and train nothing."""
+    stage = tiny_stage(tmp_path, random_b=False)
+    stage.watch.budget = Budget(steps=2, batch_size=32)
+    with pytest.raises(UserError, match="takes 8 prompts of 4 samples each, and there are 4 validation"):
+        METHODS["rloo"](longest=4).train(stage)
+    METHODS["rloo"](samples=8).check_prompts(4, 32)
+
+
+def test_retraining_loads_as_the_original_was_loaded(tmp_path, monkeypatch):
+    asked = {}
+
+    def loads(source, **options):
+        asked.update(options, source=source)
+        raise UserError("enough")
+
+    monkeypatch.setattr("u2a.baselines.imitation.load_policy", loads)
+    stage = tiny_stage(tmp_path, random_b=False, seed=3)
+    stage.load_options = {
+        "lora_rank": 2,
+        "lora_targets": "q_proj",
+        "lora_alpha": 5,
+        "seed": 0,
+        "device": None,
+    }
+    with pytest.raises(UserError, match="enough"):
+        METHODS["retrain"](pretrained="base").train(stage)
+    assert asked["source"] == "base"
+    assert (asked["lora_targets"], asked["lora_alpha"], asked["seed"]) == ("q_proj", 5, 3)
+    assert asked["device"] == stage.problem.policy.device
+
+
 def test_the_original_stays(tmp_path):
     stage = tiny_stage(tmp_path, random_b=False)
     before = snapshot(stage.problem)
@@ -325,6 +388,14 @@ def test_a_last_batch_of_one_gets_company(tmp_path, monkeypatch):
 
 
 def test_d2o_prefers_the_models_own_answers(tmp_path, monkeypatch):
+    """As they were drawn: with the token that ended one, and none behind one that was cut."""
+    drawn = []
+
+    def spied(policy, prompts, **how):
+        drawn.extend(zip(prompts, (found := sampled(policy, prompts, **how)), strict=True))
+        return found
+
+    monkeypatch.setattr(preference_methods, "sampled", spied)
     found = captured(monkeypatch)
     stage = tiny_stage(tmp_path, random_b=False)
     D2o(samples=2, longest=5).train(stage)
@@ -334,20 +405,29 @@ def test_d2o_prefers_the_models_own_answers(tmp_path, monkeypatch):
     known = [list(ids[s:]) for ids, s in zip(stage.problem.negative_texts["input_ids"], starts, strict=True)]
     assert all(ids in known for ids in rejected)
     assert 6 < len(rejected) <= 12
-    assert all(len(row["chosen_ids"]) >= 1 for row in found["rows"])
+    assert all((row["prompt_ids"], row["chosen_ids"]) in drawn for row in found["rows"])
+    ends = ending_tokens(stage.problem.policy)
+    cut = [row["chosen_ids"] for row in found["rows"] if len(row["chosen_ids"]) == 5]
+    assert cut
+    assert any(ids[-1] not in ends for ids in cut)
+
+
+def test_d2o_draws_from_the_seed_and_anew_for_each_sample(tmp_path, monkeypatch):
+    rows = []
+    for seed in (0, 0, 1):
+        found = captured(monkeypatch)
+        D2o(samples=2, longest=5).train(tiny_stage(tmp_path, random_b=False, seed=seed))
+        rows.append([row["chosen_ids"] for row in found["rows"]])
+    assert rows[0] == rows[1] != rows[2]
+    assert rows[0][: len(rows[0]) // 2] != rows[0][len(rows[0]) // 2 :]
 
 
 def test_d2o_without_an_answer_to_prefer_says_so(tmp_path, monkeypatch):
-    class Silent:
-        def __init__(self, *_args, **_options):
-            pass
-
-        def answers(self, _role, prompts):
-            return [Answer("", 0, True) for _ in prompts]
-
-    monkeypatch.setattr(preference_methods, "Subject", Silent)
+    stage = tiny_stage(tmp_path, random_b=False)
+    end = min(ending_tokens(stage.problem.policy))
+    monkeypatch.setattr(preference_methods, "sampled", lambda _policy, prompts, **_: [[end] for _ in prompts])
     with pytest.raises(UserError, match="nothing to prefer"):
-        D2o().train(tiny_stage(tmp_path, random_b=False))
+        D2o().train(stage)
 
 
 @pytest.mark.parametrize(

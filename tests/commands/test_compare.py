@@ -1,6 +1,7 @@
 """`u2a compare` from end to end on a tiny saved model: cells, table, resuming, refusals."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from u2a.commands.comparison_plan import read_rows
 from u2a.commands.comparison_results import CORE_FIGURES
 from u2a.commands.schemas import COMPARE
 from u2a.compare.cells import CellStore
+from u2a.run_lock import RunLock
 from u2a.types import UserError
 
 PAIRS = [
@@ -277,6 +279,16 @@ def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_pa
             "`joint` climbs J on preference",
         ),
         ({"colour": "red"}, "unknown key 'colour'"),
+        ({"methods": [{"method": "uniform", "loss": "ga+kl"}], "lora_rank": 0}, "give --lora-rank above 0"),
+        ({"methods": [{"method": "climb", "loss": "simnpo"}]}, "climb does not unlearn by a `loss`"),
+        (
+            {"methods": [{"method": "kto", "pairs": "validation", "loss": "simnpo"}]},
+            "kto does not unlearn by a `loss`",
+        ),
+        (
+            {"methods": ["rloo"], "reward_model": "x", "batch_size": 16},
+            "rloo: a step of --batch-size 16 takes 4 prompts of 4 samples each, and there are 3",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_said_before_any_model_is_loaded(given, tmp_path, change, message):
@@ -315,7 +327,8 @@ def test_a_retain_term_needs_two_retain_rows(given, tmp_path):
 
 def test_training_pairs_are_checked_and_their_leaks_told(given, tmp_path):
     """Before a model is loaded; a method that trains on the test's prompts wins for the wrong reason."""
-    plan = SimpleNamespace(entries=[SimpleNamespace(loss="npo", method=SimpleNamespace(needs=("training",)))])
+    sft = SimpleNamespace(kind="sft", loss="npo", takes_loss=False, method=METHODS["sft"]())
+    plan = SimpleNamespace(entries=[sft])
     rows = [*PAIRS[2:4], {"prompt": "New?", "chosen": "Yes.", "rejected": "No."}]
     config = tmp_path / "compare.yaml"
     config.write_text(yaml.safe_dump({**given, "pairs": jsonl(tmp_path / "train.jsonl", rows)}))
@@ -357,7 +370,7 @@ def test_comparisons_share_their_cells(whole, given, tmp_path):
     "change, message",
     [
         ({"steps": 3}, "made with other options of original"),
-        ({"beta": 0.5}, "made with other options of original"),
+        ({"beta": 0.5}, "made with other options of uniform"),
         ({"objective_beta": 0.5}, "made with other options of original"),
         ({"curvature_gamma": 2.0}, "made with other options of original"),
         ({"retain": ""}, "made with other options of original"),
@@ -371,18 +384,123 @@ def test_cells_of_other_settings_are_refused(whole, given, tmp_path, change, mes
     assert message in result.stderr
 
 
-def test_cells_of_another_model_are_refused(whole, given, tmp_path):
+@pytest.mark.parametrize("methods", [["uniform"], ["uniform", "static"]])
+def test_cells_of_another_model_are_refused(whole, given, tmp_path, methods):
+    """Also where none is missing, so that no model would have to be loaded."""
     folder, _ = whole
     other = save_tiny(tmp_path / "other", "llama", seed=3)
     options = {
         **given,
         "model": str(other),
-        "methods": ["uniform", "static"],
+        "methods": methods,
         "cells": str(folder / "run" / "cells"),
     }
     result = call(tmp_path, options, "--output", str(tmp_path / "run"))
     assert result.exit_code == 2
     assert "began at another model" in result.stderr
+
+
+def test_cells_of_a_model_that_only_likes_the_negatives_otherwise_are_refused(whole, given, tmp_path):
+    """Its U may be the same: an original and what was unlearned from it."""
+    cells = shutil.copytree(whole[0] / "run" / "cells", tmp_path / "cells")
+    for path in cells.glob("uniform-*.json"):
+        cell = json.loads(path.read_text())
+        cell["start"]["negative_logprob"] -= 0.05
+        path.write_text(json.dumps({**cell, "model": "another"}))
+    options = {**given, "methods": ["uniform"], "cells": str(cells)}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "began at another model: its negative_logprob was" in result.stderr
+
+
+def test_cells_of_the_same_model_elsewhere_are_taken(whole, given, tmp_path):
+    """A copy by its mark, without loading it; one whose numbers differ a little, by what it begins at."""
+    folder, _ = whole
+    copy = shutil.copytree(given["model"], tmp_path / "copy")
+    options = {**given, "model": str(copy), "methods": ["uniform"], "cells": str(folder / "run" / "cells")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("u2a.commands.compare.load_model", lambda *_: pytest.fail("loaded a model"))
+        result = call(tmp_path, options, "--output", str(tmp_path / "one"))
+    assert result.exit_code == 0, result.output + result.stderr
+    cells = shutil.copytree(folder / "run" / "cells", tmp_path / "cells")
+    for path in cells.glob("*.json"):
+        cell = {
+            k: v for k, v in json.loads(path.read_text()).items() if k != "model"
+        }  # of before it was noted
+        path.write_text(json.dumps(cell))
+    result = call(tmp_path, {**options, "cells": str(cells)}, "--output", str(tmp_path / "two"))
+    assert result.exit_code == 0, result.output + result.stderr
+    documents = [json.loads((tmp_path / run / "comparison.json").read_text()) for run in ("one", "two")]
+    assert documents[0] == documents[1]
+
+
+def test_cells_of_before_that_note_a_loss_for_methods_without_one_are_taken(given, tmp_path):
+    options = {**given, "methods": [{"method": "sft", "pairs": "validation"}], "rates": "1e-3", "seeds": 1}
+    assert call(tmp_path, options, "--output", str(tmp_path / "run")).exit_code == 0
+    (path,) = (tmp_path / "run" / "cells").glob("sft-*.json")
+    cell = json.loads(path.read_text())
+    assert not {"loss", "loss_options"} & set(cell["settings"])
+    cell["settings"] |= {"loss": "npo", "loss_options": {}}
+    path.write_text(json.dumps(cell))
+    again = call(tmp_path, options, "--output", str(tmp_path / "run"), "--resume")
+    assert again.exit_code == 0, again.output + again.stderr
+
+
+def test_a_rate_that_another_seed_picked_is_not_taken(whole, given, tmp_path):
+    folder, _ = whole
+    options = {**given, "methods": ["uniform"], "seed": 7, "cells": str(folder / "run" / "cells")}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "grid.json was made with --seed 0; name another --cells" in result.stderr
+
+
+def test_without_retain_rows_it_is_said_who_learns_what_usefulness_is_measured_on(given, tmp_path):
+    methods = ["uniform", {"method": "sft", "pairs": "validation"}]
+    options = {**given, "retain": "", "rates": "1e-3", "seeds": 1, "methods": methods}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output + result.stderr
+    said = "without --retain usefulness is measured on the preferred validation answers, which sft train on"
+    assert said in " ".join(result.stderr.split())
+    figures = json.loads((tmp_path / "run" / "comparison.json").read_text())["methods"]["sft"]["figures"]
+    assert "margin" in figures
+    assert "perplexity_retain" not in figures
+
+
+def test_a_method_that_runs_out_of_memory_does_not_stop_the_others(given, tmp_path, monkeypatch):
+    def too_much(_self, _stage):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(METHODS["climb"], "train", too_much)
+    options = {**given, "rates": "1e-3", "seeds": 1, "methods": ["climb", "uniform"]}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 1, result.output + result.stderr
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert found["failed"]["climb"].startswith("out of memory in climb. Lower --max-length")
+    assert "uniform" in found["methods"]
+
+
+def test_a_method_without_a_step_is_no_result(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(METHODS["climb"], "train", lambda _self, _stage: None)
+    options = {**given, "rates": "1e-3", "seeds": 1, "methods": ["climb"]}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 1
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert found["failed"]["climb"].startswith("climb made no step")
+
+
+def test_who_joins_leaves_failed_cells_to_the_run_that_made_them(given, tmp_path, monkeypatch):
+    """Else that run might end without them; and a method whose cell is gone has failed, and says why."""
+    options = {**given, "rates": "1e-3", "seeds": 1, "methods": ["climb", "uniform"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["climb"], "train", lambda _self, _stage: None)
+        assert call(tmp_path, options, "--output", str(tmp_path / "run")).exit_code == 1
+    other = RunLock.take(tmp_path / "run", shared=True)
+    joined = call(tmp_path, options, "--output", str(tmp_path / "run"), "--resume")
+    assert joined.exit_code == 1
+    assert "climb made no step" in joined.output
+    other.release()
+    alone = call(tmp_path, options, "--output", str(tmp_path / "run"), "--resume")
+    assert alone.exit_code == 0, alone.output + alone.stderr
 
 
 def test_the_report_shows_the_comparison(whole):

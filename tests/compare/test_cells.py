@@ -74,9 +74,13 @@ def test_a_cell_under_way_is_nobody_elses(tmp_path):
 
 
 def test_cells_are_json(tmp_path):
-    store = CellStore(tmp_path, {"uniform": {"loss": "npo"}})
+    store = CellStore(tmp_path, {"uniform": {"loss": "npo"}}, "a model")
     store.write(NAME, {"seconds": 1.0})
-    assert json.loads((tmp_path / NAME.file).read_text()) == {"seconds": 1.0, "settings": {"loss": "npo"}}
+    assert json.loads((tmp_path / NAME.file).read_text()) == {
+        "seconds": 1.0,
+        "model": "a model",
+        "settings": {"loss": "npo"},
+    }
 
 
 MAKER = """

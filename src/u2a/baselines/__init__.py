@@ -18,7 +18,7 @@ from u2a.baselines.reinforce import Rloo
 from u2a.baselines.stage import Budget, Point, Spent, Stage, Watch
 from u2a.baselines.unlearning import U2A, Cosine, RandomK, Selected, Static, Uniform, WeightsAlone
 
-__all__ = ["METHODS", "Budget", "Method", "Point", "Spent", "Stage", "Watch"]
+__all__ = ["METHODS", "UNLEARNING", "Budget", "Method", "Point", "Spent", "Stage", "Watch"]
 
 
 class Method(Protocol):
@@ -52,3 +52,5 @@ METHODS: dict[str, type] = {
     "climb": Climb,
 }
 """Name -> method class."""
+UNLEARNING = ("u2a", "uniform", "random-k", "selected", "weights", "cosine", "static")
+"""Those that unlearn, by the loss of their entry."""

@@ -75,13 +75,12 @@ class Retrain(Checked):
         if stage.mixture is None:
             raise UserError("--mixture is missing: the good answers that the original was made with")
         present = stage.problem.policy
-        policy = load_policy(
-            self.pretrained,
-            lora_rank=stage.rank,
-            dtype=str(present.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
-            seed=stage.seed,
-            device=present.device,
-        )
+        as_present = {
+            "lora_rank": stage.rank,
+            "dtype": str(present.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        }
+        own = {"seed": stage.seed, "device": present.device}
+        policy = load_policy(self.pretrained, **{**as_present, **stage.load_options, **own})
         stage.replace_policy(policy)
         fine_tune(
             policy,

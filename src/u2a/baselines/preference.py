@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +16,11 @@ from u2a.baselines.trl_run import answer_rows, pair_rows, run, seeded_order
 from u2a.baselines.unlearning import ETA, SELECT, first_weights
 from u2a.config import option
 from u2a.data.collate import tokenize_rows
-from u2a.evaluation.subject import Sampling, Subject
+from u2a.generation import sampled
 from u2a.types import UserError
 
+AT_ONCE = 16
+"""Prompts that are answered at once."""
 BETA = "β, per nat; the larger, the closer to the original model."
 
 
@@ -126,23 +129,53 @@ class D2o(Checked):
 
     def train(self, stage: Stage) -> None:
         """Samples, then trains in place."""
-        negatives = stage.problem.negatives.select(np.flatnonzero(stage.problem.prior > 0))
-        prompts, bad = list(negatives["prompt"]), list(negatives["response"])
-        rows = []
-        for k in range(self.samples):
-            sampling = Sampling(self.longest, temperature=1.0, seed=1000 * stage.seed + k)
-            own = Subject("original", stage.problem.policy, stage.problem.renderer, sampling, task=stage.task)
-            answers = [answer.text for answer in own.answers("own", prompts)]
-            rows += [
-                {"prompt": p, "chosen": own_answer, "rejected": rejected}
-                for p, own_answer, rejected in zip(prompts, answers, bad, strict=True)
-                if own_answer.strip() not in ("", rejected.strip())  # nothing to tell apart
-            ]
+        problem = stage.problem
+        usable: list[int] = np.flatnonzero(problem.prior > 0).tolist()
+        bad = answer_rows(problem.negative_texts.select(usable), False)
+        prompts = [problem.renderer.encode_prompt(p) for p in problem.negatives["prompt"]]
+        texts = [text.strip() for text in problem.negatives["response"]]
+        rows = [
+            # one prompt for both answers: a long negative has cost its own the beginning
+            {
+                "prompt_ids": min(prompts[i], negative["prompt_ids"], key=len),
+                "chosen_ids": own,
+                "rejected_ids": negative["completion_ids"],
+            }
+            for k in range(self.samples)
+            for i, negative, own in zip(usable, bad, self._own(stage, prompts, usable, k), strict=True)
+            if _text(stage, own) not in ("", texts[i])  # nothing to tell apart
+        ]
         if not rows:
             raise UserError(
                 "d2o: every own answer is empty or the negative itself, so there is nothing to prefer; raise "
                 "`samples` or `longest`"
             )
         size = max(1, stage.budget.batch_size // 2)
-        pairs = pair_rows(stage, Dataset.from_list(rows))
-        run(stage, "DPOTrainer", "DPOConfig", pairs, batch_size=size, beta=self.beta)
+        run(stage, "DPOTrainer", "DPOConfig", Dataset.from_list(rows), batch_size=size, beta=self.beta)
+
+    def _own(
+        self, stage: Stage, prompts: Sequence[list[int]], usable: Sequence[int], k: int
+    ) -> list[list[int]]:
+        """Draw k for each prompt that is used, from the model's own distribution: token ids, with the one
+        that ended it, or without where none did within `longest`."""
+        order = sorted(usable, key=lambda i: (-len(prompts[i]), i))
+        found: dict[int, list[int]] = {}
+        with stage.task(f"own answers, {k + 1} of {self.samples}", len(order)) as progress:
+            for begin in range(0, len(order), AT_ONCE):
+                some = order[begin : begin + AT_ONCE]
+                seed = int(np.random.SeedSequence((stage.seed, k, begin)).generate_state(1)[0])
+                drawn = sampled(
+                    stage.problem.policy,
+                    [prompts[i] for i in some],
+                    max_new_tokens=self.longest,
+                    seed=seed,
+                )
+                found.update(zip(some, drawn, strict=True))
+                if progress:
+                    progress(len(some))
+        return [found[i] for i in usable]
+
+
+def _text(stage: Stage, tokens: list[int]) -> str:
+    text: str = stage.problem.policy.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.strip()

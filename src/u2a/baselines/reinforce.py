@@ -11,7 +11,7 @@ from transformers import PrinterCallback
 
 from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
-from u2a.baselines.trl_run import classes, common_arguments, lent
+from u2a.baselines.trl_run import classes, common_arguments, lent, own_numbers
 from u2a.config import option
 from u2a.training_config import on_one_card
 from u2a.types import Message, UserError
@@ -27,8 +27,21 @@ class Rloo(Checked):
     longest: int = option(64, "Tokens of an answer at most.", least=1)
     beta: float = option(0.05, "Weight of the KL from the original model; 0 = none.", least=0)
 
+    def check_prompts(self, prompts: int, batch_size: int) -> None:
+        """Refuses too few prompts for a step: TRL leaves out an incomplete batch, and would train nothing.
+
+        Raises:
+            UserError: names both numbers.
+        """
+        if prompts < (needed := max(1, batch_size // self.samples)):
+            raise UserError(
+                f"a step of --batch-size {batch_size} takes {needed} prompts of {self.samples} samples each, "
+                f"and there are {prompts} validation prompts; raise `samples` or lower --batch-size"
+            )
+
     def train(self, stage: Stage) -> None:
         """Samples and trains in place."""
+        self.check_prompts(len(stage.validation), stage.budget.batch_size)
         scorer = stage.scorer
         if scorer is None:
             raise UserError("--reward-model is missing: what answers are scored by")
@@ -51,13 +64,14 @@ class Rloo(Checked):
         )
         prompts = Dataset.from_list([{"prompt": list(p)} for p in stage.validation["prompt"]])
         with lent(stage.problem.policy) as model:
-            made = trainer(
-                model=model,
-                reward_funcs=reward,
-                args=on_one_card(arguments),
-                train_dataset=prompts,
-                processing_class=stage.problem.policy.tokenizer,
-                callbacks=[stage.watch],
-            )
+            with own_numbers(model):
+                made = trainer(
+                    model=model,
+                    reward_funcs=reward,
+                    args=on_one_card(arguments),
+                    train_dataset=prompts,
+                    processing_class=stage.problem.policy.tokenizer,
+                    callbacks=[stage.watch],
+                )
             made.remove_callback(PrinterCallback)
             made.train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,8 @@ class Stage:
     reward; None where the user has none. `start` is measured at φ₀ with the negatives; `scores` gives the
     impacts there, made once for all methods of a seed, and what they took is charged to each that asks;
     `score` makes them anew at another measured point, by the same curvature and route.
-    `rate` is the learning rate, `folder` scratch.
+    `rate` is the learning rate, `folder` scratch, `load_options` are those of `load_policy` that the original
+    model was loaded with.
     """
 
     problem: Problem
@@ -194,6 +195,7 @@ class Stage:
     mixture: Dataset | None = None
     scorer: Scorer | None = None
     task: Task = silent
+    load_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def budget(self) -> Budget:

@@ -35,14 +35,14 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
         options: of `trl.<config>`; everything else is as TRL has it, clipping and dropout included.
 
     Raises:
-        UserError: TRL is not installed, or the policy has no adapter.
+        UserError: TRL is not installed, or will not train this model; or the policy has no adapter.
     """
     kind, settings = classes(trainer, config)
     if "weight" in rows.column_names:
         kind, options = weighing(kind), {**options, "remove_unused_columns": False}
     arguments = settings(**common_arguments(stage, batch_size), max_length=None, **options)
     with lent(stage.problem.policy) as model:
-        with no_progress_bars(), _only_errors("trl"):
+        with no_progress_bars(), _only_errors("trl"), own_numbers(model):
             made = kind(
                 model=model,
                 args=on_one_card(arguments),
@@ -140,6 +140,25 @@ def common_arguments(stage: Stage, batch_size: int) -> dict[str, Any]:
         "logging_strategy": "no",
         "disable_tqdm": True,
     }
+
+
+@contextmanager
+def own_numbers(model: nn.Module) -> Iterator[None]:
+    """Around the making of a trainer: TRL turns the adapter of a quantised model into bfloat16, for good.
+    Every other method trains it as it is, so it is put back.
+
+    Raises:
+        UserError: TRL will not train this model.
+    """
+    before = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"TRL refuses it: {error}") from error
+    finally:
+        for parameter, data in before.items():
+            if parameter.dtype != data.dtype:
+                parameter.data = data
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from u2a.commands.comparison_plan import (
     check_models,
     load_scorer,
     make_plan,
+    model_mark,
     read_rows,
     settings_of,
 )
@@ -25,6 +26,7 @@ from u2a.commands.session import (
     Data,
     build_problem,
     load_model,
+    load_options,
     minutes,
     output_path,
     say_warnings,
@@ -33,7 +35,7 @@ from u2a.commands.session import (
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.runs import RunFolder, write_json
-from u2a.types import GuardStop, UserError
+from u2a.types import GuardStop, OutOfMemory, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,14 +45,15 @@ if TYPE_CHECKING:
     from u2a.compare.plan import CellName, Entry
 
 SAME_MODEL = 0.01
-"""Largest difference of U, in nats per token, that arithmetic may make between two machines."""
+"""Largest difference of U and of the negatives' log-prob, in nats per token, that arithmetic may make between
+two machines."""
 POLL = 2.0
 """Seconds between two looks at cells that another process is making."""
 
 
 def run(values: Mapping[str, Any]) -> int:
     """Makes the cells that are missing and writes `comparison.json` and the report; 1 = a method failed."""
-    from u2a.commands.comparison_cells import forget_failed, missing, say_models_not_made
+    from u2a.commands.comparison_cells import forget_failed, missing, say_models_not_made, unsure
     from u2a.compare.cells import CellStore
 
     folder = output_path(values)
@@ -66,12 +69,14 @@ def run(values: Mapping[str, Any]) -> int:
     ):
         say_warnings(data.warnings)
         cells = Path(values["cells"]).expanduser() if values["cells"] else run.path / "cells"
-        store = CellStore(cells, settings_of(plan, values, data, extra))
-        if values["resume"]:
+        store = CellStore(cells, settings_of(plan, values, data, extra), model_mark(values["model"]))
+        if values["resume"] and (run.lock is None or run.lock.alone()):  # nobody else's run counts on them
             forget_failed(plan, store)
+            if run.lock is not None:
+                run.lock.share()
         if values["keep_models"]:
             say_models_not_made(run.path / "models", plan, store, values)
-        if missing(plan, store, values):
+        if missing(plan, store, values) or unsure(plan, store):
             bench = make_bench(values, plan, data, extra, run, bars)
             say(_cost(bench, plan, values))
             make_cells(bench, plan, store, values, bars)
@@ -114,6 +119,8 @@ def make_bench(
             mixture=extra.mixture,
             scorer=extra.scorer,
             models=run.path / "models" if values["keep_models"] else None,
+            load_options=load_options(values, COMPARE),
+            has_retain=data.retain is not None,
             task=bars.task,
         )
 
@@ -147,16 +154,16 @@ def _one_cell(bench: Bench, store: CellStore, work: list[tuple[Entry, CellName]]
 
 
 def _refuse_another_model(bench: Bench, plan: Plan, store: CellStore) -> None:
-    from u2a.compare.plan import finals, grid
+    from u2a.commands.comparison_cells import unsure
 
-    for entry in plan.entries:
-        for name in (*grid(entry, plan.rates, plan.seeds[0]), *finals(entry, 0.0, plan.seeds)):
-            cell = store.read(name)
-            before = cell["start"]["utility"] if cell and "start" in cell else bench.start.utility
-            if abs(before - bench.start.utility) > SAME_MODEL:
+    own = bench.start.figures
+    for name, cell in unsure(plan, store):
+        for figure in ("utility", "negative_logprob"):
+            before = cell["start"].get(figure, own[figure])
+            if not abs(before - own[figure]) <= SAME_MODEL:
                 raise UserError(
-                    f"{store.folder / name.file} began at another model: its utility was {before:.4f}, that "
-                    f"of --model is {bench.start.utility:.4f}; name another --cells or --output"
+                    f"{store.folder / name.file} began at another model: its {figure} was {before:.4f}, that "
+                    f"of --model is {own[figure]:.4f}; name another --cells or --output"
                 )
 
 
@@ -175,10 +182,17 @@ def _all_cells(plan: Plan, bars: Bars) -> Iterator[Any]:
 def _cell(bench: Bench, entry: Entry, name: CellName) -> Cell:
     """A cell; where the method could not do its work, why."""
     begin = time.perf_counter()
+    failed = {"entry": name.entry, "rate": name.rate, "seed": name.seed}
     try:
         cell = bench.run(entry, name)
-    except (GuardStop, UserError) as error:
-        return {"entry": name.entry, "rate": name.rate, "seed": name.seed, "failed": str(error)}
+    except (GuardStop, UserError, OutOfMemory) as error:
+        return {**failed, "failed": str(error)}
+    except (RuntimeError, MemoryError) as error:
+        from u2a.memory import WHAT_TO_DO, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return {**failed, "failed": f"out of memory in {name.entry}. {WHAT_TO_DO}"}
     cell["whole_seconds"] = round(time.perf_counter() - begin, 3)
     end = cell["points"][-1]
     gain = end["objective"] - cell["start"]["objective"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,28 @@ def say_models_not_made(folder: Path, plan: Plan, store: CellStore, values: Mapp
         )
 
 
-def forget_failed(plan: Plan, store: CellStore) -> None:
-    """Removes the cells of methods that could not do their work: a scorer that was down may be up again."""
+def finished(plan: Plan, store: CellStore) -> Iterator[tuple[CellName, Cell]]:
+    """Every cell of the plan's that is there, at whatever rate; failed ones too."""
     for entry in plan.entries:
         rates = {0.0, entry.rate, *plan.rates}
         names = {name for rate in rates for name in finals(entry, rate, plan.seeds)}
         for name in (*grid(entry, plan.rates, plan.seeds[0]), *names):
-            cell = store.read(name)
-            if cell and "failed" in cell:
-                store.remove(name)
+            if cell := store.read(name):
+                yield name, cell
+
+
+def unsure(plan: Plan, store: CellStore) -> list[tuple[CellName, Cell]]:
+    """Cells that have another mark of the original model, or none: only what they began at can tell whether
+    it is the same."""
+    cells = finished(plan, store)
+    return [(name, cell) for name, cell in cells if "start" in cell and cell.get("model") != store.model]
+
+
+def forget_failed(plan: Plan, store: CellStore) -> None:
+    """Removes the cells of methods that could not do their work: a scorer that was down may be up again."""
+    for name, cell in finished(plan, store):
+        if "failed" in cell:
+            store.remove(name)
 
 
 def collected(
@@ -80,6 +93,8 @@ def collected(
         rate = picked(entry, plan, store, values)
         found = [cell for name in finals(entry, rate, plan.seeds) if (cell := store.read(name))]
         why = next((cell["failed"] for cell in found if "failed" in cell), None)
+        if why is None and len(found) < len(finals(entry, rate, plan.seeds)):
+            why = "another process makes it again; the same command with --resume has it then"
         if why is None:
             cells[entry.name] = found
         elif entry.kind == "original":

@@ -102,9 +102,14 @@ def _check_needs(entry: Entry, values: Mapping[str, Any]) -> None:
     for need in entry.method.needs:
         if not values[flags[need]]:
             raise UserError(f"methods: {entry.name} needs --{flags[need].replace('_', '-')}")
-    term = resolve_loss(entry.loss, None)[1]
+    term = resolve_loss(entry.loss, None)[1] if entry.takes_loss else "none"
     if term in ("nll", "kl") and not values["retain"]:
         raise UserError(f"methods: {entry.name}: {entry.loss} needs --retain: good texts to train on")
+    if term == "kl" and values["lora_rank"] == 0:
+        raise UserError(
+            f"methods: {entry.name}: {entry.loss} compares with the original model while it trains, which "
+            "full fine-tuning does not keep; give --lora-rank above 0"
+        )
     _check_objective(entry, values["objective"])
     if entry.kind == "retrain" and not entry.method.pretrained:
         raise UserError(
@@ -170,7 +175,12 @@ def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
         raise UserError("--test is missing: held-out pairs, on which methods are compared")
     data = load_data(values, COMPARE)
     for entry in plan.entries:
-        enough_retain_rows({"loss": entry.loss, "retain": values["retain"]}, data.retain)
+        if entry.takes_loss:
+            enough_retain_rows({"loss": entry.loss, "retain": values["retain"]}, data.retain)
+        if entry.kind == "rloo":
+            _enough_prompts(entry, len(data.preferences), values["batch_size"])
+    if data.retain is None:
+        data.warnings += _cost_on_what_is_learnt(plan)
     needs = {need for entry in plan.entries for need in entry.method.needs}
     extra = Extra()
     if "training" in needs:
@@ -181,13 +191,38 @@ def read_rows(values: Mapping[str, Any], plan: Plan) -> tuple[Data, Extra]:
     return data, extra
 
 
+def _enough_prompts(entry: Entry, prompts: int, batch_size: int) -> None:
+    try:
+        entry.method.check_prompts(prompts, batch_size)
+    except UserError as error:
+        raise UserError(f"methods: {entry.name}: {error}") from None
+
+
+def _cost_on_what_is_learnt(plan: Plan) -> list[str]:
+    """Without retain rows: who trains on the very answers that usefulness is then measured on."""
+    names = [
+        entry.name
+        for entry in plan.entries
+        if getattr(entry.method, "pairs", "") == "validation"
+        or getattr(entry.method, "joint", 0.0) > 0
+        or entry.kind == "climb"
+    ]
+    if not names:
+        return []
+    return [
+        "without --retain usefulness is measured on the preferred validation answers, which "
+        f"{', '.join(names)} train on: at equal cost their margins say nothing"
+    ]
+
+
 def load_scorer(values: Mapping[str, Any], plan: Plan) -> Scorer | None:
     """The reward model, where a method needs one."""
     if not any("reward" in entry.method.needs for entry in plan.entries):
         return None
+    from u2a.model_options import device_of
     from u2a.scorers import model_scorer
 
-    return model_scorer(values["reward_model"], values["device"] or "cpu")
+    return model_scorer(values["reward_model"], device_of(values["device"] or None))
 
 
 def _check_extra(values: Mapping[str, Any], data: Data, extra: Extra) -> None:
@@ -216,7 +251,7 @@ SHAPING = (
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "dtype", "quantize"),
     *("objective", "curvature", "scoring", "template", "max_length"),
 )
-"""Options that shape every cell. The model is known by what it makes of the rows: see `start` in a cell."""
+"""Options that shape every cell. The model is known by its mark, or by what it made of the rows: `start`."""
 
 
 def _own_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,6 +269,8 @@ def _own_options(values: Mapping[str, Any]) -> dict[str, Any]:
 def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra) -> dict[str, dict[str, Any]]:
     """What shapes the cells, by entry: its options, the comparison's, and a digest of the rows it may see."""
     shared = {**{name: values[name] for name in SHAPING}, **_own_options(values)}
+    if values["objective"] == "reward":  # J is measured on responses that are drawn by it
+        shared["seed"] = values["seed"]
     rows = {
         "negatives": data.negatives,
         "preferences": data.preferences,
@@ -247,14 +284,19 @@ def settings_of(plan: Plan, values: Mapping[str, Any], data: Data, extra: Extra)
     for entry in plan.entries:
         unseen = {"training", "mixture"} - set(entry.method.needs)
         seen = {role: digest for role, digest in digests.items() if role not in unseen}
-        options = COMPARE.chosen_options("loss", values) if entry.loss == values["loss"] else {}
-        found[entry.name] = {**shared, "rows": seen, "loss_options": options, **entry.settings}
+        found[entry.name] = {**shared, "rows": seen, **entry.settings}
+        if entry.takes_loss:
+            own = entry.loss == values["loss"]
+            found[entry.name]["loss_options"] = COMPARE.chosen_options("loss", values) if own else {}
         if "reward" in entry.method.needs:
-            found[entry.name]["reward_model"] = reward_model_mark(values["reward_model"])
+            found[entry.name]["reward_model"] = model_mark(values["reward_model"])
     return found
 
 
-def reward_model_mark(source: str) -> str:
-    """A folder by its weights, so that it may stand elsewhere on another machine; a Hub id by its name."""
-    weights = sorted(Path(source).expanduser().glob("*.safetensors"))
+def model_mark(source: str) -> str:
+    """A folder or file by its weights, so that it may stand elsewhere on another machine; a Hub id by its
+    name. Those of a run folder are its adapter's."""
+    place = Path(source).expanduser()
+    found = [place] if place.is_file() else []
+    weights = found or sorted([*place.glob("*.safetensors"), *place.glob("adapter/*.safetensors")])
     return " ".join(file_digest(file) for file in weights) or source

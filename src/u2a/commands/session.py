@@ -98,30 +98,32 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
     return data
 
 
+def load_options(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """What `load_policy` takes beside the source."""
+    options: ModelOptions = schema.part(ModelOptions, values)
+    attention = options.attn_implementation
+    return {
+        "lora_rank": options.lora_rank,
+        "lora_alpha": options.lora_alpha or None,
+        "lora_dropout": options.lora_dropout,
+        "lora_targets": options.lora_targets,
+        "dtype": options.dtype,
+        "quantize": options.quantize,
+        "attn_implementation": None if attention == "auto" else attention,
+        "seed": values["seed"],
+        "device": options.device or None,
+        "trust_remote_code": options.trust_remote_code,
+    }
+
+
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
     """The policy that the model options name; spread over the processes where their launcher asks for it."""
     from u2a.models import load_policy
     from u2a.sharding import is_asked_for
 
-    options: ModelOptions = schema.part(ModelOptions, values)
     spread = is_asked_for()
     with processes.as_one():
-        policy = load_policy(
-            options.model,
-            on_cpu=spread,
-            lora_rank=options.lora_rank,
-            lora_alpha=options.lora_alpha or None,
-            lora_dropout=options.lora_dropout,
-            lora_targets=options.lora_targets,
-            dtype=options.dtype,
-            quantize=options.quantize,
-            attn_implementation=None
-            if options.attn_implementation == "auto"
-            else options.attn_implementation,
-            seed=values["seed"],
-            device=options.device or None,
-            trust_remote_code=options.trust_remote_code,
-        )
+        policy = load_policy(values["model"], on_cpu=spread, **load_options(values, schema))
     if spread:
         policy.shard()
     return policy

@@ -48,11 +48,12 @@ class Bench:
     Args:
         first: the problem, prepared at φ₀. Its retain term is `nll` where there are retain rows, so that U is
             measured on the same texts whatever the method trains on.
+        has_retain: whether U is measured on retain rows, and not on preferred validation answers.
         validation, test: rows of pairs. training, mixture, scorer: what some methods need.
         folder: of the kept scores.
         loss, loss_options: options of the unlearning loss of that name; other losses take their defaults.
         metrics: names in `METRICS`, measured at the end of a final cell. models: where final models are kept;
-            None = nowhere.
+            None = nowhere. load_options: of `load_policy`, as the original model was loaded.
     """
 
     first: Problem
@@ -72,6 +73,8 @@ class Bench:
     mixture: Dataset | None = None
     scorer: Scorer | None = None
     models: Path | None = None
+    load_options: Mapping[str, Any] = field(default_factory=dict)
+    has_retain: bool = True
     task: Task = silent
     start: Measurement = field(init=False)
     held_out: Dataset = field(init=False)
@@ -105,9 +108,12 @@ class Bench:
                 mixture=self.mixture,
                 scorer=self.scorer,
                 task=self.task,
+                load_options=self.load_options,
             )
             with watch.running():
                 entry.method.train(stage)
+        if entry.has_rate and not watch.steps and not self.budget.seconds:
+            raise UserError(f"{entry.name} made no step: there are too few rows for a batch of its trainer")
         if name.final and self.models is not None:
             with whole_folder(self.models / name.file.removesuffix(".json")) as folder:
                 stage.problem.policy.save(folder)
@@ -127,7 +133,7 @@ class Bench:
     def _problem(self, entry: Entry, seed: int) -> tuple[Problem, Measurement]:
         """The problem of an entry's loss at φ₀, with LoRA's A of that seed, and what it is there."""
         loss, term = resolve_loss(entry.loss, None)
-        if term in ("nll", "kl") and self.first.retain_texts is None:
+        if entry.takes_loss and term in ("nll", "kl") and self.first.retain_texts is None:
             raise UserError(f"{entry.name}: {entry.loss} needs --retain: good texts to train on")
         restore(self.first, self._original)
         self.first.policy.redraw_adapter(seed)
@@ -199,7 +205,7 @@ class Bench:
         material = Material(
             test=self.held_out,
             negatives=problem.negative_texts,
-            retain=problem.utility.texts,
+            retain=problem.utility.texts if self.has_retain else None,
             prompts=prompts if self.answers else None,
         )
         found: dict[str, Any] = {}

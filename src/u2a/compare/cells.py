@@ -28,10 +28,11 @@ log = logging.getLogger("u2a")
 @dataclass(frozen=True)
 class CellStore:
     """The folder of the cells. `settings` of a comparison's entries by name: a cell that was made with other
-    ones is refused."""
+    ones is refused. `model` tells the original model; a cell has that of the one that it began at."""
 
     folder: Path
     settings: Mapping[str, Mapping[str, Any]]
+    model: str = ""
 
     def read(self, name: CellName) -> Cell | None:
         """A finished cell, None if there is none. A damaged one is set aside and said, and made again.
@@ -51,13 +52,18 @@ class CellStore:
             log.warning("%s is damaged (%r): kept as %s, and made again", path, error, set_aside(path).name)
             return None
         now = json.loads(json.dumps(self.settings[name.entry]))
+        if "loss" not in now:  # cells of before noted one for methods that have none
+            before = {k: v for k, v in before.items() if k not in ("loss", "loss_options")}
         if before != now:
             raise UserError(f"{path} was made with other options of {name.entry}; delete it, or rename one")
+        if (seed := cell.get("seed", name.seed)) != name.seed:
+            raise UserError(f"{path} was made with --seed {seed}; name another --cells or --output")
         return cell
 
     def write(self, name: CellName, cell: Mapping[str, Any]) -> None:
         """Writes a cell whole."""
-        write_json(self.folder / name.file, {**cell, "settings": dict(self.settings[name.entry])})
+        settings = dict(self.settings[name.entry])
+        write_json(self.folder / name.file, {**cell, "model": self.model, "settings": settings})
 
     def remove(self, name: CellName) -> None:
         """Takes a cell away, to be made again."""

@@ -66,9 +66,11 @@ def outcome(
         original: the final cell of the original model. rise: of the retain NLL, where margins are compared.
     """
     base = margins_of(original["points"][-1]["held_out"])
-    utility = original["points"][-1]["utility"]
     looks = [
-        [(utility - p["utility"], margins_of(p["held_out"]) - base, p["seconds"]) for p in cell["points"]]
+        [
+            (cell["start"]["utility"] - p["utility"], margins_of(p["held_out"]) - base, p["seconds"])
+            for p in cell["points"]
+        ]
         for cell in cells
     ]
     ends = [run[-1] for run in looks]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from u2a.baselines import METHODS
+from u2a.baselines import METHODS, UNLEARNING
 from u2a.losses import resolve_loss
 from u2a.types import UserError, shown
 
@@ -33,9 +33,20 @@ class Entry:
         return self.kind != "original" and not getattr(self.method, "fixed_rate", False)
 
     @property
+    def takes_loss(self) -> bool:
+        """Whether it unlearns, or scores, by an unlearning loss."""
+        return takes_loss(self.kind, self.method)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What shapes its cells."""
-        return {"kind": self.kind, "loss": self.loss, **dataclasses.asdict(self.method)}
+        loss = {"loss": self.loss} if self.takes_loss else {}
+        return {"kind": self.kind, **loss, **dataclasses.asdict(self.method)}
+
+
+def takes_loss(kind: str, method: Any) -> bool:
+    """Whether a method unlearns, or scores, by an unlearning loss."""
+    return kind in UNLEARNING or bool(getattr(method, "weighted", False))
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ def _entry(given: Any, loss: str) -> Entry:
         method = METHODS[kind](**options)
     except UserError as error:
         raise UserError(f"methods: {name}: {error}") from None
+    if "loss" in given and not takes_loss(kind, method):
+        raise UserError(f"methods: {name}: {kind} does not unlearn by a `loss`; leave it out")
     return Entry(name, kind, own_loss, method, rate)
 
 
