@@ -44,13 +44,8 @@ class Variant:
 
 VARIANTS = {
     "as in the study": Variant(),
-    "no weights, no selection": Variant(uniform=True),
-    "eta 0": Variant({"eta": 0.0}),
-    "eta 2": Variant({"eta": 2.0}),
     "rho 0.3": Variant({"rho": 0.3}),
     "rho 1": Variant({"rho": 1.0}),
-    "select 25 %": Variant({"select": "25%"}),
-    "select 100 %": Variant({"select": "100%"}),
     "2 outer steps": Variant(outer={"outer_steps": 2}),
     "4 outer steps": Variant(outer={"outer_steps": 4}),
     "2 outer steps, restart": Variant(outer={"outer_steps": 2, "restart": True}),
@@ -58,7 +53,13 @@ VARIANTS = {
     "curvature identity": Variant(curvature="identity"),
     "curvature adam": Variant(curvature="adam"),
     "curvature ekfac": Variant(curvature="ekfac"),
+    "select 25 %": Variant({"select": "25%"}),
+    "select 100 %": Variant({"select": "100%"}),
+    "eta 0": Variant({"eta": 0.0}),
+    "eta 2": Variant({"eta": 2.0}),
+    "no weights, no selection": Variant(uniform=True),
 }
+"""In the order in which they are made: what the questions are about first, all at the first seed."""
 
 
 @dataclass
