@@ -21,7 +21,7 @@ from hypothesis import settings
 import cases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from u2a.models import Policy
 
@@ -30,6 +30,16 @@ torch.set_num_threads(1)
 # The same examples in every run: a red test is then a change's fault. HYPOTHESIS_PROFILE=default draws anew.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test logged goes from its process to the first as UTF-8, which half a surrogate is not."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(params=cases.FAMILIES)
