@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 AUDIT  := .audit
 TOOLS  := $(AUDIT)/.installed
-WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow test-browser lint types check docs package sbom audit clean
 
