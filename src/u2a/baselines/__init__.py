@@ -3,8 +3,8 @@
 A method is a dataclass whose fields are its options. `train(stage)` moves the stage's policy in place, from
 φ₀, within the stage's budget; `needs` names what it cannot do without: `training` pairs, `mixture`, `reward`.
 One with `fixed_rate` brings its learning rate along, all others take the comparison's; one with `scoring`
-has its impacts computed by that route. To add one: one class, one line in `METHODS` (in `UNLEARNING` too where
-it unlearns by a loss), its name in the help of `u2a compare`, and its rows in docs/comparison.md.
+has its impacts computed by that route. To add one: one class, one line in `METHODS` (in `UNLEARNING` too
+where it unlearns by a loss), its name in the help of `u2a compare`, and its rows in docs/comparison.md.
 """
 
 from __future__ import annotations
