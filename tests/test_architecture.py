@@ -37,6 +37,7 @@ ORDER = [
     "tiny_model",
     "sharding",
     "models",
+    "shared_base",
     "memory",
     "logprobs",
     "generation",

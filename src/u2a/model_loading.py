@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from u2a.model_source import ModelSource, adapter_base, check_source, has_tokenizer, refuse_kernels
 from u2a.types import UserError
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_source(source: ModelSource, **options: Any) -> tuple[Any, Any]:
@@ -40,7 +40,7 @@ def load_source(source: ModelSource, **options: Any) -> tuple[Any, Any]:
             model, tokenizer = _load(source, options)
     except torch.OutOfMemoryError:
         raise
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         where = "neither a folder here nor a model the Hub gives; " if source.kind == "hub" else ""
         raise UserError(
             f"{source.name}: {where}it cannot be loaded as a causal language model: {error}"
@@ -76,7 +76,7 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> A
                 base = check_source(adapter_base(source.folder), trust_remote_code=trust_remote_code)
                 return load_tokenizer(base, trust_remote_code=trust_remote_code)
             return AutoTokenizer.from_pretrained(name, **options)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"{source.name}: its tokenizer cannot be loaded: {error}") from error
 
 

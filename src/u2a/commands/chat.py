@@ -14,6 +14,7 @@ from u2a.types import UserError
 
 if TYPE_CHECKING:
     from u2a.chat.conversation import Chat
+    from u2a.evaluation.subject import Subject
 
 HELP = "/reset begins a new conversation, /quit ends; a message that begins with / is written with //."
 UNUSED = {"generation_batch": 1, "score_tokens": 1}
@@ -21,7 +22,8 @@ UNUSED = {"generation_batch": 1, "score_tokens": 1}
 
 
 def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
-    """Loads every model once, then talks until /quit, the end of the input, or the page's own button."""
+    """Loads every model once, adapters of the original on its weights, then talks until /quit, the end of the
+    input, or the page's own button."""
     if values["serve"]:
         need_served("u2a chat --serve")
     from u2a.chat.conversation import Chat
@@ -31,11 +33,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     for source in names.values():
         check_source(source, trust_remote_code=values["trust_remote_code"])
     with Bars() as bars:
-        subjects = []
-        for name, source in names.items():
-            say(f"Loading {name}: {source}")
-            subjects.append(load_subject(name, source, None, {**UNUSED, **values}, bars))
-    chat = Chat(subjects)
+        chat = Chat(_load_all(names, values, bars))
     give(models=names, turns=chat.turns)
     if values["serve"]:
         from u2a.chat.page import chat_page
@@ -45,6 +43,20 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         say(HELP)
         talk(chat)
     return 0
+
+
+def _load_all(names: Mapping[str, str], values: Mapping[str, Any], bars: Bars) -> list[Subject]:
+    from u2a.shared_base import policy_beside
+
+    subjects: list[Subject] = []
+    for name, source in names.items():
+        policy = None
+        if subjects:
+            trust = values["trust_remote_code"]
+            policy = policy_beside(subjects[0].policy, source, trust_remote_code=trust)
+        say(f"Loading {name}: {source}{' (on the weights of the original model)' if policy else ''}")
+        subjects.append(load_subject(name, source, None, {**UNUSED, **values}, bars, policy))
+    return subjects
 
 
 def talk(chat: Chat) -> None:

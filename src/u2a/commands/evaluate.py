@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from u2a.evaluation.figure import Figure
     from u2a.evaluation.material import Material
     from u2a.evaluation.subject import Subject
+    from u2a.models import Policy
     from u2a.types import Message
 
 ROLES = (
@@ -207,21 +208,27 @@ def _original_of(config: Path) -> str:
 
 
 def load_subject(
-    name: str, source: str, original: Subject | None, values: Mapping[str, Any], bars: Bars
+    name: str,
+    source: str,
+    original: Subject | None,
+    values: Mapping[str, Any],
+    bars: Bars,
+    policy: Policy | None = None,
 ) -> Subject:
-    """A model as the options have it loaded and answer; an adapter is merged."""
+    """A model as the options have it loaded and answer; an adapter is merged. `policy`: it is there."""
     from u2a.data.render import Renderer
     from u2a.evaluation.subject import Sampling, Subject
     from u2a.models import load_policy
 
-    policy = load_policy(
-        source,
-        lora_rank=0,
-        dtype=values["dtype"],
-        device=values["device"] or None,
-        trust_remote_code=values["trust_remote_code"],
-    )
-    policy.model.requires_grad_(False)
+    if policy is None:
+        policy = load_policy(
+            source,
+            lora_rank=0,
+            dtype=values["dtype"],
+            device=values["device"] or None,
+            trust_remote_code=values["trust_remote_code"],
+        )
+        policy.model.requires_grad_(False)
     sampling = Sampling(
         values["max_new_tokens"], values["temperature"], values["generation_batch"], values["seed"]
     )

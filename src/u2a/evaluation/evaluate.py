@@ -124,6 +124,7 @@ def evaluate(
         first = first or subject
         if subject.vocabulary != first.vocabulary:
             others.append(name)
+        del subject  # before the next is loaded
     return Evaluation(estimates(found, seed, others), left_out)
 
 
