@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -202,40 +203,62 @@ def fitting_apart(
 
 
 def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id: int) -> bool:
-    """Whether the model's log-probs of packed texts are those of the texts one by one: tried out on a few.
+    """Whether the model's log-probs of packed texts are those of the texts one by one: tried out on a few, on
+    the widest row and on the largest group.
 
-    Recurrent layers, positions other than the ones given and kernels without masks would all give other
-    numbers, or an error. The finding is kept with the model.
+    Recurrent layers, positions other than the ones given, layers that see a part of a row, and kernels
+    without masks would all give other numbers, or an error. The finding is kept with the model, until rows
+    are wider or groups larger.
     """
     base = unwrapped(model)
     attention = getattr(base.config, "_attn_implementation", None)
-    window = getattr(base.config, "sliding_window", None)  # a mask of our own takes its place
-    if attention not in ("sdpa", "eager") or (window is not None and plan.longest > window):
+    if attention not in ("sdpa", "eager") or plan.longest > _window(base.config):
         return False
-    known = base.__dict__.setdefault("_u2a_can_pack", {})
-    if attention not in known:
-        if not plan.sharing:
-            return False
-        few = sorted({i for group in plan.sharing[:2] for i in group.texts[:3]})
+    # kernel -> tokens of the widest row and of the largest group so far; none: it cannot
+    known: dict[str, tuple[int, int] | None] = base.__dict__.setdefault("_u2a_can_pack", {})
+    if attention not in known and not plan.sharing:
+        return False
+    tried = known.get(attention, (0, 0))
+    if tried is None:
+        return False
+    size = tuple(sum(group.size for group in part) for part in (plan.widest, plan.largest))
+    if size[0] > tried[0] or size[1] > tried[1]:
+        trials = [[i for group in part for i in group.texts] for part in (plan.widest, plan.largest)]
+        if tried == (0, 0):
+            trials.insert(0, [i for group in plan.sharing[:2] for i in group.texts[:3]])
+        agrees = all(_packing_agrees(model, texts.select(few), pad_token_id) for few in trials)
         # one answer for all: the processes deal the same batches
-        known[attention] = processes.from_main(_packing_agrees(model, texts.select(few), pad_token_id))
-    return known[attention]
+        agrees = processes.from_main(agrees)
+        known[attention] = (max(size[0], tried[0]), max(size[1], tried[1])) if agrees else None
+    return known[attention] is not None
+
+
+def _window(config: Any) -> float:
+    """Tokens of a text that every layer sees; a mask of our own takes the place of the layers' windows."""
+    names = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
+    found = [getattr(each, name, None) for each in (config, config.get_text_config()) for name in names]
+    return min((size for size in found if isinstance(size, int)), default=math.inf)
 
 
 def _packing_agrees(model: nn.Module, few: Dataset, pad_token_id: int) -> bool:
+    """Whether log-probs of `few`, packed, are those of each alone: of the first and of the last in the row,
+    which are the nearest to its beginning and the farthest from it."""
     device = next(model.parameters()).device
     plan = packing.plan(few, max_tokens=1 << 30)
-    (packed,) = packing.packed_batches(few, plan, pad_token_id=pad_token_id)
-    (plain,) = length_sorted_batches(few, max_tokens=1 << 30, pad_token_id=pad_token_id)
+    batch = next(packing.packed_batches(few, plan, pad_token_id=pad_token_id))
+    places = sorted({*range(len(batch.index))[:3], *range(len(batch.index))[-3:]})
+    rows = few.select(batch.index[places].tolist())
     with evaluating(model), torch.no_grad():
         try:
-            found = response_logprobs(model, packed.to(device)).cpu()[packed.index.argsort()]
+            found = response_logprobs(model, batch.to(device)).cpu()[places]
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             log.info("texts with the same prompt are computed one by one: %s", error)
             return False
-        expected = response_logprobs(model, plain.to(device)).cpu()[plain.index.argsort()]
+        expected = torch.empty_like(found)
+        for alone in length_sorted_batches(rows, max_tokens=1, pad_token_id=pad_token_id):
+            expected[alone.index] = response_logprobs(model, alone.to(device)).cpu()
     # a token that sees what it must not is off by about a nat; rounding is far below that in any format
-    off = (found - expected).abs() / torch.tensor(few["n_tokens"])
+    off = (found - expected).abs() / torch.tensor(rows["n_tokens"])
     return float(off.max()) <= max(1e-3, 16 * torch.finfo(next(model.parameters()).dtype).eps)
 
 

@@ -1,8 +1,12 @@
 """Packed texts: every text once, prompts computed once, log-probs and gradients as one by one."""
 
+import math
+import types
+
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from cases import FAMILIES, tiny_policy
 from problems import tiny_problem
@@ -119,6 +123,32 @@ def test_a_window_narrower_than_a_text_is_not_packed():
     base = logprobs.unwrapped(model)
     base.config.sliding_window = 10
     assert not can_pack(model, rows, plan(rows, 300), 0)
+
+
+def test_the_window_of_a_composite_model_is_found():
+    """As in Gemma 3, whose configuration keeps it with the text model's part."""
+    text = types.SimpleNamespace(sliding_window=64, attention_chunk_size=None)
+    config = types.SimpleNamespace(get_text_config=lambda: text)
+    assert logprobs._window(config) == 64
+    text.sliding_window = None
+    assert logprobs._window(config) == math.inf
+
+
+def test_layers_that_see_a_part_of_the_row_are_found_out():
+    """GPT-Neo's local layers count in the row, whatever mask they get: many answers to one prompt come out
+    wrong, also after few came out right, and beside wider rows of others."""
+    torch.manual_seed(0)
+    layers = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 600}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    model = GPTNeoForCausalLM(GPTNeoConfig(**layers, **sizes, **tokens, window_size=60)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20)
+    few, many = texts(prompts=12, answers=2), texts(prompts=1, answers=20, seed=1)
+    for rows, right in ((few, True), (concatenate_datasets([few, many]), False)):
+        assert can_pack(model, rows, plan(rows, 300), 0) == right
+        torch.testing.assert_close(dataset_logprobs(model, rows, **OPTIONS), plainly(model, rows).detach())
 
 
 def test_a_response_without_a_prompt():

@@ -48,6 +48,18 @@ class Plan:
         common = (group for group in groups if len(group.texts) > 1 and group.shared > 0)
         return sorted(common, key=lambda group: group.size)
 
+    @property
+    def widest(self) -> list[Group]:
+        """The groups of the widest row."""
+        return self.batches[0][0]
+
+    @property
+    def largest(self) -> list[Group]:
+        """The group of the most tokens, alone."""
+        return [
+            max((group for batch in self.batches for row in batch for group in row), key=lambda g: g.size)
+        ]
+
 
 @dataclass(frozen=True)
 class Group:
