@@ -1,5 +1,7 @@
 """The outer loop on tiny models: it raises J, keeps the best point, obeys its budgets, and resumes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from problems import tiny_problem
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.ledger import snapshot
 from u2a.outer_loop import align
-from u2a.types import GuardStop
+from u2a.types import GuardStop, UserError
 
 FREE = {"kl_budget": 0.0, "max_nll_rise": 100.0, "min_gain": -100.0, "measurements": 2, "halvings": 0}
 STRONG = UnlearnOptions(learning_rate=3e-3, max_steps=4, batch_size=2)
@@ -209,7 +211,6 @@ def test_resume_refuses_other_rows_and_another_model(tmp_path, what):
     from datasets import Dataset
 
     from problems import GOOD, answers, pairs
-    from u2a.types import UserError
 
     run(problem(retain_loss="nll"), folder=tmp_path, outer={"outer_steps": 1})
     changed = {"retain_loss": "nll"}
@@ -325,8 +326,6 @@ def test_a_signal_finishes_the_step_and_keeps_it(tmp_path):
 
 
 def test_an_inner_run_of_another_model_is_refused(tmp_path, monkeypatch):
-    from u2a.types import UserError
-
     options = {"unlearn": LONG, "outer": {"measurements": 3}}
     with monkeypatch.context() as patch:
         _cut(patch, outer_step=1)
@@ -338,3 +337,41 @@ def test_an_inner_run_of_another_model_is_refused(tmp_path, monkeypatch):
             p.mul_(1.5)
     with pytest.raises(UserError, match="the original model is another one"):
         run(other, folder=tmp_path, resume=True, **options)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["after an outer step", "within one"])
+def test_resume_refuses_other_settings_by_name(tmp_path, monkeypatch, cut):
+    options = {"unlearn": LONG, "outer": {"measurements": 3, "outer_steps": 1}}
+    with monkeypatch.context() as patch:
+        if cut:
+            _cut(patch, outer_step=1)
+            with pytest.raises(KeyboardInterrupt):
+                run(problem(), folder=tmp_path, **options)
+        else:
+            run(problem(), folder=tmp_path, **options)
+    faster = replace(LONG, learning_rate=1e-2)
+    for tiny, changed, words in (
+        (problem(), {"unlearn": faster}, "learning_rate was 0.003 and is 0.01: keep them"),
+        (problem(), {"seed": 3}, "seed was 0 and is 3"),
+        (problem(loss="simnpo"), {}, "loss was .*NPO.* and is .*SimNPO"),
+        (problem(lora_rank=2), {}, "trained was 28 tensors"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(tiny, folder=tmp_path, resume=True, **{**options, **changed})
+
+
+def test_a_finished_run_goes_on_with_more_outer_steps(tmp_path):
+    whole = run(problem(), folder=tmp_path / "whole")
+    run(problem(), folder=str(tmp_path / "parts"), outer={"outer_steps": 1})
+    assert run(problem(), folder=str(tmp_path / "parts"), resume=True).points == whole.points
+
+
+def test_other_files_of_the_folder_stay(tmp_path):
+    kept = [tmp_path / name for name in ("scores-of-mine/a.csv", "outer-notes.md", "inner-001.txt")]
+    kept[0].parent.mkdir()
+    for path in kept:
+        path.write_text("mine")
+    run(problem(), folder=tmp_path, outer={"outer_steps": 1})
+    assert (tmp_path / "outer-001.safetensors").is_file()
+    run(problem(), folder=tmp_path, outer={"outer_steps": 1})
+    assert all(path.read_text() == "mine" for path in kept)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,22 @@ import numpy as np
 import torch
 
 from u2a import processes
-from u2a.fingerprint import fingerprint
+from u2a.files import PART
+from u2a.fingerprint import fingerprint, named
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, restore
-from u2a.problem import Task
+from u2a.problem import Problem, Task
 from u2a.types import UserError
 
 log = logging.getLogger("u2a")
 
+OUTER, INNER = re.compile(r"outer-\d{3,}\.safetensors"), re.compile(r"inner-\d{3,}-\d{2,}-\d{8,}")
+"""Names of checkpoints."""
+_OURS = re.compile(
+    rf"{OUTER.pattern}|{INNER.pattern}|scores-\d{{3,}}(\.safetensors)?"
+    rf"|\.(outer|scores)-\d{{3,}}\.safetensors\.[0-9a-f]{{16}}{re.escape(PART)}"
+)
+"""Names of what a run keeps, and of what a kill cut off."""
 _SAME_MODEL = 0.01
 """Largest relative difference of U at the original that arithmetic may make between two machines."""
 
@@ -45,9 +54,11 @@ class OuterState:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder `checkpoints/` of a run; None = keep none."""
+    """The folder `checkpoints/` of a run; None = keep none. `settings`: what shapes the run, by name; with
+    other ones it is not gone on with."""
 
     folder: Path | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def scores(self, outer_step: int) -> Path | None:
         """Where the scores of an outer step are kept; those at the original model have number 0."""
@@ -57,12 +68,13 @@ class Checkpoints:
         """Removes what an earlier run kept here: a later `--resume` must not take it for this run's."""
         if self.folder is None or not self.folder.is_dir() or not processes.is_main():
             return
-        for name in ("outer-*", "inner-*", "scores-*"):
-            for path in self.folder.glob(name):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        for path in list(self.folder.iterdir()):
+            if not _OURS.fullmatch(path.name):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def save(self, state: OuterState, ledger: Ledger) -> None:
         """Writes the state and φ at the best point."""
@@ -74,6 +86,7 @@ class Checkpoints:
             "state": {key: value for key, value in vars(state).items() if key not in ("weights", "history")},
             "points": [vars(point) for point in ledger.points],
             "texts": fingerprint(ledger.problem),
+            "settings": dict(self.settings),
         }
         with processes.as_one():
             if processes.is_main():
@@ -83,7 +96,7 @@ class Checkpoints:
         """The last whole checkpoint's state, with the ledger and φ brought to it; `state` itself if none.
 
         Raises:
-            UserError: the rows or the model are not those of the checkpoint.
+            UserError: the rows, the model or the settings are not those of the checkpoint.
         """
         found = next(self._whole(), None) if processes.is_main() else None
         tensors, saved = processes.from_main(found) or ({}, None)
@@ -94,6 +107,7 @@ class Checkpoints:
                 "--resume: the negatives, the validation or the retain rows, or their tokens, changed since "
                 "the run began"
             )
+        refuse_other_settings(saved, self.settings)
         ledger.points = [Point(**point) for point in saved["points"]]
         refuse_another_model(ledger)
         take_best(ledger, tensors, task)
@@ -102,7 +116,9 @@ class Checkpoints:
 
     def _whole(self) -> Iterator[tuple[Tensors, Any]]:
         """Checkpoints from the last to the first, without damaged ones."""
-        for path in sorted(self.folder.glob("outer-*.safetensors"), reverse=True) if self.folder else ():
+        for path in sorted(self.folder.glob("outer-*"), reverse=True) if self.folder else ():
+            if not OUTER.fullmatch(path.name):
+                continue
             try:
                 yield read_state(path)
             except Damaged as damaged:
@@ -118,6 +134,37 @@ def take_best(ledger: Ledger, tensors: Tensors, task: Task) -> None:
     restore(ledger.problem, ledger.best_parameters)
     if any(point.best and point.outer_step > 0 for point in ledger.points):
         ledger.best = ledger.problem.measure(task)
+
+
+def settings_of(problem: Problem, options: Sequence[Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that shapes a run, by name, but for its rows and how many outer steps there are.
+
+    Args:
+        options: dataclasses of options. more: what they do not hold.
+    """
+    trained = problem.policy.trainable().values()
+    found = {name: value for part in options for name, value in asdict(part).items()}
+    del found["outer_steps"]
+    return {
+        **found,
+        **more,
+        "loss": named(problem.loss),
+        "retain_loss": problem.retain_loss,
+        "retain_weight": problem.retain_weight,
+        "trained": f"{len(trained)} tensors of {sum(p.numel() for p in trained)} elements",
+    }
+
+
+def refuse_other_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Compares the settings that a checkpoint was made with, where it has them, with those of now.
+
+    Raises:
+        UserError: some differ; names them.
+    """
+    before = saved.get("settings", {})
+    changed = [f"{k} was {before[k]} and is {v}" for k, v in settings.items() if before.get(k, v) != v]
+    if changed:
+        raise UserError(f"resume: {'; '.join(changed)}: keep them, or begin a new run in another folder")
 
 
 def refuse_another_model(ledger: Ledger) -> None:

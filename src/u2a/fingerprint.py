@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import torch
@@ -27,6 +28,13 @@ def fingerprint(problem: Problem) -> str:
         for ids in texts["input_ids"] if texts is not None else ():
             digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
     return digest.hexdigest()
+
+
+def named(part: object) -> str:
+    """A loss or a curvature with its options, the same in every process."""
+    held = getattr(part, "__dict__", {})
+    options = {name: value for name, value in held.items() if isinstance(value, (str, int, float))}
+    return json.dumps([type(part).__name__, options])
 
 
 def fingerprint_of_model(model: nn.Module) -> str:

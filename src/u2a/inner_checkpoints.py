@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from u2a import processes
-from u2a.checkpoints import OuterState, refuse_another_model, take_best
+from u2a.checkpoints import INNER, OuterState, refuse_another_model, refuse_other_settings, take_best
 from u2a.fingerprint import fingerprint
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, snapshot
@@ -56,9 +56,10 @@ class InnerPosition:
 
 @dataclass(frozen=True)
 class InnerCheckpoints:
-    """Those of a run's folder `checkpoints/`; None = keep none."""
+    """Those of a run's folder `checkpoints/`; None = keep none. `settings` as in `Checkpoints`."""
 
     folder: Path | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(
         self, trainer: UnlearnTrainer, position: InnerPosition, state: OuterState, ledger: Ledger
@@ -82,6 +83,7 @@ class InnerCheckpoints:
             "learning_rate": state.learning_rate,
             "points": [vars(point) for point in ledger.points],
             "texts": fingerprint(ledger.problem),
+            "settings": dict(self.settings),
         }
         with processes.as_one():
             if processes.is_main():
@@ -103,6 +105,7 @@ class InnerCheckpoints:
         if position.outer_step != state.outer_step + 1 or saved["texts"] != fingerprint(ledger.problem):
             self.clear()  # of steps that will come again
             return None
+        refuse_other_settings(saved, self.settings)
         state.weights = tensors["weights now"].numpy().copy()
         state.history.append(state.weights)
         state.learning_rate = saved["learning_rate"]
@@ -117,7 +120,8 @@ class InnerCheckpoints:
             _remove(path)
 
     def _sorted(self) -> list[Path]:
-        return sorted(self.folder.glob("inner-*")) if self.folder else []
+        found = self.folder.glob("inner-*") if self.folder else ()
+        return sorted(path for path in found if INNER.fullmatch(path.name))
 
     def _whole(self) -> Iterator[tuple[Path, Tensors, Any]]:
         """From the last to the first, without those that are not whole."""

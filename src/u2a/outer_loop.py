@@ -12,8 +12,9 @@ import numpy as np
 
 from u2a import interruption, processes
 from u2a.align_result import AlignResult as AlignResult
-from u2a.checkpoints import Checkpoints, OuterState
+from u2a.checkpoints import Checkpoints, OuterState, settings_of
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.fingerprint import named
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
@@ -53,7 +54,7 @@ def align(
     first_table: ImpactTable | None = None,
     keep_last: bool = False,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     resume: bool = False,
     record: Callable[..., None] | None = None,
     task: Task = silent,
@@ -68,8 +69,10 @@ def align(
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
         start, first_table: the measurement and the impact table at the original model, if there are any.
         keep_last: keep the last admissible point instead of the best: for comparisons at equal strength.
-        folder: where scores and checkpoints go (none are written without it).
-        resume: go on from what is kept in `folder`; without it that is removed.
+        folder: where scores and checkpoints go (none are written without it); other files in it are left
+            alone.
+        resume: go on from what is kept in `folder`, with the same settings, but that `outer_steps` may grow;
+            without it that is removed.
         record: called with an event's name and figures; task: shows progress; phase: times a phase.
 
     Returns:
@@ -91,8 +94,13 @@ def align(
         >>> len(result.weights)
         2
     """
-    weights = weights or WeightOptions()
-    checkpoints = Checkpoints(folder)
+    weights, unlearn, outer = weights or WeightOptions(), unlearn or UnlearnOptions(), outer or OuterOptions()
+    how = {"curvature": named(curvature), "scoring": scoring, "keep_last": keep_last, "seed": seed}
+    settings = settings_of(
+        problem, (unlearn, weights, outer), {**how, "fixed_weights": fixed_weights is not None}
+    )
+    folder = Path(folder) if folder is not None else None
+    checkpoints = Checkpoints(folder, settings)
     if not resume:
         checkpoints.clear()
 
@@ -108,13 +116,12 @@ def align(
         )
 
     phase = phase or (lambda _name: nullcontext())
-    outer = outer or OuterOptions()
     if start is None:
         with phase("measuring"):
             start = problem.measure(task, negatives=True)
     if outer.max_repetition > 0 and start.repetition is None:
         start = replace(start, repetition=greedy_repetition(problem, task))
-    unlearn, inner = unlearn or UnlearnOptions(), InnerCheckpoints(folder)
+    inner = InnerCheckpoints(folder, settings)
     ledger = Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last)
     loop = _OuterLoop(
         problem=problem,
@@ -132,6 +139,10 @@ def align(
         first=first_table,
     )
     return loop.run(resume)
+
+
+def _done(steps: int) -> str:
+    return f"Done after {steps} outer step{'s' if steps > 1 else ''}."
 
 
 @dataclass
@@ -159,6 +170,8 @@ class _OuterLoop:
             state = self.checkpoints.load(state, self.ledger, self.task)
             begin = self.ledger.best_parameters
             position = self.inner.load(state, self.ledger, self.task)
+            if state.outcome == _done(state.outer_step) and state.outer_step < self.outer.outer_steps:
+                state.outcome = ""
         if not self.ledger.points:
             self.ledger.begin(state.learning_rate)
         if not state.weights.any():
@@ -212,7 +225,7 @@ class _OuterLoop:
                     f"Stopped after outer step {k}: it raised J by no more than {self.outer.min_gain:g}."
                 )
             elif k == self.outer.outer_steps:
-                state.outcome = f"Done after {k} outer step{'s' if k > 1 else ''}."
+                state.outcome = _done(k)
             self.checkpoints.save(state, ledger)
             self.inner.clear()
             self._pause()

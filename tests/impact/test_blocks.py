@@ -88,3 +88,12 @@ def test_a_kept_table_is_not_that_of_another_loss_or_curvature(tmp_path):
     s = problem.measure(negatives=True).s_negatives.double()
     of_npo = problem.loss.derivative(s, problem.reference.double(), problem.lengths.double()).numpy()
     np.testing.assert_allclose(by_ga.impact, halved.impact / of_npo / made.n_tokens, rtol=1e-5)
+
+
+def test_the_users_own_files_stay(tmp_path):
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    made = score_impact(tiny_problem(), keep=str(folder))
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert np.array_equal(score_impact(tiny_problem(), keep=str(folder)).impact, made.impact)

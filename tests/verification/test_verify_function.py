@@ -67,3 +67,10 @@ def test_without_validation_rows_bm25_is_left_out():
 def test_what_cannot_be_done_is_said_first(options, words):
     with pytest.raises(UserError, match=words):
         verify(tiny_problem(), **options)
+
+
+def test_runs_of_another_adapter_are_not_taken(tmp_path):
+    options = {"subsets": 4, "subset_share": "50%", "repeats": 0, "folder": tmp_path}
+    verify(tiny_problem(), **options)
+    with pytest.raises(UserError, match="model"):
+        verify(tiny_problem(lora_rank=2), **options)

@@ -6,7 +6,9 @@ that was not compute the very same numbers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from u2a import interruption, processes
+from u2a.files import PART
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 """Negatives in a block: some dozens of batches, so that neither a kill nor the cut costs much."""
+_OURS = re.compile(rf".+-\d{{6,}}\.safetensors|\..+-\d{{6,}}\.safetensors\.[0-9a-f]{{16}}{re.escape(PART)}")
+"""Names of blocks, and of those that a kill cut off."""
 _SHARING = 8
 """Processes that such a block keeps busy; more get larger ones."""
 
@@ -75,6 +80,16 @@ class Blocks:
                 progress(len(block))
             found.append(part)
         return {key: torch.cat([part[key] for part in found], -1) for key in found[0]}
+
+    def remove(self) -> None:
+        """Removes the blocks, and the folder where nothing else is in it."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):  # not empty
+            self.folder.rmdir()
 
     def _read(self, path: Path) -> Tensors | None:
         try:

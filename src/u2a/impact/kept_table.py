@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def keep_table(table: ImpactTable, blocks: Blocks) -> None:
         ],
     }
     write_state(path, tensors, content)
-    shutil.rmtree(blocks.folder, ignore_errors=True)
+    blocks.remove()
 
 
 def kept_table(blocks: Blocks) -> ImpactTable | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from u2a import processes
 from u2a.data.as_text import as_text
-from u2a.fingerprint import fingerprint, fingerprint_of_model
+from u2a.fingerprint import fingerprint, fingerprint_of_model, named
 from u2a.impact.aims import Aims, aim
 from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import ScoringContext, norm
@@ -105,7 +104,7 @@ def score_impact(
     self_check: int = 4,
     se_groups: int = 16,
     at: Measurement | None = None,
-    keep: Path | None = None,
+    keep: Path | str | None = None,
     task: Task = silent,
 ) -> ImpactTable:
     """Impact and utility cost of every negative at the current φ (design, section 2).
@@ -119,7 +118,8 @@ def score_impact(
             with a curvature in closed form. Fewer groups where φ is so large that their gradients would take
             more than 2 GiB; no standard error below 4 groups.
         at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
-        keep: folder for finished blocks, and the table beside it when it is whole: what is there is taken
+        keep: folder for finished blocks, and the table beside it when it is whole, `keep`.safetensors; other
+            files in it are left alone: what is there is taken
             instead of made again, if it is of the same texts at the same φ, by the same loss, retain term,
             curvature and route.
 
@@ -143,7 +143,7 @@ def score_impact(
     from u2a.impact.kept_table import keep_table, kept_table
 
     at = at or problem.measure(task)
-    blocks = _blocks_of(problem, at, keep, f"{_named(curvature)} {scoring} {se_groups}")
+    blocks = _blocks_of(problem, at, keep, f"{named(curvature)} {scoring} {se_groups}")
     if (kept := kept_table(blocks)) is not None:
         return kept
     context = ScoringContext.of(problem)
@@ -167,7 +167,7 @@ def score_impact(
     return table
 
 
-def _blocks_of(problem: Problem, at: Measurement, keep: Path | None, how: str) -> Blocks:
+def _blocks_of(problem: Problem, at: Measurement, keep: Path | str | None, how: str) -> Blocks:
     if keep is None:
         return WHOLE
     model = problem.policy.model
@@ -175,14 +175,7 @@ def _blocks_of(problem: Problem, at: Measurement, keep: Path | None, how: str) -
     term = f"{problem.retain_loss} {problem.retain_weight}"
     # rounded, since another number of threads adds up in another order
     values = f"J {at.objective:.4g} U {at.utility:.4g}"
-    return Blocks(keep, f"{exact} {values} {_named(problem.loss)} {term} {how}")
-
-
-def _named(part: object) -> str:
-    """A loss or a curvature with its options, the same in every process."""
-    held = getattr(part, "__dict__", {})
-    options = {name: value for name, value in held.items() if isinstance(value, (str, int, float))}
-    return json.dumps([type(part).__name__, options])
+    return Blocks(Path(keep), f"{exact} {values} {named(problem.loss)} {term} {how}")
 
 
 def table_of(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a.config import UnlearnOptions
+from u2a.fingerprint import fingerprint_of_model
 from u2a.problem import Problem, Task, silent
 from u2a.types import UserError
 from u2a.verification.cells import Cells, settings_of
@@ -106,7 +107,9 @@ def verify(
     start = problem.measure(task, negatives=True)
     with tempfile.TemporaryDirectory() as scratch:
         texts = objective.texts if objective is not None else None
-        settings = settings_of(problem, unlearn, plan, texts, {})
+        settings = settings_of(
+            problem, unlearn, plan, texts, {"model": fingerprint_of_model(problem.policy.model)}
+        )
         cells = Cells(Path(folder or scratch), plan, settings)
         cells.folder.mkdir(parents=True, exist_ok=True)
         truth = GroundTruth(problem, unlearn, cells, start, objective)
