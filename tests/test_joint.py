@@ -213,3 +213,22 @@ def test_full_fine_tuning_can_be_joint(tmp_path):
     assert any(
         (p != q).any() for p, q in zip(policy.model.parameters(), made.model.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    "count, joint, words",
+    [(40, 0.0, None), (40, 1.0, "only 20 validation rows of 40: --joint"), (60, 1.0, None)],
+)
+def test_the_warning_of_few_pairs_counts_those_that_j_is_measured_on(tmp_path, count, joint, words):
+    from cases import jsonl
+    from u2a.commands.schemas import ALIGN
+    from u2a.commands.session import load_data
+
+    bad = jsonl(tmp_path / "bad.jsonl", [{"prompt": "Hi", "completion": "Go away."}])
+    rows = [{"prompt": f"Is {i} odd?", "chosen": "Maybe.", "rejected": "No."} for i in range(count)]
+    pairs = jsonl(tmp_path / "pairs.jsonl", rows)
+    flags = {"model": "m", "negatives": bad, "preferences": pairs, "output": "o", "joint": joint}
+    values = ALIGN.resolve(None, flags)
+    few = [warning for warning in load_data(values, ALIGN).warnings if "validation rows" in warning]
+    assert len(few) == (words is not None)
+    assert all(words in warning for warning in few)

@@ -84,10 +84,8 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
     data.warnings += [
         f"{count} × {kind} in the data; `u2a check` names the rows" for kind, count in kinds.items()
     ]
-    if len(preferences) < FEW_PAIRS:
-        data.warnings.append(
-            f"only {len(preferences)} validation rows: J and impact are noisy below {FEW_PAIRS}"
-        )
+    if (few := _few_pairs(len(preferences), values)) is not None:
+        data.warnings.append(few)
     if retain is None:
         data.warnings.append(
             "no --retain: U is measured on what the original model answers to the validation prompts; near "
@@ -96,6 +94,16 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
             else "no --retain: U is measured on the preferred validation answers and so overlaps with J"
         )
     return data
+
+
+def _few_pairs(count: int, values: Mapping[str, Any]) -> str | None:
+    """A warning where J is measured on few rows, those that `--joint` trains on not counted."""
+    joint = values.get("joint", 0) > 0
+    left = round(count * (1 - values["joint_share"])) if joint else count
+    if left >= FEW_PAIRS:
+        return None
+    of = f" of {count}: --joint trains on the others" if joint else ""
+    return f"only {left} validation rows{of}: J and impact are noisy below {FEW_PAIRS}"
 
 
 def load_options(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
