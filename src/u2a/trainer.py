@@ -48,8 +48,9 @@ class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.
 
     Args:
-        model: a causal language model, a PEFT model (then the reference is the adapter switched off), or the
-            name of one: a folder or a Hub id, loaded in float32.
+        model: a causal language model, a PEFT model, or the name of one: a folder or a Hub id, loaded in
+            float32. The reference of a PEFT model is its base, with the adapter switched off, whatever the
+            adapter has learned: one that belongs to the original model is to be merged first.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
         train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
@@ -60,7 +61,8 @@ class UnlearnTrainer(Trainer):
         retain_dataset: texts to keep, same columns; needed by the `nll` and `kl` retain terms.
         joint_objective: J on preference pairs for training, which the run climbs with weight μ beside the
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
-        reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
+        reference_model: frozen copy of the original model, taken as it is; only the `kl` term of full
+            fine-tuning needs one.
         l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
         peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
@@ -69,7 +71,8 @@ class UnlearnTrainer(Trainer):
 
     Raises:
         UserError: no negatives of positive weight, a negative or non-finite weight, a retain term without
-            retain data, μ without pairs, a reference-based loss without a reference.
+            retain data, μ without pairs, a reference-based loss without a reference or with several active
+            adapters, `peft_config` for a model that has an adapter, or a model of which nothing is trained.
 
     Example:
         >>> import tempfile
