@@ -32,10 +32,10 @@ def learned(model):
     return model
 
 
-def trainer(tmp_path, model, loss=None, **options):
+def trainer(tmp_path, model, loss=None, seed=0, **options):
     return UnlearnTrainer(
         model=model,
-        args=U2AConfig(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
+        args=U2AConfig(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, seed=seed),
         loss=loss or NPO(),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tiny_tokenizer("llama"),
@@ -112,3 +112,13 @@ def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):
     assert not trained_names(frozen)
     trained = PeftModel.from_pretrained(base(), tmp_path / "adapter", is_trainable=True)
     assert trained_names(trainer(tmp_path, trained).model)
+
+
+def test_a_new_adapter_is_drawn_from_the_seed_of_the_arguments(tmp_path):
+    def drawn(seed, elsewhere):
+        torch.manual_seed(elsewhere)
+        made = trainer(tmp_path, base(), seed=seed, peft_config=lora())
+        return torch.cat([p.flatten() for n, p in made.model.named_parameters() if "lora_A" in n])
+
+    assert torch.equal(drawn(7, 1), drawn(7, 2))
+    assert not torch.equal(drawn(7, 1), drawn(8, 1))

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def trained_model(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: PeftConfig | None
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: PeftConfig | None, seed: int = 0
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model, loaded in float32 if it is a name, in a new adapter if it gets one; and its tokenizer.
+
+    Args:
+        seed: of what a new adapter draws, LoRA's A; the global random state is left alone.
 
     Raises:
         UserError: there is no such model, it has an adapter already and would get another, or nothing of it
@@ -39,7 +42,10 @@ def trained_model(
         from peft import get_peft_model
 
         peft_config.task_type = peft_config.task_type or "CAUSAL_LM"  # what AutoPeftModel looks for
-        model = get_peft_model(model, peft_config)
+        devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            model = get_peft_model(model, peft_config)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             "nothing of the model is trained, no parameter has requires_grad: load an adapter with "

@@ -63,10 +63,11 @@ class UnlearnTrainer(Trainer):
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model, taken as it is; only the `kl` term of full
             fine-tuning needs one.
-        l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made.
+        l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made,
+            or, of a run that is resumed, when it was begun: checkpoints hold it.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
-        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
-            language modelling unless it says otherwise.
+        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`, drawn from `args.seed`; its
+            task type is causal language modelling unless it says otherwise.
         callbacks: as in `Trainer`.
 
     Raises:
@@ -110,7 +111,7 @@ class UnlearnTrainer(Trainer):
         l2_start: Mapping[str, Tensor] | None = None,
     ) -> None:
         args = args or U2AConfig(output_dir="u2a-output")
-        trained, processing_class = trained_model(model, processing_class, peft_config)
+        trained, processing_class = trained_model(model, processing_class, peft_config, args.seed)
         args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
         args.check_terms(
             retain=bool(retain_dataset),
@@ -155,10 +156,13 @@ class UnlearnTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not KeptTraining(self).write_optimizer(output_dir):
             super()._save_optimizer_and_scheduler(output_dir)
+        self._beside.keep_start(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not KeptTraining(self).read_optimizer(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._beside.take_start(checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         KeptTraining(self).write_random_state(output_dir)
