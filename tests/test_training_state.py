@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 
 from cases import tiny_model, tiny_policy, tiny_tokenizer
@@ -22,8 +23,8 @@ class _Stop(TrainerCallback):
 def _trainer(folder, stop=0, **options):
     policy = tiny_policy("llama", dtype=torch.float32)
     for module in policy.model.modules():
-        if hasattr(module, "attention_dropout"):  # so that random states matter
-            module.attention_dropout = 0.2
+        if isinstance(module, LoraLayer):  # so that random states matter
+            module.lora_dropout["default"] = torch.nn.Dropout(0.2)
     args = U2AConfig(
         str(folder),
         learning_rate=1e-2,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +16,9 @@ from u2a.logprobs import unwrapped
 from u2a.problem import Problem
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.models import Policy
 
 
 def unlearning_trainer(
@@ -83,6 +87,22 @@ def unlearning_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+@contextmanager
+def left_as_found(policy: Policy) -> Iterator[None]:
+    """Around a run: after it the policy is in eval mode, with gradient checkpointing only if it had it."""
+    base = unwrapped(policy.model)
+    layers = [(m, m.gradient_checkpointing) for m in base.modules() if hasattr(m, "gradient_checkpointing")]
+    try:
+        yield
+    finally:
+        policy.model.eval()
+        switched_on = any(layer.gradient_checkpointing and not before for layer, before in layers)
+        for layer, before in layers:
+            layer.gradient_checkpointing = before
+        if switched_on and hasattr(base, "_require_grads_hook"):  # of the embeddings, in every run another
+            base.disable_input_require_grads()
 
 
 def _has_experts(model: Any) -> bool:

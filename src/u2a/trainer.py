@@ -26,6 +26,7 @@ from u2a.logprobs import response_lengths, response_logprobs
 from u2a.losses import UnlearningLoss, loss_class, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.micro_batches import in_parts
+from u2a.own_dropout import own_dropout_off
 from u2a.sharding import is_sharded
 from u2a.side_terms import SideTerms
 from u2a.trained_model import trained_model
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.
+
+    The model's own dropout (GPT-2's, `attention_dropout`) is off in the steps, as it is in s_ref and the `kl`
+    term's reference, and as it was after them. An adapter's (`lora_dropout`) stays.
 
     Args:
         model: a causal language model, a PEFT model, or the name of one: a folder or a Hub id, loaded in
@@ -240,15 +244,17 @@ class UnlearnTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As the base class's; where memory runs out, a few texts at a time, for the very same step."""
+        """As the base class's, without the model's own dropout; where memory runs out, a few texts at a time,
+        for the very same step."""
 
         def backward(part: dict[str, Any]) -> Tensor:
             return super(UnlearnTrainer, self).training_step(model, part, num_items_in_batch)
 
-        if self.accelerator.distributed_type != DistributedType.NO:
-            # whole, as the other processes would wait for as many backward passes
-            return backward(inputs) + self._beside.added_after_passes()
-        return in_parts(model, inputs, backward, self.name_of)
+        with own_dropout_off(self.model):
+            if self.accelerator.distributed_type != DistributedType.NO:
+                # whole, as the other processes would wait for as many backward passes
+                return backward(inputs) + self._beside.added_after_passes()
+            return in_parts(model, inputs, backward, self.name_of)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
