@@ -34,7 +34,7 @@ from u2a.training_batches import Collator, as_batch, pad_token_id_of
 from u2a.training_card import write_card
 from u2a.training_config import U2AConfig
 from u2a.training_reference import Reference
-from u2a.training_rows import EvenOrder, PositiveRows, prepared_negatives, tokenized
+from u2a.training_rows import EvenOrder, PositiveRows, prepared_negatives, prepared_texts
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop
 
@@ -57,12 +57,14 @@ class UnlearnTrainer(Trainer):
             adapter has learned: one that belongs to the original model is to be merged first.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
-        train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
-            and optionally `weight` (ω_i ≥ 0, default 1); or already tokenised ones (`input_ids`,
-            `response_start`, `n_tokens`, optionally `weight` and `ref_logprob`).
+        train_dataset: the negatives: rows of any format of `load_negatives`, read as it reads them, such as
+            `prompt`, `completion` and optionally `weight` (ω_i ≥ 0, default 1), `label` (true = left out)
+            and `ref_logprob`; or already tokenised ones (`input_ids`, `response_start`, `n_tokens`,
+            optionally `weight` and `ref_logprob`).
         eval_dataset: held-out negatives, same columns, or several data sets by name. `eval_loss` is
             (1/Ω)·Σ ω_i·ℓ_i over them, without R and J: the training loss's unlearning term on other rows.
-        retain_dataset: texts to keep, same columns; needed by the `nll` and `kl` retain terms.
+        retain_dataset: texts to keep, in any format of `load_retain`; needed by the `nll` and `kl` retain
+            terms.
         joint_objective: J on preference pairs for training, which the run climbs with weight μ beside the
             unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
         reference_model: frozen copy of the original model, taken as it is; only the `kl` term of full
@@ -127,7 +129,9 @@ class UnlearnTrainer(Trainer):
         self._renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
         negatives = prepared_negatives(train_dataset, self._renderer, "train_dataset")
         self._negatives, self.weights = negatives.rows, negatives.weights
-        retain = tokenized(retain_dataset, self._renderer) if retain_dataset is not None else None
+        retain = None
+        if retain_dataset is not None:
+            retain = prepared_texts(retain_dataset, self._renderer, "retain_dataset")
         self._pad_token_id = pad_token_id_of(processing_class)
         self.args: U2AConfig
         self.model: Any
