@@ -243,6 +243,8 @@ def test_alone_in_ten_lines(tmp_path):
         ({"weights": [1, 1, -1, 1, 1, 1]}, "train_dataset, row 3: `weight` is negative"),
         ({"weights": [0] * 6}, "nothing to unlearn"),
         ({"retain_loss": "nll"}, "needs retain data"),
+        ({"retain": answers(GOOD)}, "retain_dataset counts for nothing with the retain term none"),
+        ({"retain": answers(GOOD), "retain_loss": "l2"}, "counts for nothing with the retain term l2"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, options, words):

@@ -17,6 +17,7 @@ from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
+from u2a.inner_run import check_options
 from u2a.ledger import Ledger, Parameters, restore, snapshot
 from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
@@ -63,7 +64,8 @@ def align(
 
     Args:
         problem: from `u2a.prepare`, with the policy at the original model.
-        unlearn, weights, outer: options; defaults as in the command.
+        unlearn, weights, outer: options; defaults as in the command. The retain term and the pairs to train
+            on are those that `prepare` was given.
         curvature, scoring, self_check: as in `score_impact`.
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
         start, first_table: the measurement and the impact table at the original model, if there are any.
@@ -75,6 +77,9 @@ def align(
     Returns:
         the result; the policy's parameters are those of the best admissible measured point, which is the
         original model itself when nothing did better.
+
+    Raises:
+        UserError: `unlearn` names another retain term or share of pairs than the problem was prepared with.
 
     Example:
         >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare
@@ -91,7 +96,8 @@ def align(
         >>> len(result.weights)
         2
     """
-    weights = weights or WeightOptions()
+    weights, unlearn = weights or WeightOptions(), unlearn or UnlearnOptions()
+    check_options(problem, unlearn)
     checkpoints = Checkpoints(folder)
     if not resume:
         checkpoints.clear()
@@ -114,7 +120,7 @@ def align(
             start = problem.measure(task, negatives=True)
     if outer.max_repetition > 0 and start.repetition is None:
         start = replace(start, repetition=greedy_repetition(problem, task))
-    unlearn, inner = unlearn or UnlearnOptions(), InnerCheckpoints(folder)
+    inner = InnerCheckpoints(folder)
     ledger = Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last)
     loop = _OuterLoop(
         problem=problem,

@@ -23,7 +23,7 @@ from u2a.data.render import Renderer
 from u2a.gradient_guard import FiniteGradients
 from u2a.held_out import held_out, held_out_loss
 from u2a.logprobs import response_lengths, response_logprobs
-from u2a.losses import UnlearningLoss, loss_class, resolve_loss
+from u2a.losses import UnlearningLoss, built_loss, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.micro_batches import in_parts
 from u2a.own_dropout import own_dropout_off
@@ -63,10 +63,11 @@ class UnlearnTrainer(Trainer):
             optionally `weight` and `ref_logprob`).
         eval_dataset: held-out negatives, same columns, or several data sets by name. `eval_loss` is
             (1/Ω)·Σ ω_i·ℓ_i over them, without R and J: the training loss's unlearning term on other rows.
-        retain_dataset: texts to keep, in any format of `load_retain`; needed by the `nll` and `kl` retain
-            terms.
+        retain_dataset: texts to keep, in any format of `load_retain`; needed, and taken, by the `nll` and
+            `kl` retain terms.
         joint_objective: J on preference pairs for training, which the run climbs with weight μ beside the
-            unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
+            unlearning: the DPO loss with the sign of a gain. Needed, and taken, where `joint_weight` is
+            above 0.
         reference_model: frozen copy of the original model, taken as it is; only the `kl` term of full
             fine-tuning needs one.
         l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made,
@@ -78,8 +79,9 @@ class UnlearnTrainer(Trainer):
 
     Raises:
         UserError: no negatives of positive weight, a negative or non-finite weight, a retain term without
-            retain data, μ without pairs, a reference-based loss without a reference or with several active
-            adapters, `peft_config` for a model that has an adapter, or a model of which nothing is trained.
+            retain data, μ without pairs, retain data or pairs that would count for nothing, a reference-based
+            loss without a reference or with several active adapters, `peft_config` for a model that has an
+            adapter, or a model of which nothing is trained.
 
     Example:
         >>> import tempfile
@@ -118,13 +120,13 @@ class UnlearnTrainer(Trainer):
     ) -> None:
         args = args or U2AConfig(output_dir="u2a-output")
         trained, processing_class = trained_model(model, processing_class, peft_config, args.seed)
-        args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
+        args.loss_type, args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)
         args.check_terms(
             retain=bool(retain_dataset),
             pairs=joint_objective is not None,
             reference=reference_model is not None or hasattr(trained, "disable_adapter"),
         )
-        self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
+        self.loss, _ = built_loss(loss or args.loss_type, args.loss_options, args.retain_loss)
         check_loss(self.loss)
         self._renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
         negatives = prepared_negatives(train_dataset, self._renderer, "train_dataset")
@@ -156,8 +158,7 @@ class UnlearnTrainer(Trainer):
         sets: Any = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for rows in filter(None, sets.values()):
             self._reference.measure(rows)
-        joint = joint_objective if args.joint_weight > 0 else None
-        self._beside = SideTerms(self, retain, joint, self._reference, self._pad_token_id, l2_start)
+        self._beside = SideTerms(self, retain, joint_objective, self._reference, self._pad_token_id, l2_start)
 
     # -- checkpoints: safetensors and JSON instead of pickles ------------------------------------------------
 
