@@ -53,6 +53,7 @@ ORDER = [
     "weighting",
     "micro_batches",
     "gradient_guard",
+    "own_dropout",
     "training_card",
     "training_state",
     "training_rows",

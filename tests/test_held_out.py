@@ -157,11 +157,11 @@ def test_full_fine_tuning_compares_with_the_model_before_the_first_step(tmp_path
 @pytest.mark.parametrize(
     "rows, message",
     [
-        (lambda: weighted(held_out_rows(), [1, -1, 1, 1]), "eval_dataset row 1: weight is -1"),
+        (lambda: weighted(held_out_rows(), [1, -1, 1, 1]), "eval_dataset, row 2: `weight` is negative"),
         (lambda: weighted(held_out_rows(), [0] * 4), "eval_dataset: every weight is 0"),
         (lambda: held_out_rows().select([]), "eval_dataset is empty"),
-        (lambda: held_out_rows().remove_columns("prompt"), "no column prompt"),
-        (lambda: {"x": held_out_rows().add_column("label", [True] * 4)}, r"eval_dataset\['x'\] holds rows"),
+        (lambda: held_out_rows().remove_columns("prompt"), "eval_dataset, row 1: no columns for negatives"),
+        (lambda: {"x": held_out_rows().add_column("label", [True] * 4)}, r"eval_dataset\['x'\]: there are"),
     ],
     ids=["negative", "zero", "empty", "column", "label"],
 )

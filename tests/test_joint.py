@@ -62,7 +62,7 @@ def test_a_pass_adds_the_gradient_of_j(tmp_path, options):
     problem = tiny_problem()
     more = {**options, "joint_weight": 0.7}
     joint = trainer(tmp_path, problem, problem.objective, **more)
-    plain = trainer(tmp_path, problem, problem.objective, **{**options, "joint_weight": 0.0})
+    plain = trainer(tmp_path, problem, None, **options)
     found = full_pass_gradient(joint) - full_pass_gradient(plain)
     expected = -0.7 * gain_gradient(problem)
     if options["joint_batch_size"] == 0:  # one step of half the pairs is not the whole of J
@@ -82,6 +82,12 @@ def test_by_default_a_step_takes_as_many_answers_of_pairs_as_negatives(tmp_path)
 def test_a_weight_without_pairs_is_refused(tmp_path):
     with pytest.raises(UserError, match="joint_weight needs preference pairs"):
         trainer(tmp_path, tiny_problem(), None, joint_weight=0.5)
+
+
+def test_pairs_without_a_weight_are_refused(tmp_path):
+    problem = tiny_problem()
+    with pytest.raises(UserError, match="joint_objective counts for nothing with joint_weight 0"):
+        trainer(tmp_path, problem, problem.objective)
 
 
 def test_terms_of_some_pairs_are_those_of_all():

@@ -240,9 +240,11 @@ def test_alone_in_ten_lines(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"weights": [1, 1, -1, 1, 1, 1]}, "row 2: weight is -1"),
+        ({"weights": [1, 1, -1, 1, 1, 1]}, "train_dataset, row 3: `weight` is negative"),
         ({"weights": [0] * 6}, "nothing to unlearn"),
         ({"retain_loss": "nll"}, "needs retain data"),
+        ({"retain": answers(GOOD)}, "retain_dataset counts for nothing with the retain term none"),
+        ({"retain": answers(GOOD), "retain_loss": "l2"}, "counts for nothing with the retain term l2"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, options, words):
@@ -343,12 +345,11 @@ def test_a_reference_model_in_training_mode_has_no_dropout(tmp_path):
     assert other.model.training
 
 
-def test_good_answers_of_a_kto_set_are_refused(tmp_path):
-    rows = answers(BAD)
-    labelled = rows.add_column("label", [False] * 5 + [True])
-    with pytest.raises(UserError, match="label is true"):
-        _trainer(tmp_path, labelled)
-    assert len(_trainer(tmp_path, labelled.select(range(5))).weights) == 5
+@pytest.mark.parametrize("bad, good", [(False, True), (0, 1)])
+def test_good_answers_of_a_kto_set_are_left_out(tmp_path, bad, good):
+    labelled = answers(BAD).add_column("label", [bad] * 5 + [good])
+    found = full_pass_gradient(_trainer(tmp_path, labelled))
+    torch.testing.assert_close(found, full_pass_gradient(_trainer(tmp_path, answers(BAD[:5]))))
 
 
 def test_nothing_that_is_logged_saved_or_pushed_holds_text_of_rows_or_a_token(tmp_path):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 
-from cases import tiny_policy
+from cases import tiny_model, tiny_policy, tiny_tokenizer
 from problems import BAD, GOOD, answers
+from u2a.models import add_adapter
 from u2a.trainer import U2AConfig, UnlearnTrainer
 
 
@@ -21,8 +23,8 @@ class _Stop(TrainerCallback):
 def _trainer(folder, stop=0, **options):
     policy = tiny_policy("llama", dtype=torch.float32)
     for module in policy.model.modules():
-        if hasattr(module, "attention_dropout"):  # so that random states matter
-            module.attention_dropout = 0.2
+        if isinstance(module, LoraLayer):  # so that random states matter
+            module.lora_dropout["default"] = torch.nn.Dropout(0.2)
     args = U2AConfig(
         str(folder),
         learning_rate=1e-2,
@@ -65,3 +67,48 @@ def test_resumed_equals_uninterrupted(tmp_path, step, options):
         whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
     ):
         assert torch.equal(p, q), name
+
+
+def _l2_trainer(folder, adapter, stop=0, **options):
+    """A trainer with the l2 term, of an adapter whose A is drawn from that seed."""
+    tokenizer = tiny_tokenizer("llama")
+    args = U2AConfig(
+        str(folder),
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+        max_steps=6,
+        retain_loss="l2",
+        save_steps=3,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return UnlearnTrainer(
+        model=add_adapter(tiny_model("llama", tokenizer=tokenizer), rank=2, seed=adapter),
+        args=args,
+        train_dataset=answers(BAD),
+        processing_class=tokenizer,
+        callbacks=[_Stop(stop)],
+        **options,
+    )
+
+
+def test_the_l2_term_of_a_resumed_run_holds_phi_where_the_run_began(tmp_path):
+    whole = _l2_trainer(tmp_path / "whole", adapter=1)
+    whole.train()
+    _l2_trainer(tmp_path / "cut", adapter=1, stop=3).train()
+    resumed = _l2_trainer(tmp_path / "cut", adapter=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    for (name, p), (_, q) in zip(
+        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+    assert whole._beside.retain_loss(whole.model, {}) == resumed._beside.retain_loss(resumed.model, {})
+
+
+def test_a_start_that_is_given_is_not_kept_again(tmp_path, caplog):
+    start = {n: p.detach().clone() for n, p in _l2_trainer(tmp_path, adapter=1).model.named_parameters()}
+    _l2_trainer(tmp_path, adapter=1, stop=3, l2_start=start).train()
+    assert not (tmp_path / "checkpoint-3" / "l2_start.safetensors").exists()
+    _l2_trainer(tmp_path, adapter=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert "has no l2_start.safetensors" in caplog.text

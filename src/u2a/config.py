@@ -63,7 +63,12 @@ class ModelOptions:
     model: str = option("", "Original model: folder, Hub id, GGUF file, adapter folder, or `demo`.")
     lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
     lora_alpha: int = option(0, "LoRA's alpha; 0 = twice the rank.", least=0)
-    lora_dropout: float = option(0.0, "LoRA's dropout while unlearning.", least=0)
+    lora_dropout: float = option(
+        0.0,
+        "LoRA's dropout while unlearning; the model's own is off. It is in s and not in s_ref, so it makes "
+        "npo's s - s_ref noisy once B is not 0.",
+        least=0,
+    )
     lora_targets: str = option(
         "all-linear", "Modules that get an adapter: all-linear, or comma-separated names."
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +16,9 @@ from u2a.logprobs import unwrapped
 from u2a.problem import Problem
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.models import Policy
 
 
 def unlearning_trainer(
@@ -37,8 +41,9 @@ def unlearning_trainer(
         l2_start: φ₀, for the `l2` retain term; None = the current φ is φ₀.
 
     Raises:
-        UserError: several processes cannot share a micro-batch evenly.
+        UserError: several processes cannot share a micro-batch evenly, or `options` contradict the problem.
     """
+    check_options(problem, options)
     count = processes.count()
     if options.batch_size % count:
         raise UserError(
@@ -74,8 +79,8 @@ def unlearning_trainer(
         args=args,
         loss=problem.loss,
         train_dataset=rows,
-        retain_dataset=problem.retain_texts,
-        joint_objective=problem.joint,
+        retain_dataset=problem.retain_texts if problem.retain_loss in ("nll", "kl") else None,
+        joint_objective=problem.joint if options.joint > 0 else None,
         reference_model=problem.frozen,
         processing_class=problem.policy.tokenizer,
         callbacks=list(callbacks),
@@ -83,6 +88,46 @@ def unlearning_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def check_options(problem: Problem, options: UnlearnOptions) -> None:
+    """Refuses options of an inner run that were settled when its problem was prepared, and otherwise.
+
+    Raises:
+        UserError: a retain term or a share of pairs other than the problem's, or μ > 0 without pairs.
+    """
+    if options.retain_loss not in ("", problem.retain_loss):
+        raise UserError(
+            f"UnlearnOptions(retain_loss={options.retain_loss!r}): the problem was prepared with the retain "
+            f"term {problem.retain_loss}, which counts: give it to prepare(retain_loss=...)"
+        )
+    if options.joint > 0 and problem.joint is None:
+        raise UserError(
+            f"UnlearnOptions(joint={options.joint:g}) needs pairs to train on: prepare(joint_share=...) sets "
+            "them aside"
+        )
+    asked, default = options.joint_share, UnlearnOptions.joint_share
+    if options.joint > 0 and asked not in (default, problem.joint_share or default):
+        raise UserError(
+            f"UnlearnOptions(joint_share={asked:g}): the problem was prepared with {problem.joint_share:g}, "
+            "which counts: give it to prepare(joint_share=...)"
+        )
+
+
+@contextmanager
+def left_as_found(policy: Policy) -> Iterator[None]:
+    """Around a run: after it the policy is in eval mode, with gradient checkpointing only if it had it."""
+    base = unwrapped(policy.model)
+    layers = [(m, m.gradient_checkpointing) for m in base.modules() if hasattr(m, "gradient_checkpointing")]
+    try:
+        yield
+    finally:
+        policy.model.eval()
+        switched_on = any(layer.gradient_checkpointing and not before for layer, before in layers)
+        for layer, before in layers:
+            layer.gradient_checkpointing = before
+        if switched_on and hasattr(base, "_require_grads_hook"):  # of the embeddings, in every run another
+            base.disable_input_require_grads()
 
 
 def _has_experts(model: Any) -> bool:

@@ -10,7 +10,7 @@ from u2a.checkpoints import OuterState
 from u2a.config import UnlearnOptions
 from u2a.finetune import ShowSteps
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
-from u2a.inner_run import unlearning_trainer
+from u2a.inner_run import left_as_found, unlearning_trainer
 from u2a.ledger import Ledger, Parameters, restore
 from u2a.measuring import Measuring
 from u2a.problem import Problem, Task
@@ -81,6 +81,7 @@ class MeasuredRun:
             )
             measuring.trainer = trainer
             try:
-                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+                with left_as_found(self.problem.policy):
+                    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             finally:
                 measuring.trainer = None  # else the two would keep each other's memory

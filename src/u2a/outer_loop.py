@@ -18,6 +18,7 @@ from u2a.fingerprint import named
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
+from u2a.inner_run import check_options
 from u2a.ledger import Ledger, Parameters, restore, snapshot
 from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
@@ -64,7 +65,8 @@ def align(
 
     Args:
         problem: from `u2a.prepare`, with the policy at the original model.
-        unlearn, weights, outer: options; defaults as in the command.
+        unlearn, weights, outer: options; defaults as in the command. The retain term and the pairs to train
+            on are those that `prepare` was given.
         curvature, scoring, self_check: as in `score_impact`.
         fixed_weights: (N,) skips scoring and weighting and unlearns with these: what baselines use.
         start, first_table: the measurement and the impact table at the original model, if there are any.
@@ -78,6 +80,9 @@ def align(
     Returns:
         the result; the policy's parameters are those of the best admissible measured point, which is the
         original model itself when nothing did better.
+
+    Raises:
+        UserError: `unlearn` names another retain term or share of pairs than the problem was prepared with.
 
     Example:
         >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare
@@ -95,6 +100,7 @@ def align(
         2
     """
     weights, unlearn, outer = weights or WeightOptions(), unlearn or UnlearnOptions(), outer or OuterOptions()
+    check_options(problem, unlearn)
     how = {"curvature": named(curvature), "scoring": scoring, "keep_last": keep_last, "seed": seed}
     settings = settings_of(
         problem, (unlearn, weights, outer), {**how, "fixed_weights": fixed_weights is not None}

@@ -11,7 +11,7 @@ from torch import Tensor
 from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
 from u2a.logprobs import Task, dataset_logprobs, silent
-from u2a.losses import UnlearningLoss, loss_class
+from u2a.losses import UnlearningLoss, built_loss
 from u2a.losses.contract import check_loss
 from u2a.objectives import MeanLogProb, Reward
 from u2a.objectives.preference import Preference
@@ -32,7 +32,7 @@ def prepare(
     negatives: Dataset,
     preferences: Dataset,
     retain: Dataset | None = None,
-    retain_loss: str = "none",
+    retain_loss: str | None = None,
     retain_weight: float = 1.0,
     loss: str | UnlearningLoss = "npo",
     loss_options: dict[str, Any] | None = None,
@@ -55,9 +55,11 @@ def prepare(
             `preferences` has the columns of retain rows, with `reward` prompts are enough. Without `retain`,
             U is taken on the preferred validation answers and overlaps with J; with `reward` on what the
             original model answers.
-        retain_loss: the retain term, `none`, `nll`, `kl` or `l2`. For `nll` and `kl` every other retain row
-            is kept for that term and the rest for U. retain_weight: its λ, for curvatures.
-        loss: name in `LOSSES` or a loss object. objective: name in `OBJECTIVES`, or a class of your own
+        retain_loss: the retain term, `none`, `nll`, `kl` or `l2`; None = what `loss` says, else `none`. For
+            `nll` and `kl` every other retain row is kept for that term and the rest for U. retain_weight: its
+            λ, for curvatures.
+        loss: name in `LOSSES`, a name of the literature (`graddiff`: ga and the nll term; `ga+kl`), or a loss
+            object. objective: name in `OBJECTIVES`, or a class of your own
             (docs/plugins.md).
         max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
@@ -65,7 +67,7 @@ def prepare(
         scorer: of the objective `reward`; default what its options name. seed: of the responses it draws.
 
     Raises:
-        UserError: an option is unknown, or there is too little to share out.
+        UserError: an option is unknown or contradicts another, or there is too little to share out.
 
     Example:
         >>> from u2a import load_negatives, load_policy, load_preferences, prepare
@@ -82,7 +84,7 @@ def prepare(
     """
     if joint_share > 0 and objective != "preference":
         raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")
-    built = loss_class(loss)(**(loss_options or {})) if isinstance(loss, str) else loss
+    built, retain_loss = built_loss(loss, loss_options, retain_loss)
     check_loss(built)
     renderer = Renderer(policy.tokenizer, template=template, max_length=max_length)
     negative_texts = tokenize_rows(negatives, renderer)
@@ -136,4 +138,5 @@ def prepare(
         frozen=copy.deepcopy(policy.model).eval().requires_grad_(False) if kept else None,
         retain_weight=retain_weight,
         joint=joint,
+        joint_share=joint_share,
     )

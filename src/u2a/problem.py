@@ -80,8 +80,8 @@ class Problem:
     log-probs s_ref under the original model. `objective` is J, or what draws it. `retain_loss` names the
     retain term of the inner problem and `retain_texts` is what it trains on: never the texts that U is
     measured on. `retain_weight` λ is what curvatures take for it; the inner run has its own in
-    `UnlearnOptions`. `joint` is J on the pairs that an inner run may train on: none of them is in
-    `objective`.
+    `UnlearnOptions`. `joint` is J on the pairs that an inner run may train on, `joint_share` of the
+    prompts: none of them is in `objective`.
     """
 
     policy: Policy
@@ -99,6 +99,7 @@ class Problem:
     frozen: nn.Module | None = None
     retain_weight: float = 1.0
     joint: Preference | None = None
+    joint_share: float = 0.0
 
     def logprobs(self, texts: Dataset, progress: Progress | None = None) -> Tensor:
         """s (N,) of tokenised texts at the current φ."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from u2a.data.collate import collate
 from u2a.data.retain_order import retain_rows
+from u2a.kept_state import read_state, write_state
 from u2a.logprobs import response_logprobs
 from u2a.losses.retain import add_l2_gradient, kl_sum, l2, nll_sum
-from u2a.sharding import at_rest, is_sharded, set_whole
+from u2a.sharding import at_rest, is_sharded, set_whole, whole
 from u2a.training_batches import as_batch, as_dict
 from u2a.training_reference import Reference
 
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.objectives.preference import Preference
+
+
+log = logging.getLogger("u2a")
+
+START = "l2_start.safetensors"
+"""φ₀ of the `l2` term, in a checkpoint of the trainer."""
 
 
 class SideTerms:
@@ -49,9 +58,9 @@ class SideTerms:
             if self._args.retain_loss == "l2"
             else {}
         )
+        self._start_is_given = start is not None
         if start is not None:
-            for name, held in self._start.items():
-                set_whole(held, start[name])
+            self._set_start(start)
 
     def texts(self) -> Iterator[tuple[str, Dataset]]:
         """The texts of each kind that micro-batches carry, under the key they carry them by."""
@@ -59,6 +68,37 @@ class SideTerms:
             yield "retain", self._retain
         if self._joint is not None:
             yield "pairs", self._joint.texts
+
+    # -- φ₀ of the l2 term ----------------------------------------------------------------------------------
+
+    def keep_start(self, checkpoint: str) -> None:
+        """Writes φ₀ to a checkpoint, unless whoever makes the trainer gives it; collective where sharded."""
+        if not self._start or self._start_is_given:
+            return
+        tensors = {}
+        for name, held in self._start.items():  # one after the other: all of them may not fit on a device
+            value = whole(held)
+            if self._args.should_save:
+                tensors[name] = value.cpu()
+        if self._args.should_save:
+            write_state(Path(checkpoint) / START, tensors, None)
+
+    def take_start(self, checkpoint: str) -> None:
+        """Sets φ₀ to that of the run that is resumed: φ of the new trainer is another one, of another A.
+
+        Raises:
+            Damaged: the file is not whole.
+        """
+        if not self._start or self._start_is_given:
+            return
+        if not (Path(checkpoint) / START).is_file():
+            log.warning("%s has no %s: the l2 term holds φ where this trainer began", checkpoint, START)
+            return
+        self._set_start(read_state(Path(checkpoint) / START)[0])
+
+    def _set_start(self, start: Mapping[str, Tensor]) -> None:
+        for name, held in self._start.items():
+            set_whole(held, start[name])
 
     # -- micro-batches --------------------------------------------------------------------------------------
 

@@ -23,9 +23,10 @@ from u2a.data.render import Renderer
 from u2a.gradient_guard import FiniteGradients
 from u2a.held_out import held_out, held_out_loss
 from u2a.logprobs import response_lengths, response_logprobs
-from u2a.losses import UnlearningLoss, loss_class, resolve_loss
+from u2a.losses import UnlearningLoss, built_loss, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.micro_batches import in_parts
+from u2a.own_dropout import own_dropout_off
 from u2a.sharding import is_sharded
 from u2a.side_terms import SideTerms
 from u2a.trained_model import trained_model
@@ -33,7 +34,7 @@ from u2a.training_batches import Collator, as_batch, pad_token_id_of
 from u2a.training_card import write_card
 from u2a.training_config import U2AConfig
 from u2a.training_reference import Reference
-from u2a.training_rows import EvenOrder, PositiveRows, prepared_negatives, tokenized
+from u2a.training_rows import EvenOrder, PositiveRows, prepared_negatives, prepared_texts
 from u2a.training_state import KeptTraining
 from u2a.types import Batch, GuardStop
 
@@ -47,29 +48,40 @@ if TYPE_CHECKING:
 class UnlearnTrainer(Trainer):
     """Unlearns weighted negatives.
 
+    The model's own dropout (GPT-2's, `attention_dropout`) is off in the steps, as it is in s_ref and the `kl`
+    term's reference, and as it was after them. An adapter's (`lora_dropout`) stays.
+
     Args:
-        model: a causal language model, a PEFT model (then the reference is the adapter switched off), or the
-            name of one: a folder or a Hub id, loaded in float32.
+        model: a causal language model, a PEFT model, or the name of one: a folder or a Hub id, loaded in
+            float32. The reference of a PEFT model is its base, with the adapter switched off, whatever the
+            adapter has learned: one that belongs to the original model is to be merged first.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
-        train_dataset: the negatives: columns `prompt` (messages or a string), `response` or `completion`,
-            and optionally `weight` (ω_i ≥ 0, default 1); or already tokenised ones (`input_ids`,
-            `response_start`, `n_tokens`, optionally `weight` and `ref_logprob`).
+        train_dataset: the negatives: rows of any format of `load_negatives`, read as it reads them, such as
+            `prompt`, `completion` and optionally `weight` (ω_i ≥ 0, default 1), `label` (true = left out)
+            and `ref_logprob`; or already tokenised ones (`input_ids`, `response_start`, `n_tokens`,
+            optionally `weight` and `ref_logprob`).
         eval_dataset: held-out negatives, same columns, or several data sets by name. `eval_loss` is
             (1/Ω)·Σ ω_i·ℓ_i over them, without R and J: the training loss's unlearning term on other rows.
-        retain_dataset: texts to keep, same columns; needed by the `nll` and `kl` retain terms.
+        retain_dataset: texts to keep, in any format of `load_retain`; needed, and taken, by the `nll` and
+            `kl` retain terms.
         joint_objective: J on preference pairs for training, which the run climbs with weight μ beside the
-            unlearning: the DPO loss with the sign of a gain. Needed where `joint_weight` is above 0.
-        reference_model: frozen copy of the original model; only the `kl` term of full fine-tuning needs one.
-        l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made.
+            unlearning: the DPO loss with the sign of a gain. Needed, and taken, where `joint_weight` is
+            above 0.
+        reference_model: frozen copy of the original model, taken as it is; only the `kl` term of full
+            fine-tuning needs one.
+        l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made,
+            or, of a run that is resumed, when it was begun: checkpoints hold it.
         processing_class: the tokenizer; default the one of `model.name_or_path`.
-        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`; its task type is causal
-            language modelling unless it says otherwise.
+        peft_config: wraps the model into a new adapter, e.g. `LoraConfig(...)`, drawn from `args.seed`; its
+            task type is causal language modelling unless it says otherwise.
         callbacks: as in `Trainer`.
 
     Raises:
         UserError: no negatives of positive weight, a negative or non-finite weight, a retain term without
-            retain data, μ without pairs, a reference-based loss without a reference.
+            retain data, μ without pairs, retain data or pairs that would count for nothing, a reference-based
+            loss without a reference or with several active adapters, `peft_config` for a model that has an
+            adapter, or a model of which nothing is trained.
 
     Example:
         >>> import tempfile
@@ -107,19 +119,21 @@ class UnlearnTrainer(Trainer):
         l2_start: Mapping[str, Tensor] | None = None,
     ) -> None:
         args = args or U2AConfig(output_dir="u2a-output")
-        trained, processing_class = trained_model(model, processing_class, peft_config)
-        args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)[1]
+        trained, processing_class = trained_model(model, processing_class, peft_config, args.seed)
+        args.loss_type, args.retain_loss = resolve_loss(args.loss_type, args.retain_loss)
         args.check_terms(
             retain=bool(retain_dataset),
             pairs=joint_objective is not None,
             reference=reference_model is not None or hasattr(trained, "disable_adapter"),
         )
-        self.loss = loss or loss_class(args.loss_type)(**(args.loss_options or {}))
+        self.loss, _ = built_loss(loss or args.loss_type, args.loss_options, args.retain_loss)
         check_loss(self.loss)
         self._renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
         negatives = prepared_negatives(train_dataset, self._renderer, "train_dataset")
         self._negatives, self.weights = negatives.rows, negatives.weights
-        retain = tokenized(retain_dataset, self._renderer) if retain_dataset is not None else None
+        retain = None
+        if retain_dataset is not None:
+            retain = prepared_texts(retain_dataset, self._renderer, "retain_dataset")
         self._pad_token_id = pad_token_id_of(processing_class)
         self.args: U2AConfig
         self.model: Any
@@ -144,18 +158,20 @@ class UnlearnTrainer(Trainer):
         sets: Any = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for rows in filter(None, sets.values()):
             self._reference.measure(rows)
-        joint = joint_objective if args.joint_weight > 0 else None
-        self._beside = SideTerms(self, retain, joint, self._reference, self._pad_token_id, l2_start)
+        self._beside = SideTerms(self, retain, joint_objective, self._reference, self._pad_token_id, l2_start)
 
     # -- checkpoints: safetensors and JSON instead of pickles ------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not KeptTraining(self).write_optimizer(output_dir):
             super()._save_optimizer_and_scheduler(output_dir)
+        self._beside.keep_start(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not KeptTraining(self).read_optimizer(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._beside.take_start(checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         KeptTraining(self).write_random_state(output_dir)
@@ -233,15 +249,17 @@ class UnlearnTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As the base class's; where memory runs out, a few texts at a time, for the very same step."""
+        """As the base class's, without the model's own dropout; where memory runs out, a few texts at a time,
+        for the very same step."""
 
         def backward(part: dict[str, Any]) -> Tensor:
             return super(UnlearnTrainer, self).training_step(model, part, num_items_in_batch)
 
-        if self.accelerator.distributed_type != DistributedType.NO:
-            # whole, as the other processes would wait for as many backward passes
-            return backward(inputs) + self._beside.added_after_passes()
-        return in_parts(model, inputs, backward, self.name_of)
+        with own_dropout_off(self.model):
+            if self.accelerator.distributed_type != DistributedType.NO:
+                # whole, as the other processes would wait for as many backward passes
+                return backward(inputs) + self._beside.added_after_passes()
+            return in_parts(model, inputs, backward, self.name_of)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:

@@ -79,7 +79,8 @@ class U2AConfig(TrainingArguments):
                 whether the log-probs of the original model can be had.
 
         Raises:
-            UserError: a term lacks what it needs, or negatives would be dropped.
+            UserError: a term lacks what it needs, what is there counts for nothing, or negatives would be
+            dropped.
         """
         if self.retain_loss == "kl" and not reference:
             raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
@@ -89,8 +90,18 @@ class U2AConfig(TrainingArguments):
             )
         if self.retain_loss in ("nll", "kl") and not retain:
             raise UserError(f"the {self.retain_loss} retain term needs retain data: give retain_dataset")
+        if retain and self.retain_loss not in ("nll", "kl"):
+            raise UserError(
+                f"retain_dataset counts for nothing with the retain term {self.retain_loss}: give "
+                "U2AConfig(retain_loss='nll') or 'kl', or leave it out"
+            )
         if self.joint_weight > 0 and not pairs:
             raise UserError("joint_weight needs preference pairs: give joint_objective")
+        if pairs and self.joint_weight == 0:
+            raise UserError(
+                "joint_objective counts for nothing with joint_weight 0: give U2AConfig(joint_weight=...) "
+                "above 0, or leave it out"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the token: `training_args.bin` is saved beside the model, and pushed with it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,10 +20,17 @@ class Reference:
     Args:
         trainer: gives the model that is trained, its loss and how far it is. frozen: a copy of the original
             model, or None.
+
+    Raises:
+        UserError: a reference is needed and several adapters are active, so that the model without them is
+            not the one that was brought.
     """
 
     def __init__(self, trainer: Any, frozen: Any | None, pad_token_id: int) -> None:
         self._trainer, self._frozen, self._pad_token_id = trainer, frozen, pad_token_id
+        needed = trainer.loss.needs_reference or trainer.args.retain_loss == "kl"
+        if needed and frozen is None:
+            _refuse_several_adapters(trainer.model)
 
     def measure(self, negatives: Negatives) -> Tensor:
         """s_ref (N,) of negatives, measured once and kept with them; zeros where the loss needs none.
@@ -34,13 +42,13 @@ class Reference:
             negatives.reference = torch.zeros(len(negatives))
         if negatives.reference is None:
             model = self._trainer.model if self._frozen is None else self._frozen
-            switched = hasattr(model, "disable_adapter")
+            switched = self._frozen is None and hasattr(model, "disable_adapter")
             if self._trainer.state.global_step and self._frozen is None and not switched:
                 raise UserError(
                     "the loss compares with the original model, which full fine-tuning has changed: give "
                     "these rows as eval_dataset when the trainer is made, or reference_model, or ref_logprob"
                 )
-            with _adapter_off(model):
+            with adapter_off(model) if switched else nullcontext():
                 negatives.reference = dataset_logprobs(
                     model,
                     negatives.rows,
@@ -57,9 +65,32 @@ class Reference:
                 frozen = self._frozen.to(policy.device)
                 with evaluating(frozen):
                     return response_logits(frozen, batch)[0]
-            with _adapter_off(policy), evaluating(policy):
+            with adapter_off(policy), evaluating(policy):
                 return response_logits(policy, batch)[0]
 
 
-def _adapter_off(model: Any) -> AbstractContextManager[Any]:
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Within, the adapter of a PEFT model is off. After it the same parameters are trained as before: PEFT
+    itself makes all of an active adapter trainable when it switches it on."""
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for p, before in trained:
+            if p.requires_grad != before:
+                p.requires_grad_(before)
+
+
+def _refuse_several_adapters(model: Any) -> None:
+    active = model.active_adapters if hasattr(model, "disable_adapter") else []
+    if len(active) > 1:
+        raise UserError(
+            f"several adapters are active ({', '.join(active)}), and the reference is the model with its "
+            "adapter off, so it would lack them all: merge those of the original model first "
+            "(merge_and_unload()) and give peft_config for the one to train, or give reference_model"
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,16 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 
 from u2a.data.collate import tokenize_rows
+from u2a.data.load import FEATURES, load_negatives, load_retain
+from u2a.data.sources import GIVEN
 from u2a.types import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.data.render import Renderer
+
+log = logging.getLogger("u2a")
 
 
 @dataclass
@@ -36,28 +42,38 @@ class Negatives(torch.utils.data.Dataset):
 
 
 def prepared_negatives(given: Dataset | None, renderer: Renderer, name: str) -> Negatives:
-    """What a user gave as negatives: the columns are those of `UnlearnTrainer`'s `train_dataset`.
+    """What a user gave as negatives: rows of any format of `load_negatives`, or tokens.
 
     Args:
         name: what messages call them.
 
     Raises:
-        UserError: there are none, a column is missing, a row is labelled good, or a weight is unusable.
+        UserError: there are none, a row is in no format, tokens are labelled good, or a weight is unusable.
     """
     if given is None or len(given) == 0:
         raise UserError(f"{name} is empty: there is nothing to unlearn")
-    columns = given.column_names
-    if "label" in columns and any(value is True for value in given["label"]):
-        raise UserError(
-            f"{name} holds rows whose label is true, that is good answers: keep only those to "
-            f"unlearn, `{name}.filter(lambda row: not row['label'])`"
-        )
+    if "input_ids" in given.column_names:
+        _refuse_good(given, name)
+        rows = texts = given
+    else:
+        rows = _loaded(given, "negatives", name)
+        texts = _tokenized(rows, renderer, name)
+    columns = rows.column_names
     weights = checked_weights(
-        np.asarray(given["weight"] if "weight" in columns else [], float), len(given), name
+        np.asarray(rows["weight"] if "weight" in columns else [], float), len(rows), name
     )
-    kept = "ref_logprob" in columns
-    reference = torch.tensor(given["ref_logprob"], dtype=torch.float64) if kept else None
-    return Negatives(with_ids(tokenized(given, renderer), given), weights, reference)
+    return Negatives(_with_ids(texts, rows), weights, _given_reference(given, rows, name))
+
+
+def prepared_texts(given: Dataset, renderer: Renderer, name: str) -> Dataset:
+    """What a user gave as texts to keep, as tokens: rows of any format of `load_retain`, or tokens.
+
+    Raises:
+        UserError: a row is in no format.
+    """
+    if "input_ids" in given.column_names:
+        return given
+    return _tokenized(_loaded(given, "retain", name), renderer, name)
 
 
 FILLER = -1
@@ -126,29 +142,60 @@ def checked_weights(weights: np.ndarray, rows: int, name: str = "train_dataset")
     return weights
 
 
-def tokenized(rows: Dataset, renderer: Renderer) -> Dataset:
-    """Rows of TRL's formats as tokens; those that are tokenised already as they are.
+def _refuse_good(given: Dataset, name: str) -> None:
+    if "label" in given.column_names and any(given["label"]):
+        raise UserError(
+            f"{name} holds rows whose label is true, that is good answers: keep only those to "
+            f"unlearn, `{name}.filter(lambda row: not row['label'])`"
+        )
+
+
+def _loaded(given: Dataset, role: str, name: str) -> Dataset:
+    """Rows as `load_negatives` or `load_retain` makes them, whose `row` is the position in what was given;
+    those that one of the two has made as they are."""
+    if all(given.features.get(column) == kind for column, kind in FEATURES[role].items()):
+        return given
+    load = load_negatives if role == "negatives" else load_retain
+    with _called(name):
+        rows = load(given.with_format(None))
+    left_out = len(given) - len(set(rows["source_row"]))
+    if left_out:
+        log.warning("%s: %d of %d rows are left out by their label", name, left_out, len(given))
+    return rows.remove_columns("row").add_column("row", rows["source_row"][:])
+
+
+def _tokenized(rows: Dataset, renderer: Renderer, name: str) -> Dataset:
+    with _called(name):
+        return tokenize_rows(rows, renderer)
+
+
+@contextmanager
+def _called(name: str) -> Iterator[None]:
+    """Within, errors call rows that were given by that name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(GIVEN, name, 1)) from error
+
+
+def _given_reference(given: Dataset, rows: Dataset, name: str) -> torch.Tensor | None:
+    """s_ref of `rows` where a column of what was `given` has it.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a row has two negatives and so no s_ref of either.
     """
-    if "input_ids" in rows.column_names:
-        return rows
-    response = "response" if "response" in rows.column_names else "completion"
-    missing = {"prompt", response} - set(rows.column_names)
-    if missing:
-        found = ", ".join(rows.column_names)
-        raise UserError(
-            f"the data set has no column {' or '.join(sorted(missing))}; its columns are: {found}"
-        )
-    if isinstance(rows[0]["prompt"], str):
-        rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
-    if isinstance(rows[0][response], list):  # TRL's conversational format: one assistant turn
-        rows = rows.map(lambda row: {response: row[response][-1]["content"]})
-    return tokenize_rows(rows, renderer, response=response)
+    if "ref_logprob" not in given.column_names:
+        return None
+    values = torch.tensor(given["ref_logprob"], dtype=torch.float64)
+    if rows is given:
+        return values
+    sources = rows["source_row"][:]
+    if len(set(sources)) < len(sources):
+        raise UserError(f"{name}: ref_logprob needs rows of one negative each: give those with two apart")
+    return values[sources]
 
 
-def with_ids(negatives: Dataset, given: Dataset) -> Dataset:
+def _with_ids(negatives: Dataset, given: Dataset) -> Dataset:
     """With the rows' ids, if they have any, for messages."""
     if "id" not in given.column_names or "id" in negatives.column_names:
         return negatives

@@ -7,7 +7,8 @@ closed form. To add one: one file, one line in `LOSSES`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from u2a.losses.ga import GradientAscent
 from u2a.losses.npo import NPO
@@ -50,14 +51,35 @@ def loss_class(name: str) -> type:
     """The class of that name: u2a's own, one that an installed package brings, or one that was loaded.
 
     Raises:
-        UserError: no such loss, or one that cannot be loaded.
+        UserError: no such loss, one that cannot be loaded, or a name that also means a retain term.
     """
+    if name in COMPOSED:
+        plain, term = COMPOSED[name]
+        raise UserError(
+            f"--loss {name} is {plain} with a retain term: take --loss {plain} --retain-loss {term}"
+        )
     if ":" not in name:  # a path is code: the command line loads it before, and Python has the class itself
         find("u2a.losses", name, LOSSES, COMPOSED, flag="--loss")
     if name not in LOSSES:
         offered = dict.fromkeys([*LOSSES, *COMPOSED, *installed("u2a.losses")])
         raise UserError(f"--loss {name}: not a loss; take one of {', '.join(offered)}")
     return LOSSES[name]
+
+
+def built_loss(
+    loss: str | UnlearningLoss, options: Mapping[str, Any] | None, retain_loss: str | None
+) -> tuple[UnlearningLoss, str]:
+    """The loss object and the retain term that are meant by a name, which may mean both, or by an object.
+
+    Raises:
+        UserError: as `resolve_loss`; or an object, which has its own options, is given some.
+    """
+    if isinstance(loss, str):
+        plain, term = resolve_loss(loss, retain_loss)
+        return loss_class(plain)(**(options or {})), term
+    if options:
+        raise UserError("loss_options are for a loss by name: give them to the loss object itself")
+    return loss, retain_term(retain_loss)
 
 
 def resolve_loss(loss: str, retain_loss: str | None) -> tuple[str, str]:
@@ -71,7 +93,16 @@ def resolve_loss(loss: str, retain_loss: str | None) -> tuple[str, str]:
     plain, implied = COMPOSED.get(loss, (loss, None))
     if implied and retain_loss not in (None, implied):
         raise UserError(f"--loss {loss} means --retain-loss {implied}; for another, use --loss {plain}")
-    retain = implied or retain_loss or "none"
-    if retain not in RETAIN_TERMS:
-        raise UserError(f"--retain-loss {retain}: take one of {', '.join(RETAIN_TERMS)}")
-    return plain, retain
+    return plain, retain_term(implied or retain_loss)
+
+
+def retain_term(name: str | None) -> str:
+    """The retain term of that name; none where there is no name.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    term = name or "none"
+    if term not in RETAIN_TERMS:
+        raise UserError(f"--retain-loss {term}: take one of {', '.join(RETAIN_TERMS)}")
+    return term

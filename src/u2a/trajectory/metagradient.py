@@ -65,7 +65,7 @@ def metagradient_impact(
             training step keeps) or `fd` (differences of gradients, no more memory than training).
 
     Raises:
-        UserError: no such `hvp`, or the run cannot be replayed because dropout is on.
+        UserError: no such `hvp`, or the run cannot be replayed because the adapter has dropout.
         GuardStop: something is not finite.
     """
     if hvp not in ROUTES:
@@ -148,5 +148,5 @@ def _refuse_another_run(problem: Problem, state: Snapshot, found: StepDerivative
     if off > max(REPLAY_TOLERANCE, 10 * precision) * size:
         raise UserError(
             f"step {number} of the run cannot be replayed: its gradient differs by {off / size:.1%} from the "
-            "one that was recorded. Switch dropout off (--lora-dropout 0, and the model's own)"
+            "one that was recorded. Switch the adapter's dropout off (--lora-dropout 0)"
         )

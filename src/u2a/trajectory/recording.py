@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from u2a.config import UnlearnOptions
 from u2a.finetune import ShowSteps
 from u2a.impact.context import Direction
-from u2a.inner_run import unlearning_trainer
+from u2a.inner_run import left_as_found, unlearning_trainer
 from u2a.problem import Problem, Task, silent
 from u2a.trainer import UnlearnTrainer
 from u2a.trajectory.adamw import AdamWStep
@@ -89,7 +89,7 @@ def recorded_run(
     """Unlearns with the real trainer from the current φ and records it; within the block φ is φ_T.
 
     Costs the run itself and the writing of 4·|φ| numbers a step. After the block the scratch folder is gone,
-    the model is in the mode it was in and, with `restore`, φ is what it was before.
+    the model is in eval mode and, with `restore`, φ is what it was before.
 
     Args:
         weights: ω (N,), ≥ 0; default 1 for each negative.
@@ -99,10 +99,8 @@ def recorded_run(
         UserError: unusable weights. GuardStop: a loss is not finite.
     """
     omega = np.ones(len(problem.negative_texts)) if weights is None else np.asarray(weights, np.float64)
-    model = problem.policy.model
     before = {name: p.detach().clone() for name, p in problem.policy.trainable().items()}
-    was_training = model.training
-    with tempfile.TemporaryDirectory(prefix="u2a-run-") as folder:
+    with tempfile.TemporaryDirectory(prefix="u2a-run-") as folder, left_as_found(problem.policy):
         trainer = unlearning_trainer(
             problem,
             omega,
@@ -122,8 +120,6 @@ def recorded_run(
         except BaseException:
             set_parameters(problem, before)
             raise
-        finally:
-            model.train(was_training)
 
 
 def set_parameters(problem: Problem, phi: Direction) -> None:

@@ -1,0 +1,55 @@
+"""Options of an inner run beside what its problem was prepared with: none does silently nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from problems import tiny_problem
+from u2a import align, metagradient_impact
+from u2a.config import OuterOptions, UnlearnOptions
+from u2a.inner_run import unlearning_trainer
+from u2a.types import UserError
+
+
+@pytest.mark.parametrize(
+    "prepared, options, message",
+    [
+        ({}, {"retain_loss": "nll"}, r"prepared with the retain term none.*prepare\(retain_loss="),
+        ({"retain_loss": "nll"}, {"retain_loss": "none"}, "prepared with the retain term nll"),
+        ({}, {"joint": 1.0}, r"needs pairs to train on: prepare\(joint_share="),
+        ({"joint_share": 0.5}, {"joint": 1.0, "joint_share": 0.25}, "prepared with 0.5"),
+    ],
+    ids=["term", "no term", "no pairs", "share"],
+)
+def test_what_was_settled_by_prepare_is_not_settled_again(prepared, options, message):
+    problem, options = tiny_problem(**prepared), UnlearnOptions(max_steps=1, **options)
+    for run in (align, metagradient_impact):
+        with pytest.raises(UserError, match=message):
+            run(problem, unlearn=options)
+
+
+@pytest.mark.parametrize(
+    "prepared, options",
+    [
+        ({"retain_loss": "nll"}, {"retain_loss": "nll"}),
+        ({"loss": "graddiff"}, {"retain_loss": "nll"}),
+        ({"joint_share": 0.25}, {"joint": 1.0}),
+        ({"joint_share": 0.25}, {"joint": 1.0, "joint_share": 0.25}),
+        ({}, {"joint_share": 0.25}),  # as of the command without --joint
+    ],
+    ids=str,
+)
+def test_what_agrees_is_taken(prepared, options):
+    options = UnlearnOptions(max_steps=1, learning_rate=1e-5, **options)
+    outer = OuterOptions(outer_steps=1, measurements=1)
+    assert align(tiny_problem(**prepared), unlearn=options, outer=outer).points
+
+
+def test_what_the_problem_has_beside_its_terms_is_left_alone(tmp_path):
+    """`u2a compare` measures all its methods on one problem, whatever they train on."""
+    problem = replace(tiny_problem(retain_loss="nll", joint_share=0.5), retain_loss="none")
+    made = unlearning_trainer(
+        problem, np.ones(6), UnlearnOptions(), learning_rate=1e-4, seed=0, folder=str(tmp_path)
+    )
+    assert list(made._beside.texts()) == []

@@ -1,0 +1,124 @@
+"""The model that `UnlearnTrainer` is given, with and without adapters of its own."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from cases import tiny_model, tiny_tokenizer
+from u2a.logprobs import dataset_logprobs
+from u2a.losses import NPO, GradientAscent
+from u2a.trainer import U2AConfig, UnlearnTrainer
+from u2a.types import UserError
+
+ROWS = [{"prompt": f"Question {i}?", "completion": "No. " * (1 + i % 3)} for i in range(4)]
+
+
+def lora(**options):
+    return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+
+
+def base():
+    return tiny_model("llama", dtype=torch.float64)
+
+
+def learned(model):
+    """Every trained parameter away from where it was drawn."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return model
+
+
+def trainer(tmp_path, model, loss=None, seed=0, **options):
+    return UnlearnTrainer(
+        model=model,
+        args=U2AConfig(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, seed=seed),
+        loss=loss or NPO(),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tiny_tokenizer("llama"),
+        **options,
+    )
+
+
+def trained_names(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def logprobs(made, model):
+    return dataset_logprobs(model, made._negatives, max_tokens=512, pad_token_id=0)
+
+
+def test_a_new_adapter_never_takes_an_old_ones_place(tmp_path):
+    sft = learned(get_peft_model(base(), lora()))
+    before = {name: p.clone() for name, p in sft.named_parameters()}
+    for model in (sft, sft.base_model.model):  # with PEFT's wrapper and without
+        with pytest.raises(UserError, match=r"has an adapter already.*merge_and_unload\(\)"):
+            trainer(tmp_path, model, peft_config=lora())
+    assert all(torch.equal(p, before[name]) for name, p in sft.named_parameters())
+    merged = sft.merge_and_unload()
+    made = trainer(tmp_path, merged, peft_config=lora())
+    torch.testing.assert_close(made._reference_logprobs, logprobs(made, made.model))
+
+
+def test_the_reference_of_an_adapter_that_has_learned_is_its_base(tmp_path):
+    made = trainer(tmp_path, learned(get_peft_model(base(), lora())))
+    torch.testing.assert_close(made._reference_logprobs, logprobs(made, base()))
+
+
+def two_adapters():
+    """`sft`, frozen, and `u2a`, trained, both active."""
+    model = learned(get_peft_model(base(), lora(), adapter_name="sft"))
+    model.add_adapter("u2a", lora())
+    model.base_model.set_adapter(["sft", "u2a"])
+    for name, p in model.named_parameters():
+        p.requires_grad_(".u2a." in name)
+    return model
+
+
+def test_several_active_adapters_are_no_reference(tmp_path):
+    model = two_adapters()
+    with pytest.raises(UserError, match=r"several adapters are active \(sft, u2a\).*merge"):
+        trainer(tmp_path, model)
+    assert all(".u2a." in name for name in trained_names(model))
+    assert len(trainer(tmp_path, model, GradientAscent()).weights) == 4  # which needs none
+
+
+def test_a_reference_model_that_has_an_adapter_is_taken_with_it(tmp_path):
+    original = learned(get_peft_model(base(), lora(), adapter_name="sft")).requires_grad_(False)
+    made = trainer(tmp_path, two_adapters(), reference_model=original)
+    torch.testing.assert_close(made._reference_logprobs, logprobs(made, original))
+    assert all(".u2a." in name for name in trained_names(made.model))
+
+
+def test_measuring_the_reference_leaves_frozen_what_was_frozen(tmp_path):
+    """PEFT's `disable_adapter` makes all of the active adapter trainable."""
+    model = get_peft_model(base(), lora())
+    for name, p in model.named_parameters():
+        p.requires_grad_("lora_B" in name)
+    before = trained_names(model)
+    made = trainer(tmp_path, model)
+    assert trained_names(made.model) == before
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):
+    get_peft_model(base(), lora()).save_pretrained(tmp_path / "adapter")
+    frozen = PeftModel.from_pretrained(base(), tmp_path / "adapter")
+    for loss in (NPO(), GradientAscent()):
+        with pytest.raises(UserError, match="is_trainable=True"):
+            trainer(tmp_path, frozen, loss)
+    assert not trained_names(frozen)
+    trained = PeftModel.from_pretrained(base(), tmp_path / "adapter", is_trainable=True)
+    assert trained_names(trainer(tmp_path, trained).model)
+
+
+def test_a_new_adapter_is_drawn_from_the_seed_of_the_arguments(tmp_path):
+    def drawn(seed, elsewhere):
+        torch.manual_seed(elsewhere)
+        made = trainer(tmp_path, base(), seed=seed, peft_config=lora())
+        return torch.cat([p.flatten() for n, p in made.model.named_parameters() if "lora_A" in n])
+
+    assert torch.equal(drawn(7, 1), drawn(7, 2))
+    assert not torch.equal(drawn(7, 1), drawn(8, 1))
