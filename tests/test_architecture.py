@@ -32,6 +32,7 @@ ORDER = [
     "model_source",
     "model_options",
     "base_files",
+    "merging",
     "model_loading",
     "demo_model",
     "tiny_model",

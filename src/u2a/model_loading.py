@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from u2a.merging import merged, quiet_peft
 from u2a.model_source import ModelSource, adapter_base, check_source, has_tokenizer, refuse_kernels
 from u2a.types import UserError
 
@@ -128,10 +129,11 @@ def _load_adapter(name: str, base: str, options: dict[str, Any]) -> tuple[Any, A
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer))
     _refuse_pickled(name)
-    wrapped: Any = PeftModel.from_pretrained(model, name)
+    with quiet_peft():
+        wrapped: Any = PeftModel.from_pretrained(model, name)
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         raise UserError(f"{name}: an adapter of type {wrapped.peft_type} cannot be merged into its base")
-    return wrapped.merge_and_unload(), tokenizer
+    return merged(wrapped), tokenizer
 
 
 def _refuse_pickled(adapter: str) -> None:
