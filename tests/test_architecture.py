@@ -41,6 +41,7 @@ ORDER = [
     "shared_base",
     "memory",
     "logprobs",
+    "positions",
     "generation",
     "scorers",
     "objectives",

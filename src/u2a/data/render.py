@@ -133,7 +133,7 @@ class Renderer:
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
         """Tokens that generation starts from, the last `max_length` of them (a BOS token stays)."""
         before, _ = self._render(prompt, "")
-        return self._left_cut(self._prompt_ids(before, prompt), self.max_length)
+        return left_cut(self._prompt_ids(before, prompt), self.max_length, self.tokenizer.bos_token_id)
 
     def whole_ids(self, prompt: Sequence[Message], response: str) -> list[int]:
         """Tokens of `render`'s text, uncut, with nothing put before it; special tokens that the data spells
@@ -148,7 +148,7 @@ class Renderer:
         if not prompt_ids:  # nothing could predict the first token
             prompt_ids, response_ids = response_ids[:1], response_ids[1:]
         kept = response_ids[: self.max_length - 1]
-        cut = self._left_cut(prompt_ids, self.max_length - len(kept))
+        cut = left_cut(prompt_ids, self.max_length - len(kept), self.tokenizer.bos_token_id)
         return _Encoded(cut + kept, len(cut), len(cut) < len(prompt_ids), len(kept) < len(response_ids))
 
     def _prompt_ids(self, before: str, prompt: Sequence[Message]) -> list[int]:
@@ -192,13 +192,6 @@ class Renderer:
         starts = range(len(whole) - len(bare) + 1)
         return next((whole[:i] for i in starts if whole[i : i + len(bare)] == bare), [])
 
-    def _left_cut(self, ids: list[int], room: int) -> list[int]:
-        """The last `room` ≥ 1 tokens; a BOS token keeps its place when there is room for another one."""
-        if len(ids) <= room:
-            return ids
-        bos = ids[:1] if room > 1 and ids[0] == self.tokenizer.bos_token_id else []
-        return bos + ids[len(ids) - room + len(bos) :]
-
     @cached_property
     def fingerprint(self) -> str:
         """A hash that changes whenever the tokens of some row could."""
@@ -217,3 +210,11 @@ class Renderer:
         parts = [version, vocabulary, specials, self.tokenizer.chat_template, self.template, rendered]
         text = json.dumps([*parts, self.max_length], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def left_cut(ids: list[int], room: int, bos: int | None) -> list[int]:
+    """The last `room` ≥ 1 tokens; a BOS token keeps its place when there is room for another one."""
+    if len(ids) <= room:
+        return ids
+    first = ids[:1] if room > 1 and ids[0] == bos else []
+    return first + ids[len(ids) - room + len(first) :]
