@@ -304,12 +304,26 @@ def test_raw_text_is_read_as_the_tokenizer_reads_it(family: str) -> None:
 
 @pytest.mark.parametrize("template", ["auto", "none"])
 def test_text_without_a_prompt(family: str, template: str) -> None:
-    """A BOS token is the context of the first token; without one (Qwen), the first token is not scored."""
+    """A BOS token is the context of the first token; without one (Qwen) the EOS token, which ends documents.
+    Generation from an empty prompt begins behind the same."""
     tokenizer = cases.tiny_tokenizer(family)
-    ids, start, _ = Renderer(tokenizer, template=template).encode([], "Once upon a time")
-    assert start == 1
+    renderer = Renderer(tokenizer, template=template)
+    ids, start, _ = renderer.encode([], "Once upon a time")
     whole = tokenizer("Once upon a time", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    assert ids == (whole if family == "qwen" else [tokenizer.bos_token_id, *whole])
+    first = tokenizer.eos_token_id if family == "qwen" else tokenizer.bos_token_id
+    assert (ids, start) == ([first, *whole], 1)
+    assert renderer.encode_prompt([]) == ids[:start]
+
+
+def test_text_without_a_prompt_or_a_token_to_begin_with() -> None:
+    """The first token of the text is not scored, and nothing can be generated."""
+    tokenizer = cases.tiny_tokenizer("qwen")
+    tokenizer.eos_token = None
+    renderer = Renderer(tokenizer, template="none")
+    ids, start, _ = renderer.encode([], "Once upon a time")
+    assert (ids, start) == (tokenizer("Once upon a time")["input_ids"], 1)
+    with pytest.raises(UserError, match="nothing can be generated from an empty prompt"):
+        renderer.encode_prompt([])
 
 
 # -- cutting ------------------------------------------------------------------------------------------------

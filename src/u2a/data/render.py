@@ -125,15 +125,26 @@ class Renderer:
 
         At most `max_length` tokens. A long prompt loses tokens on its left, after a BOS token; at least one
         token stays before the response. The response loses tokens on its right only when it does not fit
-        alone. With no prompt and no BOS token, the first token of the text is the context of the others.
+        alone. With no prompt, a BOS token stands before the text, or where there is none the EOS token, which
+        ends documents; without either, the first token of the text is the context of the others.
         """
         encoded = self._encode(prompt, response)
         return encoded.input_ids, encoded.response_start, encoded.response_cut
 
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
-        """Tokens that generation starts from, the last `max_length` of them (a BOS token stays)."""
+        """Tokens that generation starts from, the last `max_length` of them (a BOS token stays): those that
+        `encode` has before the response.
+
+        Raises:
+            UserError: there are none, and the tokenizer has no token to begin with.
+        """
         before, _ = self._render(prompt, "")
-        return left_cut(self._prompt_ids(before, prompt), self.max_length, self.tokenizer.bos_token_id)
+        ids = self._prompt_ids(before, prompt)
+        if not ids:
+            raise UserError(
+                "nothing can be generated from an empty prompt: the tokenizer has no BOS or EOS token"
+            )
+        return left_cut(ids, self.max_length, self.tokenizer.bos_token_id)
 
     def whole_ids(self, prompt: Sequence[Message], response: str) -> list[int]:
         """Tokens of `render`'s text, uncut, with nothing put before it; special tokens that the data spells
@@ -156,9 +167,13 @@ class Renderer:
             return self._ids(before)
         bos = self.tokenizer.bos_token
         opening = self._opening if not (bos and before.startswith(bos)) else []
-        if not before and not opening and self.tokenizer.bos_token_id is not None:
-            opening = [self.tokenizer.bos_token_id]
-        return opening + self._ids(before)
+        return (opening + self._ids(before)) or self._beginning
+
+    @property
+    def _beginning(self) -> list[int]:
+        """What a text without a prompt follows on."""
+        known = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return [token for token in known if token is not None][:1]
 
     def _response_ids(self, before: str, after: str) -> list[int]:
         """Tokens of the marked text `after` where it follows `before`."""
@@ -207,6 +222,7 @@ class Renderer:
         rendered = self.render([{"role": "user", "content": "Hello"}], PROBE)
         specials = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
         version = RENDERING + (self.template == "auto" and self._turns.moves_system)  # they were lost before
+        version += 2 * (self.tokenizer.bos_token_id is None)  # nothing stood before a text without a prompt
         parts = [version, vocabulary, specials, self.tokenizer.chat_template, self.template, rendered]
         text = json.dumps([*parts, self.max_length], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
