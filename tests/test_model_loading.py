@@ -12,7 +12,15 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    PreTrainedModel,
+    Qwen2ForSequenceClassification,
+)
 
 import cases
 from u2a import model_loading
@@ -100,6 +108,35 @@ def test_missing_weights_are_not_made_up(model_folder: Path) -> None:
     save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks the weights of 1 tensors.*layers\.1\.mlp\.up_proj"):
         load_source(check_source(model_folder), **OPTIONS)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_reward_model_with_tied_embeddings(told: bool, tmp_path: Path) -> None:
+    """Nothing is missing: the head of a language model is the embedding. Its own head was dropped."""
+    tokenizer = cases.tiny_tokenizer("qwen")
+    config = cases.tiny_model("qwen").config
+    config.num_labels = 1
+    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    if not told:
+        content = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**content, "architectures": None}))
+    said = "it is a Qwen2ForSequenceClassification" if told else r"classifies \(score\.weight\)"
+    with pytest.raises(UserError, match=said):
+        load_policy(tmp_path)
+
+
+def test_a_model_that_fills_gaps(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    tokenizer = cases.tiny_tokenizer("qwen")
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path / "mlm")
+    decoder = BertConfig(vocab_size=len(tokenizer), is_decoder=True, **size)
+    BertLMHeadModel(decoder).save_pretrained(tmp_path / "lm")
+    for name in ("mlm", "lm"):
+        tokenizer.save_pretrained(tmp_path / name)
+    with pytest.raises(UserError, match="it is a BertForMaskedLM"):
+        load_policy(tmp_path / "mlm")
+    assert load_policy(tmp_path / "lm").has_adapter
 
 
 def test_broken_weights(model_folder: Path) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 import cases
-from u2a.model_source import check_source
+from u2a.model_source import BIDIRECTIONAL, check_source, refuse_other_models
 from u2a.types import UserError
 
 
@@ -93,6 +98,62 @@ def test_encoder_decoder(model_folder: Path) -> None:
     edit_json(model_folder / "config.json", is_encoder_decoder=True)
     with pytest.raises(UserError, match="encoder-decoder"):
         check_source(model_folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["LlamaForSequenceClassification", "BertForMaskedLM", "LlamaModel", "LlamaForTokenClassification"]
+)
+def test_models_without_the_head_of_a_language_model(model_folder: Path, tmp_path: Path, kind: str) -> None:
+    edit_json(model_folder / "config.json", architectures=[kind])
+    with pytest.raises(UserError, match=rf"by its config\.json it is a {kind}; u2a needs a causal language"):
+        check_source(model_folder)
+    with pytest.raises(UserError, match=f"base model of the adapter .*{kind}"):
+        check_source(adapter(tmp_path / "lora", str(model_folder)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": None},
+        {"architectures": ["MyLlamaForCausalLM"]},
+        {"architectures": ["LlamaModel", "LlamaForCausalLM"]},
+        {"architectures": ["ChatGLMModel"], "auto_map": {"AutoModelForCausalLM": "modeling.ChatGLM"}},
+    ],
+)
+def test_language_models_by_other_names_pass(model_folder: Path, changes: dict[str, Any]) -> None:
+    edit_json(model_folder / "config.json", **changes)
+    assert check_source(model_folder).kind == "folder"
+
+
+def test_every_causal_class_of_transformers_passes() -> None:
+    for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        key, value = BIDIRECTIONAL.get(kind, ("is_decoder", False))
+        refuse_other_models("x", {"model_type": kind, "architectures": [name], key: value})
+    for name in {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()} - {
+        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    }:
+        with pytest.raises(UserError, match=name):
+            refuse_other_models("x", {"architectures": [name]})
+
+
+def test_kinds_that_see_the_whole_text_at_once() -> None:
+    """Those of which transformers makes both: a model that fills gaps and one that goes on with a text."""
+    both = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    assert both <= set(BIDIRECTIONAL)
+    named = {"model_type": "roberta", "architectures": ["RobertaForCausalLM"]}
+    for more in ({}, {"is_decoder": False}):
+        with pytest.raises(UserError, match=r"kind roberta sees the whole text.*no `is_decoder: true`"):
+            refuse_other_models("x", {**named, **more})
+    refuse_other_models("x", {**named, "is_decoder": True})
+
+
+def test_adapters_of_other_tasks(model_folder: Path, tmp_path: Path) -> None:
+    lora = adapter(tmp_path / "lora", str(model_folder))
+    edit_json(lora / "adapter_config.json", task_type="SEQ_CLS")
+    with pytest.raises(UserError, match=r"the adapter is of the task SEQ_CLS.*CAUSAL_LM"):
+        check_source(lora)
+    edit_json(lora / "adapter_config.json", task_type="CAUSAL_LM")
+    assert check_source(lora).kind == "adapter"
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from u2a.logprobs import evaluating, unwrapped
 from u2a.memory import WHAT_TO_DO, is_out_of_memory, largest, lower
+from u2a.positions import with_room
 from u2a.types import GuardStop, OutOfMemory
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def continuations(policy: Policy, prompts: Sequence[list[int]], *, seed: int, **
     """What the model puts behind each of B prompts, up to and with the first token that ends an answer.
 
     Where memory runs out, fewer prompts go at once from there on: greedy answers stay the same, and what is
-    sampled is drawn anew.
+    sampled is drawn anew. Prompts are cut on their left where the model has no positions for the new tokens.
 
     Args:
         prompts: token ids, at least one a prompt.
@@ -34,7 +35,10 @@ def continuations(policy: Policy, prompts: Sequence[list[int]], *, seed: int, **
 
     Raises:
         OutOfMemory: one prompt alone does not fit.
+        UserError: the new tokens leave no position for a prompt.
     """
+    bos = policy.tokenizer.bos_token_id
+    prompts = with_room(policy.model, prompts, how.get("max_new_tokens", 0), bos)
     found: list[list[int]] = []
     while len(found) < len(prompts):
         begin = len(found)

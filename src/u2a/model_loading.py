@@ -18,9 +18,19 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from u2a.model_source import ModelSource, adapter_base, check_source, has_tokenizer, refuse_kernels
+from u2a.merging import merged, quiet_peft
+from u2a.model_source import (
+    ModelSource,
+    adapter_base,
+    check_source,
+    has_tokenizer,
+    refuse_kernels,
+    refuse_other_models,
+)
 from u2a.types import UserError
 
+_OTHER_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+"""What transformers calls the heads of models that classify."""
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -102,6 +112,7 @@ def _load_folder(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """A folder or a Hub id."""
     config, _ = PretrainedConfig.get_config_dict(name)
     refuse_kernels(name, config, options["trust_remote_code"])
+    refuse_other_models(name, config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         name, use_safetensors=True, output_loading_info=True, **options
     )
@@ -111,6 +122,12 @@ def _load_folder(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
         raise UserError(
             f"{name} lacks the weights of {len(missing)} tensors, such as {missing[0]}, and they would be "
             "random: get the whole model"
+        )
+    heads = sorted(key for key in report["unexpected_keys"] if key.split(".")[0] in _OTHER_HEADS)
+    if heads:
+        raise UserError(
+            f"{name} has the head of a model that classifies ({heads[0]}), which would be dropped: u2a needs "
+            "a causal language model"
         )
     return model, AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
 
@@ -128,10 +145,11 @@ def _load_adapter(name: str, base: str, options: dict[str, Any]) -> tuple[Any, A
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer))
     _refuse_pickled(name)
-    wrapped: Any = PeftModel.from_pretrained(model, name)
+    with quiet_peft():
+        wrapped: Any = PeftModel.from_pretrained(model, name)
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         raise UserError(f"{name}: an adapter of type {wrapped.peft_type} cannot be merged into its base")
-    return wrapped.merge_and_unload(), tokenizer
+    return merged(wrapped), tokenizer
 
 
 def _refuse_pickled(adapter: str) -> None:

@@ -24,6 +24,26 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 
+BIDIRECTIONAL = {
+    **dict.fromkeys(
+        (
+            "bart", "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie",
+            "mbart", "megatron-bert", "mvp", "reformer", "rembert", "roberta", "roberta-prelayernorm",
+            "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+        ),
+        ("is_decoder", True),
+    ),
+    "xlm": ("causal", True),
+    "xlnet": ("attn_type", "uni"),
+}  # fmt: skip
+"""Kinds of models that transformers loads as language models though they see what comes after a token, unless
+the configuration has this key with this value."""
+
+_CAUSAL = re.compile("ForCausalLM|LMHead|ForConditionalGeneration|BertGenerationDecoder")
+"""In the names of the classes that have the head of a language model."""
+_OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
+"""Tasks of PEFT's adapters that are none of a causal language model."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -52,8 +72,8 @@ def check_source(source: str | Path, *, trust_remote_code: bool = False) -> Mode
 
     Raises:
         UserError: no such folder; no config, weights or tokenizer in it; pickled weights; a link that leads
-            out of it; a model that needs code of its own without `trust_remote_code`; a file that is not
-            GGUF; an adapter without its base.
+            out of it; a model that needs code of its own without `trust_remote_code`; one that is no causal
+            language model; a file that is not GGUF; an adapter without its base.
     """
     name = str(source)
     path = Path(source).expanduser()
@@ -100,8 +120,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
             f"{folder}: this model runs Python code that comes with it (auto_map in config.json). "
             "Read that code; if you trust it, use --trust-remote-code"
         )
-    if config.get("is_encoder_decoder"):
-        raise UserError(f"{folder} is an encoder-decoder model; u2a needs a causal language model")
+    refuse_other_models(str(folder), config)
     check_weights(folder, "model")
     if not has_tokenizer(folder):
         raise UserError(
@@ -121,6 +140,34 @@ def refuse_kernels(name: str, config: dict[str, Any], trust_remote_code: bool) -
         raise UserError(
             f"{name}: its config.json names code on the Hub to be run ({', '.join(filter(None, named))}). "
             "Remove the key, or use --trust-remote-code if you trust it"
+        )
+
+
+def refuse_other_models(name: str, config: dict[str, Any]) -> None:
+    """Refuses a configuration that is not of a causal language model, as far as it says so.
+
+    Raises:
+        UserError: it is an encoder-decoder model, one without the head of a language model, or one that sees
+            what comes after a token.
+    """
+    if config.get("is_encoder_decoder"):
+        raise UserError(f"{name} is an encoder-decoder model; u2a needs a causal language model")
+    found = config.get("architectures") or []
+    kinds = [str(kind) for kind in found] if isinstance(found, list) else [str(found)]
+    own = config.get("auto_map")
+    named = isinstance(own, dict) and "AutoModelForCausalLM" in own
+    if kinds and not named and not any(map(_CAUSAL.search, kinds)):
+        raise UserError(
+            f"{name}: by its config.json it is a {', '.join(kinds)}; u2a needs a causal language model "
+            "(…ForCausalLM). A reward model goes to --objective-reward-model; if this one does have the head "
+            "of a language model, name its class in `architectures`"
+        )
+    key, value = BIDIRECTIONAL.get(str(config.get("model_type")), ("", None))
+    if key and config.get(key) != value:
+        raise UserError(
+            f"{name}: a model of the kind {config['model_type']} sees the whole text at once, and its "
+            f"config.json has no `{key}: {json.dumps(value)}`; u2a needs a causal language model, which "
+            "reads from left to right"
         )
 
 
@@ -166,9 +213,15 @@ def adapter_base(folder: Path) -> str:
     """The base model that an adapter folder names.
 
     Raises:
-        UserError: it names none.
+        UserError: it names none, or the adapter is for another task.
     """
-    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    config = _json(folder / "adapter_config.json")
+    if config.get("task_type") in _OTHER_TASKS:
+        raise UserError(
+            f"{folder}/adapter_config.json: the adapter is of the task {config['task_type']}, and u2a needs "
+            "one of a causal language model (CAUSAL_LM)"
+        )
+    base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(
             f"{folder}/adapter_config.json names no base model: write it into base_model_name_or_path"

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from u2a import processes
 from u2a.base_files import restore_base_files
 from u2a.demo_model import demo_model
+from u2a.merging import merged, quiet_peft
 from u2a.model_loading import load_source, quiet_transformers
 from u2a.model_options import DTYPES, device_of, dtype_of, quantization_of, targets_of
 from u2a.model_source import ModelSource, check_source
@@ -124,6 +125,8 @@ class Policy:
     def merge(self) -> PreTrainedModel:
         """The whole model with the adapter folded in, to be saved; no copy, so the policy is merged after it.
 
+        Tied embeddings stay tied, unless an adapter is on one of them: the head then gets its own weight.
+
         Raises:
             UserError: the base is quantised; folding into 4 bits would round the adapter away.
         """
@@ -134,7 +137,7 @@ class Policy:
                 "an adapter cannot be merged into a base in 4 bits without loss: save the adapter, then load "
                 "it with --quantize none"
             )
-        self.model = self.model.merge_and_unload()
+        self.model = merged(self.model)
         self.has_adapter = False
         return self.model
 
@@ -244,9 +247,7 @@ def add_adapter(
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            # GPT-2 may mix Conv1D and Linear; PEFT sets each layer right and says so.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        with warnings.catch_warnings(), quiet_peft():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT's own calls of transformers
             wrapped = get_peft_model(model, config)
     return wrapped.eval()

@@ -15,6 +15,7 @@ from u2a.losses import UnlearningLoss, built_loss
 from u2a.losses.contract import check_loss
 from u2a.objectives import MeanLogProb, Reward
 from u2a.objectives.preference import Preference
+from u2a.positions import fitting
 from u2a.problem import Problem
 from u2a.types import UserError
 from u2a.validation import objective_of_rows, shared_out
@@ -59,15 +60,16 @@ def prepare(
             `nll` and `kl` every other retain row is kept for that term and the rest for U. retain_weight: its
             λ, for curvatures.
         loss: name in `LOSSES`, a name of the literature (`graddiff`: ga and the nll term; `ga+kl`), or a loss
-            object. objective: name in `OBJECTIVES`, or a class of your own
-            (docs/plugins.md).
-        max_length: tokens of prompt and response. max_tokens: padded tokens of one forward pass.
+            object. objective: name in `OBJECTIVES`, or a class of your own (docs/plugins.md).
+        max_length: tokens of prompt and response; the default is lowered where the model has fewer positions.
+        max_tokens: padded tokens of one forward pass.
         keep_frozen_copy: full fine-tuning only: keep a second copy of the model, so that KL can be measured.
         joint_share: share of the prompts of `preferences` whose pairs go to `Problem.joint` and not to J.
         scorer: of the objective `reward`; default what its options name. seed: of the responses it draws.
 
     Raises:
-        UserError: an option is unknown or contradicts another, or there is too little to share out.
+        UserError: an option is unknown or contradicts another, there is too little to share out, or the model
+            has fewer positions.
 
     Example:
         >>> from u2a import load_negatives, load_policy, load_preferences, prepare
@@ -86,7 +88,7 @@ def prepare(
         raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")
     built, retain_loss = built_loss(loss, loss_options, retain_loss)
     check_loss(built)
-    renderer = Renderer(policy.tokenizer, template=template, max_length=max_length)
+    renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
     negative_texts = tokenize_rows(negatives, renderer)
     pad_token_id = policy.tokenizer.pad_token_id or 0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftConfig, PeftModel, PeftType
 
 from u2a.demo_model import demo_model
+from u2a.merging import quiet_peft
 from u2a.model_loading import LOADING_ERRORS, load_tokenizer, quiet_transformers
 from u2a.model_source import ModelSource, adapter_base, check_source
 from u2a.models import Policy, ensure_pad_token
@@ -42,7 +43,7 @@ def policy_beside(base: Policy, source: str | Path, *, trust_remote_code: bool =
         return None
     twin = _twin(base.model)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_peft():
             model = PeftModel.from_pretrained(twin, str(found.folder))
     except LOADING_ERRORS:
         return None  # loaded whole it fails with words

@@ -82,6 +82,18 @@ def test_a_new_conversation_forgets(policies):
     assert [turn["conversation"] for turn in chat.turns] == [0, 0, 1]
 
 
+def test_a_conversation_outgrows_the_positions_of_a_model(tmp_path):
+    """GPT-2's table of positions: the oldest tokens go, and an answer has room."""
+    folder = str(save_tiny(tmp_path, "gpt2"))
+    said = "".join(f"{i}: I think that this is a bad answer. " * 20 + "\n" for i in range(4))
+    result = call([folder, folder], said)
+    assert result.exit_code == 0, result.output
+    assert "--max-length is 512 and not 2048" in result.stderr
+    refused = call([folder, folder], said, "--max-length", "1000")
+    assert refused.exit_code == 2
+    assert "--max-length 1000: the model has 512 positions" in refused.stderr
+
+
 @pytest.mark.parametrize("text", ["", "  \n", "\ud800"])
 def test_what_cannot_be_said(policies, text):
     chat = chat_of(policies)

@@ -37,6 +37,13 @@ def test_figures_by_hand_and_changes_against_the_original(folders):
     )
 
 
+def test_answers_to_empty_prompts_without_a_bos_token(tmp_path):
+    """Qwen's tokenizer has none: generation began from no token at all, and failed in torch's words."""
+    pairs = load_preferences([{"prompt": "", "chosen": "Yes, do.", "rejected": "No, go."}, *PAIRS])
+    found = evaluate(save_tiny(tmp_path, "qwen"), {}, metrics=["preference", "fluency"], test=pairs)
+    assert {"accuracy", "answer_repetition"} <= set(found.readings["original"])
+
+
 def test_a_policy_is_measured_as_it_is(folders):
     policy = load_policy(folders[0], lora_rank=2)
     retain = load_retain(BAD)

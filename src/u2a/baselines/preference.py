@@ -17,6 +17,7 @@ from u2a.baselines.unlearning import ETA, SELECT, first_weights
 from u2a.config import option
 from u2a.data.collate import tokenize_rows
 from u2a.generation import sampled
+from u2a.positions import with_room
 from u2a.types import UserError
 
 AT_ONCE = 16
@@ -132,7 +133,9 @@ class D2o(Checked):
         problem = stage.problem
         usable: list[int] = np.flatnonzero(problem.prior > 0).tolist()
         bad = answer_rows(problem.negative_texts.select(usable), False)
-        prompts = [problem.renderer.encode_prompt(p) for p in problem.negatives["prompt"]]
+        whole = [problem.renderer.encode_prompt(p) for p in problem.negatives["prompt"]]
+        bos = problem.policy.tokenizer.bos_token_id
+        prompts = with_room(problem.policy.model, whole, self.longest, bos)
         texts = [text.strip() for text in problem.negatives["response"]]
         rows = [
             # one prompt for both answers: a long negative has cost its own the beginning

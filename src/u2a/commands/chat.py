@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.evaluate import load_subject, model_names
+from u2a.commands.options import ChatOptions
 from u2a.commands.review import need_served, serve
 from u2a.commands.terminal import Bars, give, print_beside, say
 from u2a.types import UserError
@@ -48,6 +49,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
 def _load_all(names: Mapping[str, str], values: Mapping[str, Any], bars: Bars) -> list[Subject]:
     from u2a.shared_base import policy_beside
 
+    usual = ChatOptions.max_length
     subjects: list[Subject] = []
     for name, source in names.items():
         policy = None
@@ -55,7 +57,7 @@ def _load_all(names: Mapping[str, str], values: Mapping[str, Any], bars: Bars) -
             trust = values["trust_remote_code"]
             policy = policy_beside(subjects[0].policy, source, trust_remote_code=trust)
         say(f"Loading {name}: {source}{' (on the weights of the original model)' if policy else ''}")
-        subjects.append(load_subject(name, source, None, {**UNUSED, **values}, bars, policy))
+        subjects.append(load_subject(name, source, None, {**UNUSED, **values}, bars, policy, usual))
     return subjects
 
 

@@ -12,6 +12,7 @@ from u2a.commands.evaluation_metrics import choose_metrics
 from u2a.commands.evaluation_models import Finished, Measured, ask_again, marks_of
 from u2a.commands.evaluation_results import document, outcomes, tables, without_verdict
 from u2a.commands.evaluation_rows import labelled, overlaps, refuse_empty
+from u2a.commands.options import EvaluateOptions
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say, terminal_width
@@ -214,11 +215,14 @@ def load_subject(
     values: Mapping[str, Any],
     bars: Bars,
     policy: Policy | None = None,
+    usual_length: int = EvaluateOptions.max_length,
 ) -> Subject:
-    """A model as the options have it loaded and answer; an adapter is merged. `policy`: it is there."""
+    """A model as the options have it loaded and answer; an adapter is merged. `policy`: it is there;
+    `usual_length`: the default of `--max-length`."""
     from u2a.data.render import Renderer
     from u2a.evaluation.subject import Sampling, Subject
     from u2a.models import load_policy
+    from u2a.positions import fitting
 
     if policy is None:
         policy = load_policy(
@@ -232,7 +236,8 @@ def load_subject(
     sampling = Sampling(
         values["max_new_tokens"], values["temperature"], values["generation_batch"], values["seed"]
     )
-    renderer = Renderer(policy.tokenizer, template=values["template"], max_length=values["max_length"])
+    longest = fitting(policy.model, values["max_length"], usual_length)
+    renderer = Renderer(policy.tokenizer, values["template"], longest)
     return Subject(name, policy, renderer, sampling, original, values["score_tokens"], bars.task)
 
 

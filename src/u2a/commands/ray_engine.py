@@ -111,6 +111,7 @@ class Actor:
         from u2a.commands.proxies import load_scorer
         from u2a.data.render import Renderer
         from u2a.impact.shard_scores import ShardScorer
+        from u2a.positions import fitting
 
         values = self.job.values
         try:
@@ -127,7 +128,9 @@ class Actor:
                 own[name].copy_(value)
         self.scorer = ShardScorer(
             policy=policy,
-            renderer=Renderer(policy.tokenizer, template=values["template"], max_length=values["max_length"]),
+            renderer=Renderer(
+                policy.tokenizer, values["template"], fitting(policy.model, values["max_length"])
+            ),
             loss=self.job.loss,
             aimed=self.job.aimed,
             max_tokens=values["score_tokens"],

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from u2a.data.chat_template import PROBE, ChatTemplate
 from u2a.types import Message, UserError
 
 TEMPLATES = ("auto", "none")
@@ -25,26 +25,7 @@ TEMPLATES = ("auto", "none")
 RENDERING = 2
 """Part of the cache key of tokenised rows: raise it when the same row and tokenizer give other tokens."""
 
-_PROBE = "U2A-RESPONSE"
 _MARK = "\ufdd0"  # a Unicode noncharacter: reserved for use inside a program, never in text
-_TEMPLATE_FAULTS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-_PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-
-
-class _Frame(NamedTuple):
-    """What stands around a response: `scaffold` and `lead` before it, `end` (the end of turn) behind it."""
-
-    scaffold: str
-    lead: str
-    end: str
 
 
 class _Encoded(NamedTuple):
@@ -59,12 +40,12 @@ class Renderer:
 
     With `template="auto"` the tokenizer's chat template is used, in transformers' own sandbox. Without one
     the plain template is `System: …`, `User: …` and `Assistant: …` turns, two line breaks apart, then the EOS
-    token. With `template="none"`, or an empty prompt, the contents stand raw, joined by a line break, and the
-    EOS token follows.
+    token; other roles likewise. With `template="none"`, or an empty prompt, the contents stand raw, joined by
+    a line break, and the EOS token follows.
 
-    A template that refuses a system turn gets it at the head of the first user turn. A scaffold that the
-    template writes before an answer (the empty `<think>` block of Qwen3) counts as prompt, unless the
-    response brings its own.
+    A template that refuses or leaves out a system turn gets it at the head of the first user turn; one that
+    leaves out another turn is refused. A scaffold that the template writes before an answer (the empty
+    `<think>` block of Qwen3) counts as prompt, unless the response brings its own.
 
     Special tokens spelled out in the data (`<|im_end|>`), and other added tokens that the template writes
     around turns, are tokenised as ordinary text, so that a row cannot forge a turn. Two exceptions: with
@@ -90,6 +71,7 @@ class Renderer:
         self.tokenizer: Any = tokenizer
         self.template = template
         self.max_length = max_length
+        self._turns = ChatTemplate(tokenizer)
 
     # -- text ---------------------------------------------------------------------------------------------
 
@@ -110,65 +92,13 @@ class Renderer:
             if self.template == "none" or not self._special.search(response):
                 return before, after
             return before, self._marked(response.removesuffix(self._eos)) + self._eos
-        frame = self._frame
-        before = self._prompt([{"role": m["role"], "content": self._marked(m["content"])} for m in prompt])
+        frame = self._turns.frame
+        marked = [{"role": m["role"], "content": self._marked(m["content"])} for m in prompt]
+        before = self._turns.prompt(marked)
         own_scaffold = frame.scaffold and response.lstrip().startswith(frame.scaffold.split()[0])
         if not own_scaffold:
             before += frame.scaffold
         return before, frame.lead + self._marked(response.removesuffix(frame.end)) + frame.end
-
-    def _prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A prompt up to where the answer begins."""
-        if self.tokenizer.chat_template is None:
-            turns = [f"{_PLAIN_NAMES[m['role']]}: {m['content']}" for m in messages]
-            # The space that follows belongs to the answer: tokenizers join it to the first word.
-            return "\n\n".join([*turns, "Assistant:"])
-        try:
-            return self._chat(messages, add_generation_prompt=True)
-        except TemplateError as error:
-            if messages[0]["role"] == "system":
-                try:
-                    return self._chat(_without_system(messages), add_generation_prompt=True)
-                except TemplateError:
-                    pass
-            roles = ", ".join(m["role"] for m in messages)
-            raise UserError(
-                f"the model's chat template refuses this conversation ({error}); its roles are: {roles}; "
-                "mend the turns, or use --template none"
-            ) from error
-
-    def _chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
-        """Raises `TemplateError`, whatever the template, which came with the model, does wrong."""
-        try:
-            return self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
-        except TemplateError:
-            raise
-        except _TEMPLATE_FAULTS as error:
-            raise TemplateError(f"{type(error).__name__}: {error}") from error
-
-    @cached_property
-    def _frame(self) -> _Frame:
-        """Where the template puts an answer, found by rendering one that is easy to find."""
-        if self.tokenizer.chat_template is None:
-            return _Frame("", " ", self._eos)
-        question = {"role": "user", "content": "Hello"}
-        prompt = self._prompt([question])
-        try:
-            whole = self._chat([question, {"role": "assistant", "content": _PROBE}])
-        except TemplateError as error:
-            raise UserError(
-                f"the model's chat template refuses an answer ({error}); use --template none"
-            ) from error
-        head, found, tail = whole.rpartition(_PROBE)
-        between = head.removeprefix(prompt) if head.startswith(prompt) else ""
-        scaffold, lead = (between, "") if between.strip() else ("", between)
-        return _Frame(scaffold, lead, self._end_of_turn(tail) if found else self._eos)
-
-    def _end_of_turn(self, tail: str) -> str:
-        """Up to the first added token behind an answer: `<|im_end|>` of `<|im_end|>\\n`; else EOS."""
-        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if not t.content.isspace()]
-        ends = [tail.find(token) + len(token) for token in added if token in tail]
-        return tail[: min(ends)] if ends else tail.rstrip() or self._eos
 
     @property
     def _eos(self) -> str:
@@ -177,21 +107,12 @@ class Renderer:
     @cached_property
     def _special(self) -> re.Pattern[str]:
         """What data must not forge: special tokens, and added ones that the template writes around turns."""
-        frame = self._around_turns()
+        frame = "" if self.template == "none" else self._turns.around_turns
         added = self.tokenizer.added_tokens_decoder.values()
         # not every added one: an answer may hold the `<think>` and `<tool_call>` that the model itself writes
         names = {t.content for t in added if t.special or (t.content.strip() and t.content in frame)}
         longest_first = sorted(filter(None, names), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-    def _around_turns(self) -> str:
-        if self.template == "none" or self.tokenizer.chat_template is None:
-            return ""
-        question = {"role": "user", "content": _PROBE}
-        try:
-            return self._prompt([{"role": "system", "content": _PROBE}, question]) + self._prompt([question])
-        except UserError:  # a row's own error says more
-            return ""
 
     def _marked(self, text: str) -> str:
         """`text` with a mark behind the first character of each special token that it spells out."""
@@ -204,15 +125,26 @@ class Renderer:
 
         At most `max_length` tokens. A long prompt loses tokens on its left, after a BOS token; at least one
         token stays before the response. The response loses tokens on its right only when it does not fit
-        alone. With no prompt and no BOS token, the first token of the text is the context of the others.
+        alone. With no prompt, a BOS token stands before the text, or where there is none the EOS token, which
+        ends documents; without either, the first token of the text is the context of the others.
         """
         encoded = self._encode(prompt, response)
         return encoded.input_ids, encoded.response_start, encoded.response_cut
 
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
-        """Tokens that generation starts from, the last `max_length` of them (a BOS token stays)."""
+        """Tokens that generation starts from, the last `max_length` of them (a BOS token stays): those that
+        `encode` has before the response.
+
+        Raises:
+            UserError: there are none, and the tokenizer has no token to begin with.
+        """
         before, _ = self._render(prompt, "")
-        return self._left_cut(self._prompt_ids(before, prompt), self.max_length)
+        ids = self._prompt_ids(before, prompt)
+        if not ids:
+            raise UserError(
+                "nothing can be generated from an empty prompt: the tokenizer has no BOS or EOS token"
+            )
+        return left_cut(ids, self.max_length, self.tokenizer.bos_token_id)
 
     def whole_ids(self, prompt: Sequence[Message], response: str) -> list[int]:
         """Tokens of `render`'s text, uncut, with nothing put before it; special tokens that the data spells
@@ -227,7 +159,7 @@ class Renderer:
         if not prompt_ids:  # nothing could predict the first token
             prompt_ids, response_ids = response_ids[:1], response_ids[1:]
         kept = response_ids[: self.max_length - 1]
-        cut = self._left_cut(prompt_ids, self.max_length - len(kept))
+        cut = left_cut(prompt_ids, self.max_length - len(kept), self.tokenizer.bos_token_id)
         return _Encoded(cut + kept, len(cut), len(cut) < len(prompt_ids), len(kept) < len(response_ids))
 
     def _prompt_ids(self, before: str, prompt: Sequence[Message]) -> list[int]:
@@ -235,9 +167,13 @@ class Renderer:
             return self._ids(before)
         bos = self.tokenizer.bos_token
         opening = self._opening if not (bos and before.startswith(bos)) else []
-        if not before and not opening and self.tokenizer.bos_token_id is not None:
-            opening = [self.tokenizer.bos_token_id]
-        return opening + self._ids(before)
+        return (opening + self._ids(before)) or self._beginning
+
+    @property
+    def _beginning(self) -> list[int]:
+        """What a text without a prompt follows on."""
+        known = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return [token for token in known if token is not None][:1]
 
     def _response_ids(self, before: str, after: str) -> list[int]:
         """Tokens of the marked text `after` where it follows `before`."""
@@ -271,13 +207,6 @@ class Renderer:
         starts = range(len(whole) - len(bare) + 1)
         return next((whole[:i] for i in starts if whole[i : i + len(bare)] == bare), [])
 
-    def _left_cut(self, ids: list[int], room: int) -> list[int]:
-        """The last `room` ≥ 1 tokens; a BOS token keeps its place when there is room for another one."""
-        if len(ids) <= room:
-            return ids
-        bos = ids[:1] if room > 1 and ids[0] == self.tokenizer.bos_token_id else []
-        return bos + ids[len(ids) - room + len(bos) :]
-
     @cached_property
     def fingerprint(self) -> str:
         """A hash that changes whenever the tokens of some row could."""
@@ -290,16 +219,18 @@ class Renderer:
                 k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")
             }
         # A template may print today's date: a rendered prompt shows it.
-        rendered = self.render([{"role": "user", "content": "Hello"}], _PROBE)
+        rendered = self.render([{"role": "user", "content": "Hello"}], PROBE)
         specials = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
-        parts = [RENDERING, vocabulary, specials, self.tokenizer.chat_template, self.template, rendered]
+        version = RENDERING + (self.template == "auto" and self._turns.moves_system)  # they were lost before
+        version += 2 * (self.tokenizer.bos_token_id is None)  # nothing stood before a text without a prompt
+        parts = [version, vocabulary, specials, self.tokenizer.chat_template, self.template, rendered]
         text = json.dumps([*parts, self.max_length], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """A system turn moved to the head of the user turn behind it, or turned into one."""
-    system, *rest = messages
-    if rest and rest[0]["role"] == "user":
-        return [{"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
-    return [{"role": "user", "content": system["content"]}, *rest]
+def left_cut(ids: list[int], room: int, bos: int | None) -> list[int]:
+    """The last `room` ≥ 1 tokens; a BOS token keeps its place when there is room for another one."""
+    if len(ids) <= room:
+        return ids
+    first = ids[:1] if room > 1 and ids[0] == bos else []
+    return first + ids[len(ids) - room + len(first) :]

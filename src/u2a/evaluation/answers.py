@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from u2a.logprobs import evaluating
+from u2a.positions import with_room
 
 if TYPE_CHECKING:
     from u2a.data.render import Renderer
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def answer(policy: Policy, renderer: Renderer, prompt: list[Message], *, max_new_tokens: int = 48) -> str:
     """Greedy continuation of a rendered prompt, without special tokens; at most `max_new_tokens` tokens."""
     tokenizer = policy.tokenizer
-    inputs = torch.tensor([renderer.encode_prompt(prompt)], device=policy.device)
+    ids = with_room(policy.model, [renderer.encode_prompt(prompt)], max_new_tokens, tokenizer.bos_token_id)
+    inputs = torch.tensor(ids, device=policy.device)
     with evaluating(policy.model), torch.no_grad():
         output = policy.model.generate(
             input_ids=inputs,

@@ -158,11 +158,12 @@ def _subject(
 ) -> Subject:
     from u2a.data.render import Renderer
     from u2a.models import Policy, load_policy
+    from u2a.positions import fitting
 
     if isinstance(model, Policy):
         policy = model
     else:
         policy = load_policy(model, lora_rank=0)
         policy.model.requires_grad_(False)
-    renderer = Renderer(policy.tokenizer, template=template, max_length=max_length)
+    renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
     return Subject(name, policy, renderer, sampling, original, max_tokens, task)
