@@ -43,7 +43,7 @@ def trained(folder, reference=None, policy=None, **options):
         model=policy.model,
         args=args,
         train_dataset=rows,
-        retain_dataset=answers(GOOD),
+        retain_dataset=answers(GOOD) if options.get("retain_loss") in ("nll", "kl") else None,
         processing_class=policy.tokenizer,
     )
     trainer.train()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from problems import tiny_problem
+from problems import BAD, answers, tiny_problem
 from several import by_processes
 from test_processes_train import aligned, cut_off, gone_on, trained
 from u2a import processes
@@ -17,6 +17,7 @@ from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.impact.table import score_impact
 from u2a.ledger import snapshot
 from u2a.sharding import is_sharded, own_part, whole
+from u2a.trainer import U2AConfig, UnlearnTrainer
 
 SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",
@@ -100,6 +101,30 @@ def test_the_l2_term_of_a_sharded_model_is_that_of_the_whole_one(tmp_path, rank,
     for found in by_processes(2, tmp_path / "several", stepped):
         for name, value in found.items():
             torch.testing.assert_close(value, alone[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_checkpoint_of_a_sharded_model_holds_the_whole_start_of_the_l2_term(tmp_path):
+    def kept_and_read():
+        problem = sharded(tiny_problem("llama", dtype=torch.float32))
+        made = UnlearnTrainer(
+            model=problem.policy.model,
+            args=U2AConfig(str(tmp_path), retain_loss="l2", use_cpu=True, report_to="none"),
+            train_dataset=answers(BAD),
+            processing_class=problem.policy.tokenizer,
+        )
+        start = made._beside._start
+        before = {name: whole(value).clone() for name, value in start.items()}
+        made._beside.keep_start(str(tmp_path))
+        processes.from_main(None)  # the first one has written
+        for value in start.values():
+            own_part(value).zero_()
+        made._beside.take_start(str(tmp_path))
+        return before, {name: whole(value) for name, value in start.items()}
+
+    for before, after in by_processes(2, tmp_path / "several", kept_and_read):
+        assert before
+        for name, value in before.items():
+            assert torch.equal(after[name], value), name
 
 
 def gradient(problem):
