@@ -488,6 +488,13 @@ def test_a_method_without_a_step_is_no_result(given, tmp_path, monkeypatch):
     assert found["failed"]["climb"].startswith("climb made no step")
 
 
+@pytest.mark.parametrize("loss", ["ga+kl", "graddiff"])
+def test_a_loss_for_all_may_mean_a_retain_term(given, tmp_path, loss):
+    options = {**given, "rates": "1e-3", "seeds": 1, "methods": ["uniform"], "loss": loss}
+    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+
+
 def test_who_joins_leaves_failed_cells_to_the_run_that_made_them(given, tmp_path, monkeypatch):
     """Else that run might end without them; and a method whose cell is gone has failed, and says why."""
     options = {**given, "rates": "1e-3", "seeds": 1, "methods": ["climb", "uniform"]}

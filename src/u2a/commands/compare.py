@@ -93,12 +93,14 @@ def make_bench(
     from u2a.compare.bench import Bench
     from u2a.evaluation.subject import Sampling
     from u2a.impact.curvature import CURVATURES
+    from u2a.losses import resolve_loss
 
     # U is measured on the same half of the retain rows whatever a method trains on
     term = "nll" if data.retain is not None and len(data.retain) > 1 else "none"
+    loss, _ = resolve_loss(values["loss"], None)  # the term of each comes with its own problem
     with run.phase("preparing"):
         policy = load_model(values, COMPARE)
-        first = build_problem({**values, "retain_loss": term}, COMPARE, data, policy, bars)
+        first = build_problem({**values, "loss": loss, "retain_loss": term}, COMPARE, data, policy, bars)
         if data.test is None:
             raise UserError("--test is missing: held-out pairs, on which methods are compared")
         return Bench(
