@@ -39,7 +39,7 @@ def test_figures_by_hand_and_changes_against_the_original(folders):
 
 def test_answers_to_empty_prompts_without_a_bos_token(tmp_path):
     """Qwen's tokenizer has none: generation began from no token at all, and failed in torch's words."""
-    pairs = load_preferences([{"prompt": "", "chosen": "Yes, do.", "rejected": "No, go."}, *PAIRS])
+    pairs = load_preferences([{**pair, "prompt": ""} for pair in PAIRS])
     found = evaluate(save_tiny(tmp_path, "qwen"), {}, metrics=["preference", "fluency"], test=pairs)
     assert {"accuracy", "answer_repetition"} <= set(found.readings["original"])
 
