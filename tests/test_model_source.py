@@ -105,7 +105,7 @@ def test_encoder_decoder(model_folder: Path) -> None:
 )
 def test_models_without_the_head_of_a_language_model(model_folder: Path, tmp_path: Path, kind: str) -> None:
     edit_json(model_folder / "config.json", architectures=[kind])
-    with pytest.raises(UserError, match=rf"by its config\.json it is a {kind}; u2a needs a causal language"):
+    with pytest.raises(UserError, match=rf"its class is {kind}; u2a needs a causal language"):
         check_source(model_folder)
     with pytest.raises(UserError, match=f"base model of the adapter .*{kind}"):
         check_source(adapter(tmp_path / "lora", str(model_folder)))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from cases import tiny_model, tiny_tokenizer
 from u2a.logprobs import dataset_logprobs
@@ -122,3 +123,29 @@ def test_a_new_adapter_is_drawn_from_the_seed_of_the_arguments(tmp_path):
 
     assert torch.equal(drawn(7, 1), drawn(7, 2))
     assert not torch.equal(drawn(7, 1), drawn(8, 1))
+
+
+def test_a_model_in_hand_that_is_no_causal_language_model_is_refused(tmp_path):
+    config = base().config
+    reward = LlamaForSequenceClassification(config)
+    sizes = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "vocab_size": 64}
+    for model, words in (
+        (reward, "its class is LlamaForSequenceClassification"),
+        (T5ForConditionalGeneration(T5Config(**sizes)), "encoder-decoder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            trainer(tmp_path, model)
+
+
+def test_a_model_in_hand_without_a_tokenizer_is_refused(tmp_path):
+    model = base()
+    model.config.name_or_path = ""
+    with pytest.raises(UserError, match="processing_class is missing"):
+        UnlearnTrainer(model, U2AConfig(str(tmp_path)), train_dataset=Dataset.from_list(ROWS))
+
+
+def test_texts_longer_than_the_positions_are_refused(tmp_path):
+    args = U2AConfig(str(tmp_path), use_cpu=True, report_to="none", max_length=4096)
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer("gpt2")
+    with pytest.raises(UserError, match="max-length 4096: the model has"):
+        UnlearnTrainer(model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)

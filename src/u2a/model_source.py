@@ -158,7 +158,7 @@ def refuse_other_models(name: str, config: dict[str, Any]) -> None:
     named = isinstance(own, dict) and "AutoModelForCausalLM" in own
     if kinds and not named and not any(map(_CAUSAL.search, kinds)):
         raise UserError(
-            f"{name}: by its config.json it is a {', '.join(kinds)}; u2a needs a causal language model "
+            f"{name}: its class is {', '.join(kinds)}; u2a needs a causal language model "
             "(…ForCausalLM). A reward model goes to --objective-reward-model; if this one does have the head "
             "of a language model, name its class in `architectures`"
         )

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from u2a.logprobs import unwrapped
 from u2a.model_loading import load_source
-from u2a.model_source import check_source
+from u2a.model_source import check_source, refuse_other_models
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def trained_model(
         seed: of what a new adapter draws, LoRA's A; the global random state is left alone.
 
     Raises:
-        UserError: there is no such model, it has an adapter already and would get another, or nothing of it
-            is trained.
+        UserError: there is no such model or tokenizer, it is no causal language model, it has an adapter
+            already and would get another, or nothing of it is trained.
     """
     if peft_config is not None and _has_adapter(model):
         raise UserError(
@@ -36,8 +36,16 @@ def trained_model(
     if isinstance(model, str):
         model, found = load_source(check_source(model), dtype=torch.float32, trust_remote_code=False)
         tokenizer = tokenizer or found
+    base = unwrapped(model)
+    if type(base).__module__.startswith("transformers."):  # of others nothing is known
+        kind = type(base).__name__
+        refuse_other_models(f"model, a {kind}", {**base.config.to_dict(), "architectures": [kind]})
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(unwrapped(model).config.name_or_path)
+        if not base.config.name_or_path:
+            raise UserError(
+                "processing_class is missing: a model in hand does not say which tokenizer it has"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(base.config.name_or_path)
     if peft_config is not None:
         from peft import get_peft_model
 

@@ -27,6 +27,7 @@ from u2a.losses import UnlearningLoss, built_loss, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.micro_batches import in_parts
 from u2a.own_dropout import own_dropout_off
+from u2a.positions import fitting
 from u2a.sharding import is_sharded
 from u2a.side_terms import SideTerms
 from u2a.trained_model import trained_model
@@ -128,7 +129,8 @@ class UnlearnTrainer(Trainer):
         )
         self.loss, _ = built_loss(loss or args.loss_type, args.loss_options, args.retain_loss)
         check_loss(self.loss)
-        self._renderer = Renderer(processing_class, template=args.template, max_length=args.max_length)
+        longest = fitting(trained, args.max_length)
+        self._renderer = Renderer(processing_class, template=args.template, max_length=longest)
         negatives = prepared_negatives(train_dataset, self._renderer, "train_dataset")
         self._negatives, self.weights = negatives.rows, negatives.weights
         retain = None
