@@ -80,8 +80,14 @@ def test_gradient_checkpointing_changes_no_step(tmp_path, device):
         loaded(tmp_path / str(again), dtype="float32", device=device) for again in (False, True)
     )
     unlearned(plain)
+    base, on = checkpointed.policy.model.get_base_model(), []
+    hook = base.register_forward_pre_hook(
+        lambda *_: on.append(base.training and base.is_gradient_checkpointing)
+    )
     unlearned(checkpointed, gradient_checkpointing=True)
-    assert checkpointed.policy.model.is_gradient_checkpointing
+    hook.remove()
+    assert any(on)
+    assert not base.is_gradient_checkpointing, "it is as it was"
     for name, value in snapshot(plain).items():
         torch.testing.assert_close(snapshot(checkpointed)[name], value, rtol=1e-4, atol=1e-6)
 

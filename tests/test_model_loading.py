@@ -121,7 +121,7 @@ def test_a_reward_model_with_tied_embeddings(told: bool, tmp_path: Path) -> None
     if not told:
         content = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**content, "architectures": None}))
-    said = "it is a Qwen2ForSequenceClassification" if told else r"classifies \(score\.weight\)"
+    said = "its class is Qwen2ForSequenceClassification" if told else r"classifies \(score\.weight\)"
     with pytest.raises(UserError, match=said):
         load_policy(tmp_path)
 
@@ -134,7 +134,7 @@ def test_a_model_that_fills_gaps(tmp_path: Path) -> None:
     BertLMHeadModel(decoder).save_pretrained(tmp_path / "lm")
     for name in ("mlm", "lm"):
         tokenizer.save_pretrained(tmp_path / name)
-    with pytest.raises(UserError, match="it is a BertForMaskedLM"):
+    with pytest.raises(UserError, match="its class is BertForMaskedLM"):
         load_policy(tmp_path / "mlm")
     assert load_policy(tmp_path / "lm").has_adapter
 
