@@ -353,6 +353,7 @@ def test_resume_refuses_other_settings_by_name(tmp_path, monkeypatch, cut):
     for tiny, changed, words in (
         (problem(), {"unlearn": faster}, "learning_rate was 0.003 and is 0.01: keep them"),
         (problem(), {"seed": 3}, "seed was 0 and is 3"),
+        (problem(), {"fixed_weights": np.ones(6)}, "fixed_weights was none and is [0-9a-f]{16}"),
         (problem(loss="simnpo"), {}, "loss was .*NPO.* and is .*SimNPO"),
         (problem(lora_rank=2), {}, "trained was 28 tensors"),
     ):

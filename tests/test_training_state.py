@@ -20,23 +20,17 @@ class _Stop(TrainerCallback):
         return control
 
 
+def _args(folder, **options):
+    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    return U2AConfig(str(folder), learning_rate=1e-2, per_device_train_batch_size=2, **quiet, **options)
+
+
 def _trainer(folder, stop=0, **options):
     policy = tiny_policy("llama", dtype=torch.float32)
     for module in policy.model.modules():
         if isinstance(module, LoraLayer):  # so that random states matter
             module.lora_dropout["default"] = torch.nn.Dropout(0.2)
-    args = U2AConfig(
-        str(folder),
-        learning_rate=1e-2,
-        per_device_train_batch_size=2,
-        num_train_epochs=3,
-        retain_loss="nll",
-        save_steps=1,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        **options,
-    )
+    args = _args(folder, num_train_epochs=3, retain_loss="nll", save_steps=1, **options)
     return UnlearnTrainer(
         model=policy.model,
         args=args,
@@ -72,20 +66,9 @@ def test_resumed_equals_uninterrupted(tmp_path, step, options):
 def _l2_trainer(folder, adapter, stop=0, **options):
     """A trainer with the l2 term, of an adapter whose A is drawn from that seed."""
     tokenizer = tiny_tokenizer("llama")
-    args = U2AConfig(
-        str(folder),
-        learning_rate=1e-2,
-        per_device_train_batch_size=2,
-        max_steps=6,
-        retain_loss="l2",
-        save_steps=3,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    )
     return UnlearnTrainer(
         model=add_adapter(tiny_model("llama", tokenizer=tokenizer), rank=2, seed=adapter),
-        args=args,
+        args=_args(folder, max_steps=6, retain_loss="l2", save_steps=3),
         train_dataset=answers(BAD),
         processing_class=tokenizer,
         callbacks=[_Stop(stop)],

@@ -30,6 +30,13 @@ def fingerprint(problem: Problem) -> str:
     return digest.hexdigest()
 
 
+def digest_of(weights: np.ndarray | None) -> str:
+    """Changes when a number does; `none` where there are none."""
+    if weights is None:
+        return "none"
+    return hashlib.sha256(np.asarray(weights, np.float64).tobytes()).hexdigest()[:16]
+
+
 def named(part: object) -> str:
     """A loss or a curvature with its options, the same in every process."""
     held = getattr(part, "__dict__", {})

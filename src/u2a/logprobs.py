@@ -226,9 +226,10 @@ def can_pack(model: nn.Module, texts: Dataset, plan: packing.Plan, pad_token_id:
         trials = [[i for group in part for i in group.texts] for part in (plan.widest, plan.largest)]
         if tried == (0, 0):
             trials.insert(0, [i for group in plan.sharing[:2] for i in group.texts[:3]])
-        agrees = all(_packing_agrees(model, texts.select(few), pad_token_id) for few in trials)
-        # one answer for all: the processes deal the same batches
-        agrees = processes.from_main(agrees)
+        # one answer for all, trial by trial: a sharded model's passes need every process
+        agrees = all(
+            processes.from_main(_packing_agrees(model, texts.select(few), pad_token_id)) for few in trials
+        )
         known[attention] = (max(size[0], tried[0]), max(size[1], tried[1])) if agrees else None
     return known[attention] is not None
 

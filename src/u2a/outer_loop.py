@@ -14,7 +14,7 @@ from u2a import interruption, processes
 from u2a.align_result import AlignResult as AlignResult
 from u2a.checkpoints import Checkpoints, OuterState, settings_of
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.fingerprint import named
+from u2a.fingerprint import digest_of, named
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
@@ -102,9 +102,8 @@ def align(
     weights, unlearn, outer = weights or WeightOptions(), unlearn or UnlearnOptions(), outer or OuterOptions()
     check_options(problem, unlearn)
     how = {"curvature": named(curvature), "scoring": scoring, "keep_last": keep_last, "seed": seed}
-    settings = settings_of(
-        problem, (unlearn, weights, outer), {**how, "fixed_weights": fixed_weights is not None}
-    )
+    how["fixed_weights"] = digest_of(fixed_weights)
+    settings = settings_of(problem, (unlearn, weights, outer), how)
     folder = Path(folder) if folder is not None else None
     checkpoints = Checkpoints(folder, settings)
     if not resume:

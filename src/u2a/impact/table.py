@@ -118,10 +118,9 @@ def score_impact(
             with a curvature in closed form. Fewer groups where φ is so large that their gradients would take
             more than 2 GiB; no standard error below 4 groups.
         at: the measurement at this very φ, if there is one: saves the forward passes over its texts.
-        keep: folder for finished blocks, and the table beside it when it is whole, `keep`.safetensors; other
-            files in it are left alone: what is there is taken
-            instead of made again, if it is of the same texts at the same φ, by the same loss, retain term,
-            curvature and route.
+        keep: folder for finished blocks, and the table beside it, `keep`.safetensors, when it is whole: what
+            is there is taken instead of made again, if it is of the same texts at the same φ, by the same
+            loss, retain term, curvature and route. Other files in the folder are left alone.
 
     Raises:
         GuardStop: a log-prob, gradient or score is not finite; names the row.
