@@ -29,6 +29,9 @@ SETTINGS: dict[str, Any] = {
 }
 LOSSES = ("ga", "graddiff", "npo", "simnpo")
 JOINT = {"method": "u2a", "name": "u2a joint", "joint": 1.0}
+EVEN = {"method": "u2a", "name": "u2a joint 20", "joint": 20.0}
+"""μ = 2/β: at the original model a nat of a pair's answer then pulls as hard as one of a negative of npo, whose
+slope there is 1 to J's β/2. With μ = 1 it is a twentieth of that. The ratio of the issue that asked for joint."""
 DPO = {"method": "dpo", "name": "dpo validation", "pairs": "validation"}
 KTO = {"method": "kto", "name": "kto validation", "pairs": "validation", "undesirable": "negatives"}
 SFT = {"method": "sft", "name": "sft validation", "pairs": "validation"}
@@ -49,7 +52,7 @@ def every_method() -> list[dict[str, Any]]:
     kinds = ("u2a", "uniform", "random-k")
     return [
         *(unlearning(kind, loss) for loss in ("npo", "graddiff") for kind in kinds),
-        *(JOINT, DPO, KTO, SFT, {"method": "climb"}),
+        *(JOINT, EVEN, DPO, KTO, SFT, {"method": "climb"}),
         *({"method": kind} for kind in ("dpo", "kto", "sft", "selected")),
         *({"method": kind, "rate": NPO_RATE} for kind in ("weights", "cosine", "static")),
         {**KTO, "name": "kto weighted", "weighted": True, "rate": PAIRS_RATE},
@@ -60,7 +63,7 @@ def every_method() -> list[dict[str, Any]]:
     ]
 
 
-SIX = [*(unlearning(kind, "npo") for kind in ("u2a", "uniform", "random-k")), JOINT, DPO, KTO]
+SIX = [*(unlearning(kind, "npo") for kind in ("u2a", "uniform", "random-k")), JOINT, EVEN, DPO, KTO]
 """Methods of the smaller cases."""
 
 
@@ -133,11 +136,12 @@ def plenty(parts: dict[str, list[Any]]) -> None:
 POWER = [
     *(unlearning(kind, loss) for loss in LOSSES for kind in ("u2a", "uniform", "random-k")),
     JOINT,
+    EVEN,
     DPO,
     KTO,
 ]
 """The differences that the question is about."""
-INFORMED = [SIX[0], JOINT, DPO, KTO, SFT, {"method": "climb"}]
+INFORMED = [SIX[0], JOINT, EVEN, DPO, KTO, SFT, {"method": "climb"}]
 """What a user with a few validation pairs would choose from."""
 CASES: dict[str, Case] = {
     "hh_harmless": Case(every_method(), seeds=3, own_rates=True),
@@ -146,7 +150,7 @@ CASES: dict[str, Case] = {
     "mislabelled": Case([*POWER, {"method": "cosine"}], mislabelled, seeds=3),
     "truthfulqa": Case(SIX, own_rates=True, data="truthfulqa_pairs", seeds=3),
     **{f"validation-{n}": Case(INFORMED, validation_of(n)) for n in (16, 32, 128)},
-    **{f"negatives-{n}": Case([SIX[0], SIX[1], JOINT, KTO], negatives_of(n)) for n in (100, 700)},
+    **{f"negatives-{n}": Case([SIX[0], SIX[1], JOINT, EVEN, KTO], negatives_of(n)) for n in (100, 700)},
 }
 
 

@@ -26,6 +26,15 @@ def test_other_options_are_refused(tmp_path):
         CellStore(tmp_path, {"uniform": {"loss": "ga"}}).read(NAME)
 
 
+def test_an_option_that_a_cell_does_not_know_was_at_its_default(tmp_path):
+    CellStore(tmp_path, {"uniform": {"loss": "npo"}}).write(NAME, {})
+    defaults = {"uniform": {"joint": 0.0}}
+    CellStore(tmp_path, {"uniform": {"loss": "npo", "joint": 0.0}}, defaults=defaults).read(NAME)
+    other = CellStore(tmp_path, {"uniform": {"loss": "npo", "joint": 1.0}}, defaults=defaults)
+    with pytest.raises(UserError, match="made with other options of uniform"):
+        other.read(NAME)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_damaged_cell_is_set_aside_said_and_made_again(tmp_path, caplog, text):
     path = tmp_path / NAME.file

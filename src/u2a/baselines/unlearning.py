@@ -23,6 +23,7 @@ from u2a.weighting import (
 
 SELECT = "How many negatives: a percentage, or a number."
 ETA = "Step of the mirror ascent on weights."
+JOINT = "Weight μ of climbing J; 0 = not at all, as in the paper."
 NOTHING = "no negative has a positive impact, so there is nothing that this method would unlearn"
 
 
@@ -43,14 +44,16 @@ def unlearn(stage: Stage, weights: np.ndarray, *, joint: float = 0.0) -> None:
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """All negatives, weight 1 each: blind unlearning."""
+class Uniform(Checked):
+    """All negatives, weight 1 each: blind unlearning; with `joint` > 0 it also climbs J on a share of the
+    validation pairs, and J is measured on the others."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    joint: float = option(0.0, JOINT, least=0)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""
-        unlearn(stage, (stage.problem.prior > 0).astype(float))
+        unlearn(stage, (stage.problem.prior > 0).astype(float), joint=self.joint)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class U2A(Checked):
     eta: float = option(0.5, ETA, least=0)
     rho: float = option(0.0, "Sparsity ρ; 0 = none.", least=0)
     outer_steps: int = option(1, "Rounds of scoring and unlearning that the budget is cut into.", least=1)
-    joint: float = option(0.0, "Weight μ of climbing J; 0 = the paper's method.", least=0)
+    joint: float = option(0.0, JOINT, least=0)
 
     def train(self, stage: Stage) -> None:
         """Unlearns in place."""

@@ -69,7 +69,9 @@ def run(values: Mapping[str, Any]) -> int:
     ):
         say_warnings(data.warnings)
         cells = Path(values["cells"]).expanduser() if values["cells"] else run.path / "cells"
-        store = CellStore(cells, settings_of(plan, values, data, extra), model_mark(values["model"]))
+        defaults = {entry.name: entry.defaults for entry in plan.entries}
+        settings = settings_of(plan, values, data, extra)
+        store = CellStore(cells, settings, model_mark(values["model"]), defaults)
         if values["resume"] and (run.lock is None or run.lock.alone()):  # nobody else's run counts on them
             forget_failed(plan, store)
             if run.lock is not None:

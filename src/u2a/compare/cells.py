@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ log = logging.getLogger("u2a")
 @dataclass(frozen=True)
 class CellStore:
     """The folder of the cells. `settings` of a comparison's entries by name: a cell that was made with other
-    ones is refused. `model` tells the original model; a cell has that of the one that it began at."""
+    ones is refused. `model` tells the original model; a cell has that of the one that it began at. `defaults`
+    are options by entry that a cell of before there were any counts as made with."""
 
     folder: Path
     settings: Mapping[str, Mapping[str, Any]]
     model: str = ""
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def read(self, name: CellName) -> Cell | None:
         """A finished cell, None if there is none. A damaged one is set aside and said, and made again.
@@ -45,7 +47,7 @@ class CellStore:
             return None
         try:
             cell: Cell = json.loads(path.read_text(encoding="utf-8"))
-            before = cell["settings"]
+            before = {**self.defaults.get(name.entry, {}), **cell["settings"]}
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:

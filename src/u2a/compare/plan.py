@@ -43,6 +43,11 @@ class Entry:
         loss = {"loss": self.loss} if self.takes_loss else {}
         return {"kind": self.kind, **loss, **dataclasses.asdict(self.method)}
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The method's options as they are where nothing is said."""
+        return {f.name: f.default for f in dataclasses.fields(self.method)}
+
 
 def takes_loss(kind: str, method: Any) -> bool:
     """Whether a method unlearns, or scores, by an unlearning loss."""
