@@ -94,6 +94,43 @@ def test_a_reference_model_that_has_an_adapter_is_taken_with_it(tmp_path):
     assert all(".u2a." in name for name in trained_names(made.model))
 
 
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_a_base_that_is_trained_too_is_no_reference_of_the_kl_term(tmp_path, bias):
+    """PEFT's `disable_adapter` leaves what it learned in place."""
+    model = get_peft_model(tiny_model("qwen"), lora(bias=bias))
+    if bias == "none":
+        model.base_model.model.model.norm.weight.requires_grad_(True)
+    args = U2AConfig(str(tmp_path), retain_loss="kl", use_cpu=True, report_to="none", disable_tqdm=True)
+    rest = {"train_dataset": Dataset.from_list(ROWS), "processing_class": tiny_tokenizer("qwen")}
+    rest["retain_dataset"] = Dataset.from_list([{"prompt": "Hi", "completion": "Hello."}])
+    with pytest.raises(UserError, match=r"besides the adapter's are trained.*give reference_model"):
+        UnlearnTrainer(model=model, args=args, **rest)
+    assert UnlearnTrainer(model=model, args=args, reference_model=tiny_model("qwen"), **rest).train()
+    made = UnlearnTrainer(
+        model=model,
+        args=U2AConfig(str(tmp_path / "npo"), max_steps=1, use_cpu=True),
+        **rest | {"retain_dataset": None},
+    )
+    made.train()  # s_ref of its rows was measured before
+    with pytest.raises(UserError, match="which training has changed"):
+        made.evaluate(Dataset.from_list(ROWS[:2]))
+
+
+def test_modules_to_save_are_part_of_the_adapter(tmp_path):
+    model = get_peft_model(base(), lora(modules_to_save=["lm_head"]))
+    args = U2AConfig(str(tmp_path), retain_loss="kl", max_steps=1, use_cpu=True, report_to="none")
+    made = UnlearnTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(ROWS),
+        retain_dataset=Dataset.from_list([{"prompt": "Hi", "completion": "Hello."}]),
+        processing_class=tiny_tokenizer("llama"),
+    )
+    made.train()
+    torch.testing.assert_close(made._reference_logprobs, logprobs(made, base()))
+
+
 def test_measuring_the_reference_leaves_frozen_what_was_frozen(tmp_path):
     """PEFT's `disable_adapter` makes all of the active adapter trainable."""
     model = get_peft_model(base(), lora())

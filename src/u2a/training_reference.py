@@ -23,7 +23,7 @@ class Reference:
 
     Raises:
         UserError: a reference is needed and several adapters are active, so that the model without them is
-            not the one that was brought.
+            not the one that was brought; or the `kl` term needs one, and not the adapter alone is trained.
     """
 
     def __init__(self, trainer: Any, frozen: Any | None, pad_token_id: int) -> None:
@@ -31,6 +31,8 @@ class Reference:
         needed = trainer.loss.needs_reference or trainer.args.retain_loss == "kl"
         if needed and frozen is None:
             _refuse_several_adapters(trainer.model)
+        if trainer.args.retain_loss == "kl" and frozen is None and hasattr(trainer.model, "disable_adapter"):
+            _refuse_trained_base(trainer.model)
 
     def measure(self, negatives: Negatives) -> Tensor:
         """s_ref (N,) of negatives, measured once and kept with them; zeros where the loss needs none.
@@ -43,9 +45,10 @@ class Reference:
         if negatives.reference is None:
             model = self._trainer.model if self._frozen is None else self._frozen
             switched = self._frozen is None and hasattr(model, "disable_adapter")
-            if self._trainer.state.global_step and self._frozen is None and not switched:
+            moved = self._frozen is None and (not switched or bool(_trained_base(model)))
+            if self._trainer.state.global_step and moved:
                 raise UserError(
-                    "the loss compares with the original model, which full fine-tuning has changed: give "
+                    "the loss compares with the original model, which training has changed: give "
                     "these rows as eval_dataset when the trainer is made, or reference_model, or ref_logprob"
                 )
             with adapter_off(model) if switched else nullcontext():
@@ -94,3 +97,25 @@ def _refuse_several_adapters(model: Any) -> None:
             "adapter off, so it would lack them all: merge those of the original model first "
             "(merge_and_unload()) and give peft_config for the one to train, or give reference_model"
         )
+
+
+def _refuse_trained_base(model: Any) -> None:
+    if loose := _trained_base(model):
+        raise UserError(
+            f"parameters besides the adapter's are trained ({len(loose)}, such as {loose[0]}), and the kl "
+            "term compares with the model with its adapter off, which they change: freeze them, or give "
+            "reference_model"
+        )
+
+
+def _trained_base(model: Any) -> list[str]:
+    """Trained parameters that a PEFT model keeps when its adapter is switched off: the model's own, such as
+    the biases that `bias` of a LoRA configuration trains. Of those in `modules_to_save` PEFT has copies."""
+    own = (getattr(model.base_model, "prefix", "lora_"), "modules_to_save", "trainable_tokens")
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and name.startswith("base_model.")
+        and not any(part in name for part in own)
+    ]
