@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from u2a import logprobs
+from u2a import packable, passes
 from u2a.data.load import load_preferences
 from u2a.data.packing import plan
 from u2a.data.render import Renderer
@@ -47,13 +47,13 @@ def main() -> None:
     texts, _ = pair_texts(pairs, Renderer(policy.tokenizer, max_length=256))
     layout = plan(texts, MAX_TOKENS)
     batching = {"max_tokens": MAX_TOKENS, "pad_token_id": policy.tokenizer.pad_token_id}
-    if not logprobs.can_pack(policy.model, texts, layout, batching["pad_token_id"]):
+    if not packable.can_pack(policy.model, texts, layout, batching["pad_token_id"]):
         raise SystemExit("this model cannot pack")
     seconds, values = {}, {}
     for name, worth in (("packed", 1.0), ("plain", 0.0)):
-        logprobs._WORTH_PACKING = worth
+        passes._WORTH_PACKING = worth
         begin = time.process_time()
-        values[name] = logprobs.dataset_logprobs(policy.model, texts, **batching)
+        values[name] = passes.dataset_logprobs(policy.model, texts, **batching)
         seconds[name] = time.process_time() - begin
     found = {
         "pairs": options.pairs,

@@ -41,6 +41,8 @@ ORDER = [
     "shared_base",
     "memory",
     "logprobs",
+    "packable",
+    "passes",
     "positions",
     "generation",
     "scorers",

@@ -24,7 +24,7 @@ from u2a.types import GuardStop
 def test_a_log_prob_says_whose_it_is(monkeypatch, role, words):
     tiny = tiny_problem()
     texts = getattr(tiny, role).texts
-    from u2a import logprobs
+    from u2a import logprobs, passes
 
     real, wanted = logprobs.response_logits, texts[1]["input_ids"]
 
@@ -35,7 +35,7 @@ def test_a_log_prob_says_whose_it_is(monkeypatch, role, words):
             logits = torch.where((example == hit.index(True))[:, None], logits * float("nan"), logits)
         return logits, targets, example
 
-    monkeypatch.setattr(logprobs, "can_pack", lambda *_: False)
+    monkeypatch.setattr(passes, "can_pack", lambda *_: False)
     monkeypatch.setattr(logprobs, "response_logits", poisoned)
     monkeypatch.setattr(problem_module, "response_logits", poisoned)
     with pytest.raises(GuardStop) as caught:
@@ -76,9 +76,9 @@ def test_a_gradient_names_its_row(monkeypatch):
         zero = torch.where(hit, s - s.detach(), torch.ones_like(s))
         return s + torch.where(hit, zero.abs().sqrt(), torch.zeros_like(s))
 
-    from u2a import logprobs
+    from u2a import passes
 
-    monkeypatch.setattr(logprobs, "can_pack", lambda *_: False)
+    monkeypatch.setattr(passes, "can_pack", lambda *_: False)
     monkeypatch.setattr(gradient, "response_logprobs", steep)
     with pytest.raises(GuardStop, match="is not finite: that of row 1 is the first"):
         weighted_logprob_gradient(ScoringContext.of(tiny), tiny.negative_texts, torch.ones(3))

@@ -13,8 +13,8 @@ from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
 from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import score_impact
-from u2a.logprobs import dataset_logprobs
 from u2a.memory import is_out_of_memory
+from u2a.passes import dataset_logprobs
 from u2a.types import OutOfMemory
 
 MOST = 80

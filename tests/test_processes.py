@@ -46,10 +46,10 @@ def test_scores_are_those_of_one_process(tmp_path, count):
 
 def test_a_process_that_runs_out_of_memory_repeats_its_own_rows(tmp_path, monkeypatch):
     """Its batches halve, the others' do not, and every row is there once, with the same numbers."""
-    from u2a import logprobs
+    from u2a import passes
 
     alone = tiny_problem(max_tokens=96).reference
-    real = logprobs.response_logprobs
+    real = passes.response_logprobs
 
     def short_of_memory(model, batch):
         if processes.index() == 1 and len(batch.index) > 1:
@@ -57,7 +57,7 @@ def test_a_process_that_runs_out_of_memory_repeats_its_own_rows(tmp_path, monkey
         return real(model, batch)
 
     def scored_twice():
-        monkeypatch.setattr(logprobs, "response_logprobs", short_of_memory)
+        monkeypatch.setattr(passes, "response_logprobs", short_of_memory)
         problem = tiny_problem(max_tokens=96)  # measures the reference; the second time the limit is known
         return problem.reference, problem.measure_negatives()
 

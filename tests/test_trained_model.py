@@ -7,8 +7,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from cases import tiny_model, tiny_tokenizer
-from u2a.logprobs import dataset_logprobs
 from u2a.losses import NPO, GradientAscent
+from u2a.passes import dataset_logprobs
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import UserError
 

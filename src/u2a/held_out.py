@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
-from u2a.logprobs import dataset_logprobs, refuse_non_finite
+from u2a.passes import dataset_logprobs, refuse_non_finite
 from u2a.training_rows import Negatives, prepared_negatives
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
-from u2a.logprobs import Task, dataset_logprobs, silent
 from u2a.losses import UnlearningLoss, built_loss
 from u2a.losses.contract import check_loss
 from u2a.objectives import MeanLogProb, Reward
 from u2a.objectives.preference import Preference
+from u2a.passes import Task, dataset_logprobs, silent
 from u2a.positions import fitting
 from u2a.problem import Problem
 from u2a.types import UserError

@@ -13,21 +13,12 @@ from torch import Tensor, nn
 
 from u2a import processes
 from u2a.data.render import Renderer
-from u2a.logprobs import (
-    Progress,
-    Task,
-    dataset_logprobs,
-    evaluating,
-    fitting_apart,
-    kl_per_token,
-    refuse_non_finite,
-    response_logits,
-    silent,
-)
+from u2a.logprobs import evaluating, kl_per_token, response_logits
 from u2a.losses import UnlearningLoss
 from u2a.memory import working
 from u2a.objectives import DrawnReward, MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
+from u2a.passes import Progress, Task, dataset_logprobs, fitting_apart, refuse_non_finite, silent
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:

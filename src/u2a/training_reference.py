@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from u2a.logprobs import dataset_logprobs, evaluating, response_logits
+from u2a.logprobs import evaluating, response_logits
+from u2a.passes import dataset_logprobs
 from u2a.training_rows import Negatives
 from u2a.types import Batch, UserError
 

@@ -10,11 +10,13 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from cases import FAMILIES, tiny_policy
 from problems import tiny_problem
-from u2a import logprobs
+from u2a import logprobs, packable, passes
 from u2a.data.packing import ROW_TOKENS, packed_batches, plan
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import weighted_logprob_gradient
-from u2a.logprobs import can_pack, dataset_logprobs, response_logprobs
+from u2a.logprobs import response_logprobs
+from u2a.packable import can_pack
+from u2a.passes import dataset_logprobs
 
 
 def texts(prompts=5, answers=3, seed=0):
@@ -41,7 +43,7 @@ def plainly(model, rows):
     """One text at a time: no padding, no packing."""
     return torch.cat(
         [
-            response_logprobs(model, next(iter(logprobs.length_sorted_batches(rows.select([i]), **OPTIONS))))
+            response_logprobs(model, next(iter(passes.length_sorted_batches(rows.select([i]), **OPTIONS))))
             for i in range(len(rows))
         ]
     )
@@ -89,7 +91,7 @@ def test_gradients_through_shared_prompts_are_those_without_sharing(monkeypatch)
     rows, coefficients = texts(), torch.linspace(-1, 1, 15, dtype=torch.float64)
     assert can_pack(context.model, rows, plan(rows, 96), 0)
     shared = weighted_logprob_gradient(context, rows, coefficients)
-    monkeypatch.setattr(logprobs, "_WORTH_PACKING", 0.0)
+    monkeypatch.setattr(passes, "_WORTH_PACKING", 0.0)
     apart = weighted_logprob_gradient(context, rows, coefficients)
     for name, value in apart.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-8, atol=1e-12)
@@ -97,7 +99,7 @@ def test_gradients_through_shared_prompts_are_those_without_sharing(monkeypatch)
 
 def test_texts_without_common_prompts_are_not_packed(monkeypatch):
     model = tiny_policy("llama").model
-    monkeypatch.setattr(logprobs, "can_pack", lambda *_: pytest.fail("no prompt is shared here"))
+    monkeypatch.setattr(passes, "can_pack", lambda *_: pytest.fail("no prompt is shared here"))
     dataset_logprobs(model, texts(prompts=12, answers=1), **OPTIONS)
 
 
@@ -111,9 +113,7 @@ def test_a_model_that_ignores_the_mask_is_found_out(monkeypatch, dtype):
     assert not can_pack(model, rows, plan(rows, 300), 0)
     monkeypatch.undo()
     assert not can_pack(model, rows, plan(rows, 300), 0), "the finding is kept"
-    monkeypatch.setattr(
-        logprobs.packing, "packed_batches", lambda *_, **__: pytest.fail("packed all the same")
-    )
+    monkeypatch.setattr(passes.packing, "packed_batches", lambda *_, **__: pytest.fail("packed all the same"))
     dataset_logprobs(model, rows, **OPTIONS)
 
 
@@ -129,9 +129,9 @@ def test_the_window_of_a_composite_model_is_found():
     """As in Gemma 3, whose configuration keeps it with the text model's part."""
     text = types.SimpleNamespace(sliding_window=64, attention_chunk_size=None)
     config = types.SimpleNamespace(get_text_config=lambda: text)
-    assert logprobs._window(config) == 64
+    assert packable._window(config) == 64
     text.sliding_window = None
-    assert logprobs._window(config) == math.inf
+    assert packable._window(config) == math.inf
 
 
 def test_layers_that_see_a_part_of_the_row_are_found_out():

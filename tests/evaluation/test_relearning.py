@@ -14,8 +14,8 @@ from u2a.data.render import Renderer
 from u2a.evaluation.material import Material
 from u2a.evaluation.relearning import Relearning, first_back
 from u2a.evaluation.subject import Sampling, Subject
-from u2a.logprobs import dataset_logprobs
 from u2a.models import add_adapter
+from u2a.passes import dataset_logprobs
 from u2a.problem import silent
 from u2a.types import GuardStop, UserError
 

@@ -3,7 +3,7 @@
 import torch
 
 from problems import tiny_problem
-from u2a import logprobs
+from u2a import passes
 from u2a.impact.context import ScoringContext, norm
 from u2a.impact.gradient import weighted_logprob_gradient
 
@@ -11,7 +11,7 @@ from u2a.impact.gradient import weighted_logprob_gradient
 def test_a_sum_of_16_bit_gradients_keeps_the_small_ones(monkeypatch):
     """One text with coefficient 1, then 40 times the same with 1/600: (1 + 40/600) times its gradient. A
     16-bit sum would lose each of the 40, being less than half of its last place."""
-    monkeypatch.setattr(logprobs, "can_pack", lambda *_: False)  # each text in a batch of its own
+    monkeypatch.setattr(passes, "can_pack", lambda *_: False)  # each text in a batch of its own
     problem = tiny_problem(lora_rank=0, dtype=torch.bfloat16, max_tokens=1)
     context, texts = ScoringContext.of(problem), problem.negative_texts
     alone = weighted_logprob_gradient(context, texts.select([0]), torch.ones(1))

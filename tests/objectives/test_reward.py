@@ -19,9 +19,9 @@ from u2a.generation import sampled
 from u2a.impact.curvature import Identity
 from u2a.impact.gradient import objective_coefficients, objective_gradient
 from u2a.impact.table import score_impact
-from u2a.logprobs import silent
 from u2a.objectives import DrawnReward, Reward
 from u2a.outer_loop import align
+from u2a.passes import silent
 from u2a.preparation import prepare
 from u2a.trajectory.first_order import first_order_impact
 from u2a.trajectory.metagradient import metagradient_impact

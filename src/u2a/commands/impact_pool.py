@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from u2a.impact.aims import Aimed
     from u2a.impact.best_rows import BestRows
     from u2a.impact.shard_scores import Parts, ShardScorer
-    from u2a.logprobs import Progress as Advance
+    from u2a.passes import Progress as Advance
     from u2a.problem import Measurement, Problem
 
 HEAD = 512

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from u2a.data.collate import row_name
 from u2a.generation import continuations, ending_tokens
-from u2a.logprobs import dataset_logprobs, evaluating, fitting_apart, response_logits
+from u2a.logprobs import evaluating, response_logits
+from u2a.passes import dataset_logprobs, fitting_apart
 from u2a.problem import Task, silent
 from u2a.types import GuardStop, UserError
 

@@ -22,7 +22,7 @@ from u2a.kept_state import Damaged, Tensors, read_state, write_state
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.logprobs import Progress
+    from u2a.passes import Progress
 
 BLOCK = 512
 """Negatives in a block: some dozens of batches, so that neither a kill nor the cut costs much."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from u2a.data.collate import length_sorted_batches
-from u2a.logprobs import Progress, dataset_logprobs, fitting_apart, fitting_batches
 from u2a.memory import Attempt
+from u2a.passes import Progress, dataset_logprobs, fitting_apart, fitting_batches
 from u2a.sharding import added_up, at_rest, is_sharded, own_part
 from u2a.types import Batch, PackedBatch
 

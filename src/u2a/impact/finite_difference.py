@@ -16,7 +16,7 @@ from u2a.data.collate import token_counts
 from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.per_example import per_example_derivatives
-from u2a.logprobs import Progress
+from u2a.passes import Progress
 
 if TYPE_CHECKING:
     from datasets import Dataset

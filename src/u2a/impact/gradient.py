@@ -13,8 +13,9 @@ from u2a import processes
 from u2a.data.collate import row_name
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.per_example import BACKWARD
-from u2a.logprobs import Progress, evaluating, response_logprobs
+from u2a.logprobs import evaluating, response_logprobs
 from u2a.memory import working
+from u2a.passes import Progress
 from u2a.sharding import own_part
 from u2a.types import GuardStop
 

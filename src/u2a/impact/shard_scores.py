@@ -25,9 +25,9 @@ from u2a.impact.aims import Aimed
 from u2a.impact.context import ScoringContext, norm
 from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import SCHEMA, ImpactTable, scored_rows
-from u2a.logprobs import dataset_logprobs
 from u2a.losses import UnlearningLoss
 from u2a.models import Policy
+from u2a.passes import dataset_logprobs
 from u2a.problem import Problem
 
 PART_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("prompt", "response")])

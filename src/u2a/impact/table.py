@@ -25,8 +25,8 @@ from u2a.impact.scores import (
     impact,
     utility_cost,
 )
-from u2a.logprobs import refuse_non_finite
 from u2a.losses import UnlearningLoss
+from u2a.passes import refuse_non_finite
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import whole_file
 from u2a.sharding import is_sharded

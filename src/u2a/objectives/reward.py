@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from u2a.data.render import Renderer
-    from u2a.logprobs import Task
     from u2a.models import Policy
+    from u2a.passes import Task
     from u2a.scorers import Scorer
 
 
