@@ -7,17 +7,22 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from cases import CASES, JOINT, LOSSES, SETTINGS, TEST, VALIDATION, Case, every_method
+from cases import CASES, EVEN, JOINT, LOSSES, SETTINGS, TEST, VALIDATION, Case, every_method
 from sections import machine, write_section
 from u2a.compare.outcome import Outcome, difference, interval, outcome
 from u2a.compare.plan import Entry, finals, grid, parse_methods, pick
 
 RISE = float(SETTINGS["nll_rise"])
+TOLD = ("dpo validation", "kto validation", "climb")
+"""Those that see what joint sees."""
 DIFFERENCES = [
     *((f"u2a {loss}", f"{other} {loss}") for loss in LOSSES for other in ("uniform", "random-k")),
-    *((JOINT["name"], other) for other in ("u2a npo", "dpo validation", "kto validation", "climb")),
+    *((each["name"], other) for each in (JOINT, EVEN) for other in ("u2a npo", *TOLD)),
+    (EVEN["name"], JOINT["name"]),
+    *((EVEN["name"], other) for other in ("uniform npo", "dpo", "kto", "sft")),
     ("kto weighted", "kto validation"),
     *(("u2a npo", other) for other in ("selected", "weights", "cosine", "static")),
+    ("cosine", "uniform npo"),
     *(("u2a npo", f"{other} validation") for other in ("dpo", "kto", "sft")),
     *(("u2a npo", other) for other in ("dpo", "kto", "sft")),
 ]
@@ -100,8 +105,11 @@ def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dic
     """The entry's final cells at its picked rate, seed by seed up to the first that is missing or failed."""
     rate = 0.0
     if entry.has_rate:
-        source = case if CASES[case].own_rates else "hh_harmless"
-        rate = entry.rate or _picked(folder / source, entry, CASES[source])
+        main = folder / "hh_harmless"
+        own = CASES[case].own_rates
+        rate = entry.rate or (
+            _picked(folder / case, entry, CASES[case]) if own else picked_rate(main, entry.name)
+        )
         if not rate:
             return []
     found = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]
