@@ -78,7 +78,18 @@ def intervals(text):
     return {tuple(round(float(part) + 1e-9, 2) for part in found) for found in INTERVAL.findall(plain)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/explanation/when-impact-fails.md", "docs/lab-notes.md"])
+EXPLANATION = "docs/explanation"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        f"{EXPLANATION}/when-impact-fails.md",
+        f"{EXPLANATION}/which-method.md",
+        "docs/lab-notes.md",
+    ],
+)
 def test_every_interval_stands_in_the_results(page):
     root = README.parent
     results = intervals((root / "docs" / "results.md").read_text(encoding="utf-8"))

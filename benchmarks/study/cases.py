@@ -63,7 +63,7 @@ def every_method() -> list[dict[str, Any]]:
     ]
 
 
-SIX = [*(unlearning(kind, "npo") for kind in ("u2a", "uniform", "random-k")), JOINT, EVEN, DPO, KTO]
+SIX = [*(unlearning(kind, "npo") for kind in ("u2a", "uniform", "random-k")), JOINT, DPO, KTO]
 """Methods of the smaller cases."""
 
 
@@ -136,21 +136,20 @@ def plenty(parts: dict[str, list[Any]]) -> None:
 POWER = [
     *(unlearning(kind, loss) for loss in LOSSES for kind in ("u2a", "uniform", "random-k")),
     JOINT,
-    EVEN,
     DPO,
     KTO,
 ]
 """The differences that the question is about."""
-INFORMED = [SIX[0], JOINT, EVEN, DPO, KTO, SFT, {"method": "climb"}]
+INFORMED = [SIX[0], JOINT, DPO, KTO, SFT, {"method": "climb"}]
 """What a user with a few validation pairs would choose from."""
 CASES: dict[str, Case] = {
     "hh_harmless": Case(every_method(), seeds=3, own_rates=True),
     "held-out-251": Case(POWER, more_held_out, seeds=3),
     "plenty": Case(SIX, plenty, seeds=3),
-    "mislabelled": Case([*POWER, {"method": "cosine"}], mislabelled, seeds=3),
-    "truthfulqa": Case(SIX, own_rates=True, data="truthfulqa_pairs", seeds=3),
+    "mislabelled": Case([*POWER, EVEN, {"method": "cosine"}], mislabelled, seeds=3),
+    "truthfulqa": Case([*SIX, EVEN], own_rates=True, data="truthfulqa_pairs", seeds=3),
     **{f"validation-{n}": Case(INFORMED, validation_of(n)) for n in (16, 32, 128)},
-    **{f"negatives-{n}": Case([SIX[0], SIX[1], JOINT, EVEN, KTO], negatives_of(n)) for n in (100, 700)},
+    **{f"negatives-{n}": Case([SIX[0], SIX[1], JOINT, KTO], negatives_of(n)) for n in (100, 700)},
 }
 
 

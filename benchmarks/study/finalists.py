@@ -6,8 +6,8 @@
 u2a with npo, u2a joint, uniform npo and DPO on the validation pairs, as in the study's main case, one seed,
 made again by `u2a compare --keep-models` and measured by `u2a evaluate` beside the original model: membership
 inference against 195 answers of the same kind that no model saw, relearning in 8 steps, weights rounded to 8
-and 4 bits, 32 answers, and lm-evaluation-harness on 200 questions of TruthfulQA, true against false answer
-(a local task, since no hub is reachable here). About 80 minutes on one core. Needs `u2a[harness,baselines]`.
+and 4 bits, 16 answers, and lm-evaluation-harness on 100 questions of TruthfulQA, true against false answer
+(a local task, since no hub is reachable here). About 90 minutes on one core. Needs `u2a[harness,baselines]`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 FOUND = HERE.parent / "results" / "study" / "finalists.json"
 FINALISTS = ("u2a npo", "u2a joint", "uniform npo", "dpo validation")
-QUESTIONS = 200
+QUESTIONS = 100
 FIGURES = (
     *("margin", "accuracy", "chosen_logprob", "perplexity_retain", "kl", "negative_logprob"),
     *("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus"),
@@ -81,7 +81,7 @@ def run_all(data: Path, work: Path) -> None:
         "negatives": config["negatives"],
         "retain": config["retain"],
         "held-out-negatives": str(held_out),
-        "answers": "32",
+        "answers": "16",
         "metrics": "preference,perplexity,kl,forgetting,membership,relearning,rounding,fluency,harness",
         "relearn-steps": "8",
         "round-bits": "8,4",
