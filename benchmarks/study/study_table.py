@@ -98,7 +98,7 @@ def _picked(folder: Path, entry: Entry, case: Case) -> float:
     usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
     if not usable or None in cells.values():
         return 0.0
-    return pick(usable, next(iter(usable.values()))["start"], SETTINGS["max_nll_rise"])
+    return pick(usable, next(iter(usable.values()))["start"], RISE, SETTINGS["max_nll_rise"])
 
 
 def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dict[str, Any]]:

@@ -107,22 +107,34 @@ def test_which_rates_are_an_end_of_the_grid():
     assert edge(given, 4e-4, rates) == ""
 
 
-def cell(objective, utility):
-    early = {"objective": 9.0, "utility": 9.0}
-    return {"points": [early, {"objective": objective, "utility": utility}]}
+START = {"objective": -0.7, "utility": -2.0}
 
 
-def test_the_rate_of_the_largest_j_at_the_end_within_the_cap():
-    start = {"objective": -0.7, "utility": -2.0}
-    cells = {1e-4: cell(-0.6, -2.0), 2e-4: cell(-0.5, -2.1), 4e-4: cell(-0.1, -2.11)}
-    assert pick(cells, start, 0.1 + 1e-9) == 2e-4
-    assert pick(cells, start, 0.2) == 4e-4
-    assert pick(cells, start, 0.05) == 1e-4
+def cell(*looks):
+    """Of (gain of J, rise of the retain NLL) at each look."""
+    return {"points": [{"objective": -0.7 + gain, "utility": -2.0 - rise} for gain, rise in looks]}
+
+
+def test_the_rate_of_the_largest_j_where_margins_are_compared():
+    """At a rise of 0.02: 0.1, taken at its end; 0.1 + (0.3 - 0.1) / 2 = 0.2; a fifth of 0.8 = 0.16."""
+    cells = {
+        1e-4: cell((0.05, 0.0), (0.1, 0.01)),
+        2e-4: cell((0.1, 0.0), (0.3, 0.04)),
+        4e-4: cell((0.8, 0.1)),
+    }
+    assert pick(cells, START, 0.02, 0.2) == 2e-4
+    assert pick(cells, START, 0.1, 0.2) == 4e-4
+    assert pick({rate: cells[rate] for rate in (1e-4, 4e-4)}, START, 0.02, 0.2) == 4e-4
+
+
+def test_rates_past_the_cap_at_the_end_are_left_out_whatever_they_gained_before():
+    cells = {1e-4: cell((0.1, 0.0), (0.1, 0.01)), 4e-4: cell((0.5, 0.0), (0.6, 0.3))}
+    assert pick(cells, START, 0.02, 0.3 + 1e-9) == 4e-4
+    assert pick(cells, START, 0.02, 0.1) == 1e-4
 
 
 def test_the_smallest_rate_where_none_keeps_the_cap():
-    start = {"objective": -0.7, "utility": -2.0}
-    assert pick({2e-4: cell(0.0, -3.0), 1e-4: cell(-1.0, -3.0)}, start, 0.1) == 1e-4
+    assert pick({2e-4: cell((0.7, 1.0)), 1e-4: cell((-0.3, 1.0))}, START, 0.02, 0.1) == 1e-4
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,9 @@ class CompareOptions:
     nll_rise: float = option(
         0.02, "Margins are compared where the retain NLL has risen by this much, in nats per token.", above=0
     )
-    max_nll_rise: float = option(0.1, "A learning rate that raises the retain NLL by more is not picked.")
+    max_nll_rise: float = option(
+        0.1, "A learning rate that raises the retain NLL by more at its end is not picked."
+    )
     metrics: str = option(
         ",".join(CORE_METRICS),
         f"Metrics of `u2a evaluate` at the end, by commas, of {', '.join(usable_metrics())}.",

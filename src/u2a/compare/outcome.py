@@ -108,9 +108,9 @@ def margins_of(held_out: Sequence[float]) -> Array:
 
 
 def at_rise(run: Sequence[tuple[float, Array]], rise: float) -> Array:
-    """The margins' gain (P,) where the run first passes that rise of the retain NLL, straight between looks,
-    from 0 at the original model. A run that never does is taken at its end: it cost less, and is not helped.
-    """
+    """The gains (P,), of margins or of J, where the run first passes that rise of the retain NLL, straight
+    between looks, from 0 at the original model. A run that never does is taken at its end: it cost less, and
+    is not helped."""
     before: tuple[float, Array] = (0.0, np.zeros_like(run[0][1]))
     for now in run:
         if now[0] >= rise > before[0]:

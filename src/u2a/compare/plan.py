@@ -9,7 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from u2a.baselines import METHODS, UNLEARNING
+from u2a.compare.outcome import at_rise
 from u2a.losses import resolve_loss
 from u2a.types import UserError, shown
 
@@ -167,19 +170,23 @@ def finals(entry: Entry, rate: float, seeds: Sequence[int]) -> list[CellName]:
     return [CellName(entry.name, rate, seed, final=True) for seed in kept]
 
 
-def pick(cells: Mapping[float, Mapping[str, Any]], start: Mapping[str, float], max_nll_rise: float) -> float:
-    """The rate of the largest validation J at the end, among those within the cap on the retain NLL.
+def pick(
+    cells: Mapping[float, Mapping[str, Any]], start: Mapping[str, float], nll_rise: float, max_nll_rise: float
+) -> float:
+    """The rate of the largest validation J where margins are compared: where the retain NLL has risen by
+    `nll_rise`, or at the end. Those that raised it by more than `max_nll_rise` at the end are left out.
 
-    Where none is, the smallest: it did the least harm.
+    Where all did, the smallest: it did the least harm.
 
     Args:
         cells: rate -> cell. start: `objective` and `utility` of the original model.
     """
-    ends = {rate: cell["points"][-1] for rate, cell in cells.items()}
-    kept = {r: p for r, p in ends.items() if start["utility"] - p["utility"] <= max_nll_rise}
-    if not kept:
-        return min(ends)
-    return max(kept, key=lambda rate: kept[rate]["objective"])
+    gains = {}
+    for rate, cell in cells.items():
+        run = [(start["utility"] - p["utility"], p["objective"] - start["objective"]) for p in cell["points"]]
+        if run[-1][0] <= max_nll_rise:
+            gains[rate] = float(at_rise([(rise, np.array([gain])) for rise, gain in run], nll_rise)[0])
+    return max(gains, key=lambda rate: gains[rate]) if gains else min(cells)
 
 
 def edge(entry: Entry, rate: float, rates: Sequence[float]) -> str:
