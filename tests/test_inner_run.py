@@ -8,7 +8,7 @@ import pytest
 from problems import tiny_problem
 from u2a import align, metagradient_impact
 from u2a.config import OuterOptions, UnlearnOptions
-from u2a.inner_run import unlearning_trainer
+from u2a.inner_run import even_joint, unlearning_trainer
 from u2a.types import UserError
 
 
@@ -44,6 +44,22 @@ def test_what_agrees_is_taken(prepared, options):
     options = UnlearnOptions(max_steps=1, learning_rate=1e-5, **options)
     outer = OuterOptions(outer_steps=1, measurements=1)
     assert align(tiny_problem(**prepared), unlearn=options, outer=outer).points
+
+
+def test_where_a_nat_of_a_pair_pulls_as_hard_as_one_of_a_negative(caplog):
+    """At the reference J's slope is β·σ(0) = 0.05 and npo's 2·σ(0) = 1; ga's is 1/|y|. So 20, and 20/|y|."""
+    npo = tiny_problem(joint_share=0.5)
+    assert even_joint(npo) == pytest.approx(20.0)
+    ga = tiny_problem(loss="ga", joint_share=0.5)
+    mean = np.average(1 / ga.lengths.numpy(), weights=ga.prior)
+    assert even_joint(ga) == pytest.approx(20.0 * mean)
+    assert even_joint(replace(npo, joint=replace(npo.joint, beta=0.5))) == pytest.approx(4.0)
+    with caplog.at_level("INFO", logger="u2a"):
+        options = {"outer": OuterOptions(outer_steps=1, measurements=1)}
+        align(npo, unlearn=UnlearnOptions(max_steps=1, joint=1.0), **options)
+    assert "joint 1: pairs and negatives would pull alike with 20" in caplog.text
+    with pytest.raises(ValueError, match="no pairs"):
+        even_joint(tiny_problem())
 
 
 def test_what_the_problem_has_beside_its_terms_is_left_alone(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
@@ -88,6 +89,25 @@ def unlearning_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def even_joint(problem: Problem) -> float:
+    """μ with which, at the original model, a nat of a pair's answer pulls as hard as one of a negative: the
+    mean |dℓ/ds| of the negatives by prior weight over the mean |d/ds| of a pair's term of J (no unit).
+
+    With npo that is 2/β of J, 20; with losses that divide by length less. Adam takes out the scale of the
+    whole, not the ratio of its parts: with μ far below this pairs hardly count, far above it negatives.
+
+    Raises:
+        ValueError: the problem has no pairs to train on.
+    """
+    if problem.joint is None:
+        raise ValueError("the problem has no pairs to train on")
+    slopes = problem.loss.derivative(problem.reference, problem.reference, problem.lengths)
+    s = problem.joint.reference.detach().clone().requires_grad_()
+    (of_pairs,) = torch.autograd.grad(problem.joint.terms(s).sum(), s)
+    of_negatives = np.average(slopes.abs().double().numpy(), weights=problem.prior)
+    return float(of_negatives / of_pairs.abs().mean())
 
 
 def check_options(problem: Problem, options: UnlearnOptions) -> None:

@@ -18,7 +18,7 @@ from u2a.fingerprint import digest_of, named
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
-from u2a.inner_run import check_options
+from u2a.inner_run import check_options, even_joint
 from u2a.ledger import Ledger, Parameters, restore, snapshot
 from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
@@ -101,6 +101,9 @@ def align(
     """
     weights, unlearn, outer = weights or WeightOptions(), unlearn or UnlearnOptions(), outer or OuterOptions()
     check_options(problem, unlearn)
+    if unlearn.joint > 0:
+        even = even_joint(problem)
+        log.info("joint %g: pairs and negatives would pull alike with %.3g", unlearn.joint, even)
     how = {"curvature": named(curvature), "scoring": scoring, "keep_last": keep_last, "seed": seed}
     how["fixed_weights"] = digest_of(fixed_weights)
     settings = settings_of(problem, (unlearn, weights, outer), how)
