@@ -146,7 +146,7 @@ CASES: dict[str, Case] = {
     "hh_harmless": Case(every_method(), seeds=3, own_rates=True),
     "held-out-251": Case(POWER, more_held_out, seeds=3),
     "plenty": Case(SIX, plenty, seeds=3),
-    "mislabelled": Case([*POWER, EVEN, {"method": "cosine"}], mislabelled, seeds=3),
+    "mislabelled": Case([*POWER, {"method": "cosine"}], mislabelled, seeds=3),
     "truthfulqa": Case([*SIX, EVEN], own_rates=True, data="truthfulqa_pairs", seeds=3),
     **{f"validation-{n}": Case(INFORMED, validation_of(n)) for n in (16, 32, 128)},
     **{f"negatives-{n}": Case([SIX[0], SIX[1], JOINT, KTO], negatives_of(n)) for n in (100, 700)},
