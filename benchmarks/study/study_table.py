@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from u2a.compare.outcome import Outcome, difference, interval, outcome
 from u2a.compare.plan import Entry, finals, grid, parse_methods, pick
 
 RISE = float(SETTINGS["nll_rise"])
+BY_END = (
+    "† the rate of the largest J at the end, as it was picked when these runs were made; J at equal cost, by "
+    "which it is picked now, takes another, of which not as many seeds are done."
+)
 TOLD = ("dpo validation", "kto validation", "climb")
 """Those that see what joint sees."""
 DIFFERENCES = [
@@ -45,7 +50,12 @@ def write_tables(folder: Path) -> None:
         raise SystemExit("no cell of the main case yet: run study.py first")
     for name, outcomes in found.items():
         if outcomes:
-            lines += ["", f"### {name}", "", *table(outcomes, CASES[name])]
+            lines += [
+                "",
+                f"### {name}",
+                "",
+                *table(outcomes, CASES[name], at_the_end(folder, name, outcomes)),
+            ]
     write_section("study", lines)
 
 
@@ -63,17 +73,28 @@ def of_case(folder: Path, name: str, case: Case) -> dict[str, Outcome]:
     }
 
 
-def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
-    """Methods, best first, and the differences that are asked for."""
+def at_the_end(folder: Path, case: str, outcomes: dict[str, Outcome]) -> set[str]:
+    """Methods that stand in the table at the rate that J at the end picks, and not J at equal cost."""
+    entries = parse_methods(CASES[case].methods, SETTINGS["loss"])
+    wanted = {e.name: rates_of(folder, case, e)[0] for e in entries if e.has_rate and e.name in outcomes}
+    return {name for name, rate in wanted.items() if outcomes[name].rate != rate}
+
+
+def table(outcomes: dict[str, Outcome], case: Case, by_end: set[str]) -> list[str]:
+    """Methods, best first, and the differences that are asked for; those of `by_end` are marked."""
     missing = [e.name for e in parse_methods(case.methods, SETTINGS["loss"]) if e.name not in outcomes]
     lines = [
         f"| method | rate | seeds | margin where NLL +{RISE:g} | margin at the end | accuracy | NLL | KL | "
         "seconds |",
         "|" + "---|" * 9,
-        *(row(one) for one in sorted(outcomes.values(), key=lambda o: -float(o.at_cost.mean()))),
+        *(
+            row(one, one.name in by_end)
+            for one in sorted(outcomes.values(), key=lambda o: -float(o.at_cost.mean()))
+        ),
         "",
         f"\\* never rose by {RISE:g}: taken at its end. Seconds are the method's own, median over seeds, "
         "scoring and sampling counted, on one thread of two cores with other work beside it: an upper bound.",
+        *([BY_END] if by_end else []),
         "",
         "| difference at equal cost in usefulness | margin | |",
         "|---|---|---|",
@@ -86,45 +107,55 @@ def table(outcomes: dict[str, Outcome], case: Case) -> list[str]:
     return [*lines, "", f"Not finished: {', '.join(missing)}."] if missing else lines
 
 
-def picked_rate(folder: Path, method: str) -> float:
-    """The learning rate that the main case gave a method, or its grid picked; 0 while that is not whole."""
+def picked_rate(folder: Path, method: str, rise: float = RISE) -> float:
+    """The learning rate that the main case gave a method, or its grid picked where the retain NLL has risen
+    by `rise`; 0 while that is not whole."""
     entry = next(e for e in parse_methods(every_method(), SETTINGS["loss"]) if e.name == method)
-    return entry.rate or _picked(folder, entry, CASES["hh_harmless"])
+    return entry.rate or _picked(folder, entry, CASES["hh_harmless"], rise)
 
 
-def _picked(folder: Path, entry: Entry, case: Case) -> float:
+def _picked(folder: Path, entry: Entry, case: Case, rise: float) -> float:
     rates = [float(rate) for rate in {**SETTINGS, **case.settings}["rates"].split(",")]
     cells = {name.rate: _read(folder / name.file) for name in grid(entry, rates, 0)}
     usable = {rate: cell for rate, cell in cells.items() if cell and "failed" not in cell}
     if not usable or None in cells.values():
         return 0.0
-    return pick(usable, next(iter(usable.values()))["start"], RISE, SETTINGS["max_nll_rise"])
+    return pick(usable, next(iter(usable.values()))["start"], rise, SETTINGS["max_nll_rise"])
 
 
 def final_cells(folder: Path, case: str, entry: Entry, seeds: range) -> list[dict[str, Any]]:
-    """The entry's final cells at its picked rate, seed by seed up to the first that is missing or failed."""
-    rate = 0.0
-    if entry.has_rate:
-        main = folder / "hh_harmless"
-        own = CASES[case].own_rates
-        rate = entry.rate or (
-            _picked(folder / case, entry, CASES[case]) if own else picked_rate(main, entry.name)
-        )
-        if not rate:
-            return []
-    found = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]
-    return list(takewhile(lambda cell: cell and "failed" not in cell, found))
+    """The entry's final cells at its picked rate, seed by seed up to the first that is missing or failed; at
+    the rate of the largest J at the end while more seeds are there of that: what `u2a compare` picked by
+    when they were made."""
+    best: list[dict[str, Any]] = []
+    for rate in rates_of(folder, case, entry) if entry.has_rate else [0.0]:
+        cells = [_read(folder / case / name.file) for name in finals(entry, rate, list(seeds))]
+        found = list(takewhile(lambda cell: cell and "failed" not in cell, cells))
+        best = found if len(found) > len(best) else best
+    return best
+
+
+def rates_of(folder: Path, case: str, entry: Entry) -> list[float]:
+    """The entry's rate of the grid's by J at equal cost, and that by J at the end; those that are known."""
+    if entry.rate:
+        return [entry.rate]
+    if CASES[case].own_rates:
+        found = [_picked(folder / case, entry, CASES[case], rise) for rise in (RISE, math.inf)]
+    else:
+        found = [picked_rate(folder / "hh_harmless", entry.name, rise) for rise in (RISE, math.inf)]
+    return [rate for rate in found if rate]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def row(one: Outcome) -> str:
+def row(one: Outcome, by_end: bool) -> str:
     """A line of the main table."""
     mark = "" if one.reached else " *"
+    rate = f"{one.rate:g}" if one.rate else "–"
     return (
-        f"| {one.name} | {f'{one.rate:g}' if one.rate else '–'} | {one.seeds} | {shown(one.at_cost)}{mark} | "
+        f"| {one.name} | {rate}{' †' if by_end else ''} | {one.seeds} | {shown(one.at_cost)}{mark} | "
         f"{shown(one.margins)} | {interval(one.accuracy).value:.3f} | {one.rises.mean():+.3f} | "
         f"{one.kl.mean():.3f} | {one.seconds:.0f} |"
     )
