@@ -38,8 +38,9 @@ SFT = {"method": "sft", "name": "sft validation", "pairs": "validation"}
 
 
 NPO_RATE, KTO_RATE, DPO_RATE = 2e-4, 4e-4, 4e-4
-"""What the main case's grid picked for u2a, uniform, random-k and selected alike with npo, and for KTO and
-DPO on validation pairs: variants of those take it, without a grid of their own, to keep the study small."""
+"""What the main case's grid picked for u2a, uniform, random-k and selected alike with npo, and for KTO (by J
+at the end, as for its row in the table) and DPO on validation pairs: variants of those take it, without a
+grid of their own, to keep the study small."""
 
 
 def unlearning(kind: str, loss: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ u2a with npo, u2a joint, uniform npo and DPO on the validation pairs, as in the 
 made again by `u2a compare --keep-models` and measured by `u2a evaluate` beside the original model: membership
 inference against 195 answers of the same kind that no model saw, relearning in 8 steps, weights rounded to 8
 and 4 bits, 16 answers, and lm-evaluation-harness on 100 questions of TruthfulQA, true against false answer
-(a local task, since no hub is reachable here). About 90 minutes on one core. Needs `u2a[harness,baselines]`.
+(a local task, since no hub is reachable here). Two to three hours on one core (an estimate). Needs
+`u2a[harness,baselines]`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ soft-capping of the logits behind it.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from u2a.types import IGNORE, Batch, PackedBatch
-
-log = logging.getLogger("u2a")
 
 
 def unwrapped(model: Any) -> Any:
