@@ -198,6 +198,10 @@ def write_table() -> None:
 
 
 if __name__ == "__main__":
-    from cases import command_line
+    from cases import options_of
 
-    command_line(__doc__, run_all, write_table)
+    options = options_of(__doc__)
+    if options.table:
+        write_table()
+    else:
+        run_all(options.data, options.work.resolve())

@@ -206,14 +206,14 @@ def write_parts(parts: dict[str, list[Any]], folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
-def command_line(about: str, run_all: Callable[[Path, Path], None], write_table: Callable[[], None]) -> None:
+def options_of(
+    about: str, more: Callable[[argparse.ArgumentParser], Any] | None = None
+) -> argparse.Namespace:
     """Of the scripts that go on from the main case: `--table` writes, anything else computes."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--data", type=Path, help="the folder of the data files")
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"), help="that of main_job.py")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md from what is there")
-    options = parser.parse_args()
-    if options.table:
-        write_table()
-    else:
-        run_all(options.data, options.work.resolve())
+    if more:
+        more(parser)
+    return parser.parse_args()

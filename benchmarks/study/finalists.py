@@ -1,13 +1,15 @@
 """What else changed in four finalists: privacy, how soon it is all back, rounding, answers, capabilities.
 
     python benchmarks/study/finalists.py --data ../shared/data      # resumable: run it again
-    python benchmarks/study/finalists.py --table                     # -> docs/results.md
+    python benchmarks/study/finalists.py --data … --groups relearning    # a second process takes some
+    python benchmarks/study/finalists.py --table                         # -> docs/results.md
 
 u2a with npo, u2a joint, uniform npo and DPO on the validation pairs, as in the study's main case, one seed,
-made again by `u2a compare --keep-models` and measured by `u2a evaluate` beside the original model: membership
-inference against 195 answers of the same kind that no model saw, relearning in 8 steps, weights rounded to 8
-and 4 bits, 16 answers, and lm-evaluation-harness on 100 questions of TruthfulQA, true against false answer
-(a local task, since no hub is reachable here). Two to three hours on one core (an estimate). Needs
+made again by `u2a compare --keep-models` and measured by `u2a evaluate` beside the original model, in groups
+of metrics whose figures are kept in git as they come: membership inference, 100 negatives against 100 answers
+of the same kind that no model saw; relearning of the 100 in 8 steps; lm-evaluation-harness on 100 questions
+of TruthfulQA, true against false answer (a local task, since no hub is reachable here); 16 answers; weights
+rounded to 8 and 4 bits. About three hours on one core (an estimate), half with two processes. Needs
 `u2a[harness,baselines]`.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,18 @@ import yaml
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
-FOUND = HERE.parent / "results" / "study" / "finalists.json"
+FOUND = HERE.parent / "results" / "study" / "finalists"
 FINALISTS = ("u2a npo", "u2a joint", "uniform npo", "dpo validation")
-QUESTIONS = 100
+QUESTIONS = NEGATIVES = 100
+GROUPS = {
+    "changes": "preference,perplexity,kl,forgetting",
+    "membership": "membership",
+    "relearning": "relearning",
+    "harness": "harness",
+    "answers": "fluency",
+    "rounding": "rounding",
+}
+"""What one run of `u2a evaluate` measures; those that the issue of the study asks for first."""
 FIGURES = (
     *("margin", "accuracy", "chosen_logprob", "perplexity_retain", "kl", "negative_logprob"),
     *("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus"),
@@ -47,21 +59,24 @@ def go_on(folder: Path) -> list[str]:
     return ["--resume"] if (folder / "config.yaml").is_file() else []
 
 
-def run_all(data: Path, work: Path) -> None:
-    """Makes the models, measures them, keeps the numbers."""
+def run_all(data: Path, work: Path, groups: Sequence[str] = tuple(GROUPS)) -> None:
+    """Makes the models; measures every group that is not there yet, and keeps its numbers."""
     from study_table import picked_rate
 
-    from cases import RETAIN, read_parts
+    from cases import read_parts
     from study import CELLS, prepared
+    from u2a.runs import write_json
 
+    missing = [group for group in groups if not (FOUND / f"{group}.json").is_file()]
+    if not missing:
+        return
     config, _ = prepared("hh_harmless", data, work)
     folder = work / "study" / "finalists"
     folder.mkdir(parents=True, exist_ok=True)
     named = {each.get("name", each["method"]): each for each in config["methods"]}
     rates = {name: picked_rate(CELLS / "hh_harmless", name) for name in FINALISTS}
-    missing = [name for name, rate in rates.items() if not rate]
-    if missing:
-        raise SystemExit(f"run the main case first: no rate yet for {', '.join(missing)}")
+    if without := [name for name, rate in rates.items() if not rate]:
+        raise SystemExit(f"run the main case first: no rate yet for {', '.join(without)}")
     config["methods"] = [{**named[name], "rate": rate} for name, rate in rates.items()]
     config.pop("cells")
     config.update(seeds=1, keep_models=True)
@@ -70,36 +85,38 @@ def run_all(data: Path, work: Path) -> None:
     u2a("compare", "--config", str(folder / "compare.yaml"), "--output", str(made), *go_on(made))
 
     other = read_parts(data / "hh_harmless.jsonl", work / "split")["other rejected"]
-    negatives = len(Path(config["negatives"]).read_text().splitlines())
-    held_out = folder / "held_out_negatives.jsonl"
-    held_out.write_text("".join(json.dumps(row) + "\n" for row in other[:negatives]))
+    negatives = Path(config["negatives"]).read_text().splitlines()
+    texts = {"negatives": negatives, "held_out_negatives": [json.dumps(row) for row in other]}
+    for name, lines in texts.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines[:NEGATIVES]))
     tasks = write_task(data / "truthfulqa_pairs.jsonl", folder / "tasks")
-    models = [str(made / "models" / f"{name}-{rate:g}-seed-0") for name, rate in rates.items()]
-    out = folder / "evaluation"
+    models = {str(made / "models" / f"{name}-{rate:g}-seed-0"): name for name, rate in rates.items()}
     words = {
         "original": config["model"],
         "test": config["test"],
-        "negatives": config["negatives"],
+        "negatives": str(folder / "negatives.jsonl"),
         "retain": config["retain"],
-        "held-out-negatives": str(held_out),
+        "held-out-negatives": str(folder / "held_out_negatives.jsonl"),
         "answers": "16",
-        "metrics": "preference,perplexity,kl,forgetting,membership,relearning,rounding,fluency,harness",
         "relearn-steps": "8",
         "round-bits": "8,4",
         "harness-tasks": "true_or_false",
         "harness-include": str(tasks),
         "max-length": "256",
-        "output": str(out),
     }
-    flags = [part for key, value in words.items() for part in (f"--{key}", value)]
-    u2a("evaluate", *models, *flags, *go_on(out))
-    found = json.loads((out / "evaluation.json").read_text())["models"]
-    names = {"original": "original", **dict(zip((Path(m).name for m in models), FINALISTS, strict=True))}
-    kept = {}
-    for model, measured in found.items():
-        name = next(names[key] for key in names if model.startswith(key))
-        kept[name] = {k: v for k, v in measured["figures"].items() if k in FIGURES}
-    FOUND.write_text(json.dumps({"rates": rates, "retain": RETAIN, "models": kept}, indent=1) + "\n")
+    FOUND.mkdir(exist_ok=True)
+    for group in missing:
+        out = folder / group
+        given = {**words, "metrics": GROUPS[group], "output": str(out)}
+        flags = [part for key, value in given.items() for part in (f"--{key}", value)]
+        u2a("evaluate", *models, *flags, *go_on(out))
+        found = json.loads((out / "evaluation.json").read_text())["models"]
+        of_path = {Path(model).name: name for model, name in models.items()} | {"original": "original"}
+        kept = {
+            of_path[model]: {k: v for k, v in each["figures"].items() if k in FIGURES}
+            for model, each in found.items()
+        }
+        write_json(FOUND / f"{group}.json", {"rates": rates, "models": kept})
 
 
 def write_task(pairs: Path, folder: Path) -> Path:
@@ -131,8 +148,15 @@ def write_table() -> None:
     """A line a figure, a column a model; in bold what changed beyond its interval."""
     from sections import machine, write_section
 
-    found = json.loads(FOUND.read_text())["models"]
     names = ["original", *FINALISTS]
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    missing = []
+    for group in GROUPS:
+        if (path := FOUND / f"{group}.json").is_file():
+            for name, figures in json.loads(path.read_text())["models"].items():
+                found[name] |= figures
+        else:
+            missing.append(group)
     lines = [
         "## Four finalists: what else changed",
         "",
@@ -150,6 +174,8 @@ def write_table() -> None:
             cells = [shown(found[name].get(figure)) for name in names]
             arrow = {"higher": "↑", "lower": "↓"}.get(given["better"], "")
             lines.append(f"| `{figure}` {arrow} | {given['unit']} | {' | '.join(cells)} |")
+    if missing:
+        lines += ["", f"Not finished: {', '.join(missing)}."]
     write_section("finalists", lines)
 
 
@@ -162,7 +188,16 @@ def shown(figure: dict[str, Any] | None) -> str:
     return f"**{value}**" if beyond else value
 
 
-if __name__ == "__main__":
-    from cases import command_line
+def main() -> None:
+    """Command line."""
+    from cases import options_of
 
-    command_line(__doc__, run_all, write_table)
+    options = options_of(__doc__, lambda parser: parser.add_argument("--groups", nargs="+", choices=GROUPS))
+    if options.table:
+        write_table()
+    else:
+        run_all(options.data, options.work.resolve(), options.groups or tuple(GROUPS))
+
+
+if __name__ == "__main__":
+    main()
