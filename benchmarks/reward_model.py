@@ -67,8 +67,7 @@ def split_pairs(pairs: Dataset, renderer: Renderer, options: argparse.Namespace)
 
 def tokens(pair: dict[str, Any], renderer: Renderer, side: str) -> list[int]:
     """Prompt and answer as a reward model reads them."""
-    text = "".join(renderer.render(pair["prompt"], pair[side]))
-    return renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return renderer.whole_ids(pair["prompt"], pair[side])
 
 
 def longest(pair: dict[str, Any], renderer: Renderer) -> int:

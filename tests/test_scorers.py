@@ -11,6 +11,7 @@ from transformers import LlamaForSequenceClassification
 
 import cases
 from u2a import scorers
+from u2a.data.render import Renderer
 from u2a.scorers import function_scorer, model_scorer, named_scorer
 from u2a.types import UserError
 
@@ -209,3 +210,15 @@ def test_what_is_no_reward_model_is_refused_at_once(tmp_path, classifier, monkey
         named_scorer(causal, "")
     with pytest.raises(UserError, match=r"--objective-reward-model /no/such/model does not load"):
         named_scorer("/no/such/model", "")
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_a_reward_model_reads_a_conversation_as_its_template_writes_it(family):
+    """TRL's RewardTrainer trains on just this; a line break more or less moves the token of the score."""
+    tokenizer = cases.tiny_tokenizer(family)
+    made = scorers._inputs(tokenizer, Renderer(tokenizer, max_length=500), ASKED[0], "Yes, please.")
+    conversation = [*ASKED[0], {"role": "assistant", "content": "Yes, please."}]
+    if tokenizer.chat_template is None:
+        assert tokenizer.decode(made["input_ids"]).endswith(f"Assistant: Yes, please.{tokenizer.eos_token}")
+    else:
+        assert made["input_ids"] == tokenizer.apply_chat_template(conversation)["input_ids"]

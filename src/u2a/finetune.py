@@ -18,7 +18,7 @@ from transformers import (
 
 from u2a.data.collate import collate
 from u2a.problem import Task, silent
-from u2a.training_config import on_one_card
+from u2a.training_config import arguments_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,7 +59,8 @@ def fine_tune(
         }
 
     with tempfile.TemporaryDirectory() as scratch:
-        args = TrainingArguments(
+        args = arguments_for(
+            TrainingArguments,
             output_dir=scratch,
             learning_rate=learning_rate,
             num_train_epochs=epochs,
@@ -77,7 +78,7 @@ def fine_tune(
         )
         trainer = Trainer(
             model=policy.model,
-            args=on_one_card(args),
+            args=args,
             train_dataset=texts,
             data_collator=batch,
             callbacks=[ShowSteps("fine-tuning", task), *callbacks],

@@ -37,7 +37,8 @@ def held_out_loss(trainer: Any, negatives: Negatives, prefix: str, pad_token_id:
     """
     rows, args = negatives.rows, trainer.args
     max_tokens = args.per_device_eval_batch_size * args.max_length
-    s = dataset_logprobs(trainer.model, rows, max_tokens=max_tokens, pad_token_id=pad_token_id).double()
+    with trainer.accelerator.autocast():  # as it is trained
+        s = dataset_logprobs(trainer.model, rows, max_tokens=max_tokens, pad_token_id=pad_token_id).double()
     reference = torch.zeros_like(s) if negatives.reference is None else negatives.reference.to(s)
     losses = trainer.loss(s, reference, torch.tensor(rows["n_tokens"]).to(s))
     refuse_non_finite(losses, rows, "unlearning loss")

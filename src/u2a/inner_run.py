@@ -16,6 +16,7 @@ from u2a.config import UnlearnOptions
 from u2a.logprobs import unwrapped
 from u2a.problem import Problem
 from u2a.trainer import U2AConfig, UnlearnTrainer
+from u2a.training_config import arguments_for
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def unlearning_trainer(
         rows = rows.add_column(name, np.asarray(values, np.float64))
     if "id" in problem.negatives.column_names:
         rows = rows.add_column("id", problem.negatives["id"])  # for messages
-    args = U2AConfig(
+    args = arguments_for(
+        U2AConfig,
         output_dir=folder,
         retain_loss=problem.retain_loss,
         retain_weight=options.retain_weight,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -11,8 +14,43 @@ from transformers import TrainingArguments
 from u2a.losses import resolve_loss
 from u2a.types import UserError
 
+log = logging.getLogger("u2a")
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+_MIXED = "ACCELERATE_MIXED_PRECISION"
+"""Where `accelerate launch` puts what its flag or configuration file says."""
 
-def on_one_card(args: TrainingArguments) -> TrainingArguments:
+
+def arguments_for(kind: type[Arguments], **options: Any) -> Arguments:
+    """Arguments of a trainer whose model u2a measures before and after: for one card, and for the numbers in
+    which it is measured, whatever the launcher wants.
+
+    transformers takes mixed precision from the environment and leaves the model in it: a run that moves
+    nothing would then change every log-prob by what bfloat16 rounds away.
+
+    Args:
+        kind: `U2AConfig`, `TrainingArguments` or a configuration of TRL.
+    """
+    wanted = os.environ.get(_MIXED, "no")
+    if wanted != "no":
+        _say_left_out(wanted)
+        os.environ[_MIXED] = "no"
+    try:
+        return on_one_card(kind(**options))
+    finally:
+        if wanted != "no":
+            os.environ[_MIXED] = wanted
+
+
+@cache
+def _say_left_out(wanted: str) -> None:
+    log.warning(
+        "the launcher's mixed precision (%s) is left out: u2a trains in the numbers in which it measures, "
+        "and --dtype says which",
+        wanted,
+    )
+
+
+def on_one_card(args: Arguments) -> Arguments:
     """The same arguments, for one card of those that this process sees: several are a launcher's.
 
     Else transformers puts `nn.DataParallel` over all of them and multiplies the batch by their number, and a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class Reference:
                     "the loss compares with the original model, which training has changed: give "
                     "these rows as eval_dataset when the trainer is made, or reference_model, or ref_logprob"
                 )
-            with adapter_off(model) if switched else nullcontext():
+            with self._own_precision(), adapter_off(model) if switched else nullcontext():
                 negatives.reference = dataset_logprobs(
                     model,
                     negatives.rows,
@@ -61,10 +61,15 @@ class Reference:
                 )
         return negatives.reference
 
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Within, models compute in the mixed precision that the policy is trained in, if any: else the
+        policy would be away from its reference before the first step."""
+        return self._trainer.accelerator.autocast()
+
     def logits(self, batch: Batch) -> Tensor:
         """Logits (R, V) at the response tokens of a batch, without gradient."""
         policy = self._trainer.model
-        with torch.no_grad():
+        with torch.no_grad(), self._own_precision():
             if self._frozen is not None:
                 frozen = self._frozen.to(policy.device)
                 with evaluating(frozen):

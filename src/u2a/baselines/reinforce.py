@@ -13,7 +13,7 @@ from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import classes, common_arguments, lent, own_numbers
 from u2a.config import option
-from u2a.training_config import on_one_card
+from u2a.training_config import arguments_for
 from u2a.types import Message, UserError
 
 
@@ -56,7 +56,8 @@ class Rloo(Checked):
 
         size = max(self.samples, stage.budget.batch_size // self.samples * self.samples)
         trainer, config = classes("RLOOTrainer", "RLOOConfig")
-        arguments = config(
+        args = arguments_for(
+            config,
             **common_arguments(stage, size),
             num_generations=self.samples,
             max_completion_length=self.longest,
@@ -68,7 +69,7 @@ class Rloo(Checked):
                 made = trainer(
                     model=model,
                     reward_funcs=reward,
-                    args=on_one_card(arguments),
+                    args=args,
                     train_dataset=prompts,
                     processing_class=stage.problem.policy.tokenizer,
                     callbacks=[stage.watch],

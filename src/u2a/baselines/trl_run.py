@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
 from u2a.data.scratch import no_progress_bars
-from u2a.training_config import on_one_card
+from u2a.training_config import arguments_for
 from u2a.types import UserError
 from u2a.validation import pair_texts
 
@@ -40,12 +40,12 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
     kind, settings = classes(trainer, config)
     if "weight" in rows.column_names:
         kind, options = weighing(kind), {**options, "remove_unused_columns": False}
-    arguments = settings(**common_arguments(stage, batch_size), max_length=None, **options)
+    args = arguments_for(settings, **common_arguments(stage, batch_size), max_length=None, **options)
     with lent(stage.problem.policy) as model:
         with no_progress_bars(), _only_errors("trl"), own_numbers(model):
             made = kind(
                 model=model,
-                args=on_one_card(arguments),
+                args=args,
                 train_dataset=_stand_in(rows),
                 processing_class=stage.problem.policy.tokenizer,
                 callbacks=[stage.watch],

@@ -29,11 +29,13 @@ _WAY_OUT = "use --template none, or a tokenizer whose template shows it"
 
 
 class Frame(NamedTuple):
-    """What stands around a response: `scaffold` and `lead` before it, `end` (the end of turn) behind it."""
+    """What stands around a response: `scaffold` and `lead` before it, `end` (the end of turn) behind it;
+    `tail` is all that the template writes there, such as a line break behind the end of turn."""
 
     scaffold: str
     lead: str
     end: str
+    tail: str
 
 
 class ChatTemplate:
@@ -88,7 +90,7 @@ class ChatTemplate:
             UserError: it refuses or leaves out answers.
         """
         if self.is_plain:
-            return Frame("", " ", self._eos)
+            return Frame("", " ", self._eos, self._eos)
         question = {"role": "user", "content": "Hello"}
         prompt = self.prompt([question])
         try:
@@ -102,7 +104,7 @@ class ChatTemplate:
             raise UserError(f"the model's chat template leaves out an answer: {_WAY_OUT}")
         between = head.removeprefix(prompt) if head.startswith(prompt) else ""
         scaffold, lead = (between, "") if between.strip() else ("", between)
-        return Frame(scaffold, lead, self._end_of_turn(tail))
+        return Frame(scaffold, lead, self._end_of_turn(tail), tail)
 
     @cached_property
     def around_turns(self) -> str:

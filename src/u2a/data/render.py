@@ -84,8 +84,9 @@ class Renderer:
         before, after = self._render(prompt, response)
         return before.replace(_MARK, ""), after.replace(_MARK, "")
 
-    def _render(self, prompt: Sequence[Message], response: str) -> tuple[str, str]:
-        """As `render`, with a mark inside each special token that the data spells out."""
+    def _render(self, prompt: Sequence[Message], response: str, *, whole: bool = False) -> tuple[str, str]:
+        """As `render`, with a mark inside each special token that the data spells out. `whole`: with all that
+        the template writes behind an answer."""
         if self.template == "none" or not prompt:
             before = "\n".join(message["content"] for message in prompt)
             after = response.removesuffix(self._eos) + self._eos
@@ -98,7 +99,8 @@ class Renderer:
         own_scaffold = frame.scaffold and response.lstrip().startswith(frame.scaffold.split()[0])
         if not own_scaffold:
             before += frame.scaffold
-        return before, frame.lead + self._marked(response.removesuffix(frame.end)) + frame.end
+        behind = frame.tail if whole else frame.end
+        return before, frame.lead + self._marked(response.removesuffix(frame.end)) + behind
 
     @property
     def _eos(self) -> str:
@@ -147,9 +149,10 @@ class Renderer:
         return left_cut(ids, self.max_length, self.tokenizer.bos_token_id)
 
     def whole_ids(self, prompt: Sequence[Message], response: str) -> list[int]:
-        """Tokens of `render`'s text, uncut, with nothing put before it; special tokens that the data spells
-        out are text here too."""
-        before, after = self._render(prompt, response)
+        """Tokens of a conversation as the chat template writes it with its last answer, line break behind the
+        end of turn included, uncut: what a reward model was trained on, whose score stands at the last token.
+        Special tokens that the data spells out are text here too. Without a template as `render`."""
+        before, after = self._render(prompt, response, whole=True)
         return [*self._ids(before), *self._response_ids(before, after)]
 
     def _encode(self, prompt: Sequence[Message], response: str) -> _Encoded:
