@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
+from u2a.data.chat_template import ChatTemplate
 from u2a.logprobs import evaluating, unwrapped
 from u2a.memory import WHAT_TO_DO, is_out_of_memory, largest, lower
 from u2a.positions import with_room
@@ -119,9 +120,16 @@ def _refused_where_nan(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor
 
 
 def ending_tokens(policy: Policy) -> set[int]:
-    """The tokens that end an answer: the model's own, and the tokenizer's."""
+    """The tokens that end an answer: the model's own, the tokenizer's, and that of its chat template.
+
+    The three differ: a chat model tuned from a base one may end its turns by `<|im_end|>`, as its template
+    does, and keep the base model's `<|endoftext|>` as EOS.
+    """
     configured = policy.model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
+    end_of_turn = ChatTemplate(policy.tokenizer).ending_token
+    if end_of_turn:
+        listed = [*listed, policy.tokenizer.convert_tokens_to_ids(end_of_turn)]
     return {token for token in (*listed, policy.tokenizer.eos_token_id) if token is not None}
 
 

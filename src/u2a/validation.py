@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from u2a.data.collate import tokenize_rows
+from u2a.data.scratch import no_progress_bars
 from u2a.data.validate import prompt_key
 from u2a.objectives import MeanLogProb, Objective, Reward, objective_class
 from u2a.objectives.preference import Preference
@@ -63,12 +66,41 @@ def objective_of_rows(
 
 
 def pair_texts(pairs: Dataset, renderer: Renderer) -> tuple[Dataset, Dataset]:
-    """P pairs as 2P tokenised texts, the chosen ones first, and the chosen ones alone."""
+    """P pairs as 2P tokenised texts, the chosen ones first, and the chosen ones alone.
+
+    Both answers of a pair follow the same prompt: where the longer one leaves it less room, that is what the
+    shorter one gets too. Else a margin would compare answers to two questions.
+    """
     from datasets import concatenate_datasets
 
     chosen = tokenize_rows(pairs, renderer, response="chosen")
     rejected = tokenize_rows(pairs, renderer, response="rejected")
-    return concatenate_datasets([chosen, rejected]), chosen
+    texts = concatenate_datasets([chosen, rejected])
+    shorter = _cut_prompts(texts)
+    if not shorter:
+        return texts, chosen
+
+    def with_one_prompt(text: dict[str, Any], position: int) -> dict[str, Any]:
+        ids, start = text["input_ids"], text["response_start"]
+        prompt = shorter.get(position, ids[:start])
+        return {"input_ids": [*prompt, *ids[start:]], "response_start": len(prompt)}
+
+    with no_progress_bars():
+        texts = texts.map(with_one_prompt, with_indices=True)
+    return texts, texts.select(range(len(chosen)))
+
+
+def _cut_prompts(texts: Dataset) -> dict[int, list[int]]:
+    """Positions of texts whose prompt was cut less than that of the other answer to it -> the shorter one."""
+    starts = np.asarray(texts["response_start"]).reshape(2, -1)
+    found = {}
+    for pair in np.flatnonzero(starts[0] != starts[1]).tolist():
+        places = sorted((pair, pair + starts.shape[1]), key=lambda i: starts.flat[i])
+        short, long = (texts[i]["input_ids"][: starts.flat[i]] for i in places)
+        # what else may differ is a scaffold at the end, which one of the answers brings itself
+        if long[len(long) - len(short) + 1 :] == short[1:]:  # a BOS token stays at the head of both
+            found[places[1]] = short
+    return found
 
 
 def shared_out(

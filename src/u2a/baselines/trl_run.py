@@ -196,7 +196,7 @@ def pair_rows(stage: Stage, pairs: Dataset) -> Dataset:
     texts, _ = pair_texts(pairs, stage.problem.renderer)
     count = len(pairs)
     chosen, rejected = _parts(texts.select(range(count))), _parts(texts.select(range(count, 2 * count)))
-    # one prompt for both answers: where the longer answer cost the prompt its beginning, the shorter one
+    # one prompt for both answers, also where one of them brings the scaffold that the other has before it
     rows = [
         {"prompt_ids": min(p, q, key=len), "chosen_ids": c, "rejected_ids": r}
         for (p, c), (q, r) in zip(chosen, rejected, strict=True)

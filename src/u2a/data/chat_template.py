@@ -106,6 +106,16 @@ class ChatTemplate:
         scaffold, lead = (between, "") if between.strip() else ("", between)
         return Frame(scaffold, lead, self._end_of_turn(tail), tail)
 
+    @property
+    def ending_token(self) -> str:
+        """The added token that ends an answer; empty where an answer ends in plain text, or is refused."""
+        try:
+            end = self.frame.end
+        except UserError:  # a row's own error says more
+            return ""
+        added = (t.content for t in self._tokenizer.added_tokens_decoder.values())
+        return max((token for token in added if end.endswith(token)), key=len, default="")
+
     @cached_property
     def around_turns(self) -> str:
         """Text with everything that the template puts around system and user turns; empty without one."""

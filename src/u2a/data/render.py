@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from u2a.data.chat_template import PROBE, ChatTemplate
 from u2a.types import Message, UserError
+
+log = logging.getLogger("u2a")
 
 TEMPLATES = ("auto", "none")
 
@@ -140,13 +143,26 @@ class Renderer:
         Raises:
             UserError: there are none, and the tokenizer has no token to begin with.
         """
+        return left_cut(self._whole_prompt(prompt), self.max_length, self.tokenizer.bos_token_id)
+
+    def encode_prompts(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """`encode_prompt` of each; how many were cut is logged."""
+        whole = [self._whole_prompt(prompt) for prompt in prompts]
+        if cut := sum(len(ids) > self.max_length for ids in whole):
+            log.warning(
+                "%d of %d prompts to be answered were cut on the left to --max-length %d",
+                *(cut, len(whole), self.max_length),
+            )
+        return [left_cut(ids, self.max_length, self.tokenizer.bos_token_id) for ids in whole]
+
+    def _whole_prompt(self, prompt: Sequence[Message]) -> list[int]:
         before, _ = self._render(prompt, "")
         ids = self._prompt_ids(before, prompt)
         if not ids:
             raise UserError(
                 "nothing can be generated from an empty prompt: the tokenizer has no BOS or EOS token"
             )
-        return left_cut(ids, self.max_length, self.tokenizer.bos_token_id)
+        return ids
 
     def whole_ids(self, prompt: Sequence[Message], response: str) -> list[int]:
         """Tokens of a conversation as the chat template writes it with its last answer, line break behind the

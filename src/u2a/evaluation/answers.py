@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from u2a.generation import ending_tokens
 from u2a.logprobs import evaluating
 from u2a.positions import with_room
 
@@ -27,5 +28,6 @@ def answer(policy: Policy, renderer: Renderer, prompt: list[Message], *, max_new
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(ending_tokens(policy)) or None,
         )
     return tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True).strip()

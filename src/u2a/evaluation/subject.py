@@ -190,7 +190,7 @@ class Subject:
         temperature the same draws.
         """
         if role not in self._answers:
-            self._answers[role] = self._generate(role, [self.renderer.encode_prompt(p) for p in prompts])
+            self._answers[role] = self._generate(role, self.renderer.encode_prompts(prompts))
         return self._answers[role]
 
     @property
