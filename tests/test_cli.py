@@ -425,6 +425,32 @@ def test_check_of_sound_data_exits_0(tmp_path, model):
     assert "too-long" in long.output
 
 
+@pytest.mark.parametrize(
+    "objective, rows",
+    [
+        ("reward", [{"prompt": "Tea?"}, {"prompt": "Tea?"}]),
+        ("nll", [{"prompt": "Tea?", "completion": "Yes, gladly."}] * 2),
+    ],
+)
+def test_check_reads_preferences_as_the_objective_takes_them(tmp_path, objective, rows):
+    """What a refusal of `align` points to can do it."""
+    file = jsonl(tmp_path / "good.jsonl", rows)
+    found = call("check", {"--preferences": file, "--objective": objective})
+    assert found.exit_code == 0, found.output
+    assert "good.jsonl:2: look at: duplicate" in found.output
+    assert "preferences: 2 rows" in found.output
+    assert call("check", {"--preferences": file}).exit_code == 2
+
+
+def test_check_finds_an_empty_answer_among_preferred_ones(tmp_path):
+    file = jsonl(
+        tmp_path / "good.jsonl", [{"prompt": "Tea?", "completion": "Yes."}, {"prompt": "a", "completion": ""}]
+    )
+    found = call("check", {"--preferences": file, "--objective": "nll"})
+    assert found.exit_code == 1
+    assert "good.jsonl:2: unusable: empty-response" in found.output
+
+
 def test_split_writes_the_parts(tmp_path):
     rows = [{**PAIR, "prompt": f"Question {i}?"} for i in range(30)]
     source = jsonl(tmp_path / "all.jsonl", rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import cases
+from u2a import models
 from u2a.models import Policy, add_adapter, ensure_pad_token, load_policy
 from u2a.types import UserError
 
@@ -264,3 +265,21 @@ def test_pad_token_without_eos() -> None:
 def test_adapter_of_conv1d_layers_warns_of_nothing() -> None:
     wrapped = add_adapter(cases.tiny_model("gpt2"))
     assert wrapped.peft_config["default"].fan_in_fan_out
+
+
+def test_a_model_that_is_only_read_takes_the_format_of_the_device(monkeypatch, tmp_path):
+    """As on a card that computes in bfloat16; what AdamW steps on stays float32."""
+    monkeypatch.setattr(
+        models, "dtype_of", lambda dtype, _: {"auto": torch.bfloat16}.get(dtype, torch.float64)
+    )
+    source = cases.save_tiny(tmp_path / "model", "llama")
+    kinds = {
+        trained: {
+            (p.dtype, p.requires_grad)
+            for p in load_policy(source, lora_rank=0, trained=trained).model.parameters()
+        }
+        for trained in (True, False)
+    }
+    assert kinds == {True: {(torch.float32, True)}, False: {(torch.bfloat16, False)}}
+    read = load_policy(source, lora_rank=0, trained=False, dtype="float64").model
+    assert {p.dtype for p in read.parameters()} == {torch.float64}

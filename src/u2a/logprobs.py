@@ -31,6 +31,16 @@ def unwrapped(model: Any) -> Any:
             return model
 
 
+def forward_precision(model: Any) -> float:
+    """Relative precision of a forward pass: that of the coarsest format in it, and never finer than float32,
+    in which families compute norms, rotary angles and softmax whatever the weights are. A base in 4 bits
+    computes in a format of its own, that none of its parameters has."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    quantised = getattr(unwrapped(model).config, "quantization_config", None)
+    kinds |= {getattr(quantised, "bnb_4bit_compute_dtype", torch.float32), torch.float32}
+    return max(torch.finfo(kind).eps for kind in kinds)
+
+
 @contextmanager
 def _output_layer_sees(model: nn.Module, shape: torch.Size, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Within, the output layer gets, of hidden states (B, T, H), only those at R places, as (1, R, H)."""

@@ -156,6 +156,7 @@ def load_policy(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     on_cpu: bool = False,
+    trained: bool = True,
 ) -> Policy:
     """Loads a model and puts a new LoRA adapter with B = 0 on it, so that it starts as the original model.
 
@@ -165,13 +166,14 @@ def load_policy(
         lora_rank: 0 = full fine-tuning. lora_alpha: default 2·rank.
         lora_targets: `all-linear`, or names of linear layers separated by commas.
         dtype: of the base; `auto` = bfloat16 on accelerators that have it, else float32. Adapters of a 16-bit
-            base are float32.
+            base are float32, and so is a whole model that is trained.
         quantize: `4bit` (NF4, double quantisation) needs an accelerator, bitsandbytes and an adapter.
         seed: of the adapter's A; the global random state is left alone.
         device: default the accelerator of this process, else the CPU.
         trust_remote_code: run code that comes with the model.
         attn_implementation: `eager`, `sdpa` or `flash_attention_2`; None = what transformers takes.
         on_cpu: leave it on the CPU, in the format for `device`: `Policy.shard` spreads it from there.
+        trained: False = a whole model only to be read: frozen, and `auto` holds for it too.
 
     Raises:
         UserError: the source or an option is unusable.
@@ -189,7 +191,7 @@ def load_policy(
         raise UserError(f"--lora-rank {lora_rank}: take 0 (full fine-tuning) or more")
     where = device_of(device)
     # AdamW steps of a usual size would be rounded away in 16-bit parameters
-    full = dtype == "auto" and lora_rank == 0
+    full = dtype == "auto" and lora_rank == 0 and trained
     kind = torch.float32 if full else dtype_of(dtype, where)
     where = torch.device("cpu") if on_cpu else where
     checked = check_source(source, trust_remote_code=trust_remote_code)
@@ -207,7 +209,7 @@ def load_policy(
     if quantize == "none" and not on_cpu:
         model = model.to(where)
     if lora_rank == 0:
-        model.requires_grad_(True)
+        model.requires_grad_(trained)
         return Policy(model.eval(), tokenizer, False, checked.name)
     if quantize != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cases import save_tiny
-from u2a import evaluate, load_negatives, load_policy, load_preferences, load_retain
+from u2a import evaluate, load_negatives, load_policy, load_preferences, load_retain, models
 from u2a.data.render import Renderer
 from u2a.evaluation.preference import PreferenceMetric
+from u2a.model_options import DTYPES
 from u2a.passes import dataset_logprobs
 from u2a.types import UserError
 from u2a.validation import pair_texts
@@ -89,3 +90,17 @@ def test_options_of_a_metric(folders):
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(options, words):
     with pytest.raises(UserError, match=words):
         evaluate("no/such/model", **{"models": {}, **options})
+
+
+def test_models_are_loaded_in_float32_or_as_asked(folders, monkeypatch):
+    """Also where the device computes in bfloat16: what an adapter adds is rounded there."""
+    monkeypatch.setattr(models, "dtype_of", lambda dtype, _: DTYPES.get(dtype, torch.float16))
+    seen = []
+    kept = models.load_source
+    monkeypatch.setattr(
+        models, "load_source", lambda *a, **options: (seen.append(options["dtype"]), kept(*a, **options))[1]
+    )
+    test = load_preferences(PAIRS)
+    evaluate(folders[0], {}, metrics=["preference"], test=test)
+    evaluate(folders[0], {}, metrics=["preference"], test=test, dtype="bfloat16", device="cpu")
+    assert seen == [torch.float32, torch.bfloat16]

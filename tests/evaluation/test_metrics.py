@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 import zlib
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from u2a.evaluation import METRICS
 from u2a.evaluation.coherence import Coherence
 from u2a.evaluation.fluency import Fluency, different_over_all, first_seen, repetition
 from u2a.evaluation.forgetting import Forgetting
-from u2a.evaluation.material import Material
+from u2a.evaluation.material import Material, material_of
 from u2a.evaluation.membership import (
     Membership,
     loss_score,
@@ -120,6 +121,27 @@ def test_membership_is_half_for_the_same_and_one_for_likelier_members():
     )
     assert not Membership().measure(
         written(negatives=[TOKENS]), Material(negatives=[0], negative_answers=["a"])
+    )
+
+
+def test_zlib_compresses_what_is_scored():
+    """Of an answer that was cut the text of its tokens, whatever follows them; others as they are."""
+    long = "So this is a good answer. " * 20
+    rows = {
+        "negatives": answers([("Tea?", " Yes. "), ("Tea?", long)]),
+        "held_out_negatives": answers([("Tea?", f"{long} And {time.time()} more.")]),
+    }
+    renderer = Renderer(cases.tiny_tokenizer("llama"), max_length=60)
+    found = material_of(rows, {}, renderer)
+    whole, cut = found.negative_answers
+    assert whole == " Yes. "
+    assert long.startswith(cut)
+    assert 0 < len(cut) < len(long)
+    assert found.held_out_answers == [cut]
+    start = found.negatives[1]["response_start"]
+    assert (
+        renderer.tokenizer(cut, add_special_tokens=False)["input_ids"]
+        == found.negatives[1]["input_ids"][start:]
     )
 
 

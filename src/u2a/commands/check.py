@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.terminal import give, printable, say
 from u2a.types import UserError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from u2a.types import Message
 
 ROLES = ("negatives", "preferences", "test", "retain")
@@ -17,10 +20,16 @@ ROLES = ("negatives", "preferences", "test", "retain")
 
 def run(values: Mapping[str, Any]) -> int:
     """Prints findings by file and row; 1 when something is unusable, else 0."""
+    from u2a.commands.session import findings_of, load_validation
     from u2a.data.load import load_negatives, load_preferences, load_retain
-    from u2a.data.validate import check_data
 
-    loaders = dict(zip(ROLES, (load_negatives, load_preferences, load_preferences, load_retain), strict=True))
+    objective = values["objective"]
+    loaders: dict[str, Callable[[str], Dataset]] = {
+        "negatives": load_negatives,
+        "preferences": partial(load_validation, objective),
+        "test": load_preferences,
+        "retain": load_retain,
+    }
     files = {role: values[role] for role in ROLES if values[role]}
     if not files:
         raise UserError("nothing to check: give --negatives, --preferences, --test or --retain")
@@ -28,7 +37,8 @@ def run(values: Mapping[str, Any]) -> int:
     count_tokens, limit = (None, None)
     if values["model"]:
         count_tokens, limit = _token_counter(values), values["max_length"]
-    findings = check_data(**data, files=files, token_limit=limit, count_tokens=count_tokens)
+    rows_of = [data.get(role) for role in ROLES]
+    findings = findings_of(objective, *rows_of, files=files, token_limit=limit, count_tokens=count_tokens)
     for finding in findings:
         mark = "unusable" if finding.fatal else "look at"
         say(f"{printable(finding.file)}:{finding.row}: {mark}: {finding.kind}: {printable(finding.message)}")

@@ -148,7 +148,7 @@ def _answers_of(
     from u2a.evaluation.answers import answer
     from u2a.models import load_policy
 
-    policy = load_policy(str(folder / "original"), lora_rank=0)
+    policy = load_policy(str(folder / "original"), lora_rank=0, trained=False)
     policy.model = PeftModel.from_pretrained(policy.model, str(adapter))
     renderer = Renderer(policy.tokenizer, max_length=SETTINGS["max_length"])
     answers["aligned"] += [answer(policy, renderer, prompt) for prompt in prompts]

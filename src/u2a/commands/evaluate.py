@@ -91,6 +91,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
 
 def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> dict[str, Measured]:
     """Every model's figures and answers; those of models that were finished before are read."""
+    from u2a.evaluation.evaluate import EXACT
     from u2a.evaluation.llm_judge import LLMJudge
     from u2a.evaluation.material import material_of
 
@@ -98,12 +99,13 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
     found = {name: measured for name in rows.names if (measured := finished.read(name))}
     unjudged = [name for name, measured in found.items() if measured.unanswered]
     original: Subject | None = None
+    dtype = EXACT if values["dtype"] == "auto" else values["dtype"]
     for name, source in rows.names.items():
         done = name in found
         if done and not (name == ORIGINAL and len(found) < len(rows.names)):
             continue
         with run.phase(f"evaluating {name}"):
-            subject = load_subject(name, source, original, values, bars)
+            subject = load_subject(name, source, original, {**values, "dtype": dtype}, bars)
             if done:  # the others are compared with it
                 subject.remember(found[name].answers, found[name].logprobs)
             else:
@@ -231,8 +233,8 @@ def load_subject(
             dtype=values["dtype"],
             device=values["device"] or None,
             trust_remote_code=values["trust_remote_code"],
+            trained=False,
         )
-        policy.model.requires_grad_(False)
     sampling = Sampling(
         values["max_new_tokens"], values["temperature"], values["generation_batch"], values["seed"]
     )

@@ -61,9 +61,10 @@ class CheckOptions:
     """Check: what is read. Nothing is written."""
 
     negatives: str = option("", "Bad answers: file, folder, Hub id, or - for standard input.")
-    preferences: str = option("", "Preference pairs for validation.")
+    preferences: str = option("", "Preference pairs for validation, or what --objective takes.")
     test: str = option("", "Held-out pairs.")
     retain: str = option("", "Good texts to keep.")
+    objective: str = option("preference", "As in align: nll takes preferred answers, reward takes prompts.")
     model: str = option("", "Model whose tokenizer counts tokens; without it, length is not checked.")
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
     max_length: int = option(512, "Longest prompt + response, in tokens.", least=2)
@@ -143,7 +144,11 @@ class EvaluateOptions:
     template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
     max_length: int = option(512, "Longest prompt + response, in tokens.", least=2)
     score_tokens: int = option(2048, "Most tokens, padding included, in one forward pass.", least=1)
-    dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
+    dtype: str = option(
+        "auto",
+        "Number format; auto = float32: 16 bits round what an adapter adds to the weights.",
+        ("auto", "float32", "bfloat16", "float16", "float64"),
+    )
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
     trust_remote_code: bool = option(
         False, "Run code that comes with a model. Only if you trust it.", flag_only=True

@@ -20,6 +20,7 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from u2a.data.validate import CountTokens, Finding
     from u2a.models import Policy
     from u2a.objectives import Objective, Reward
     from u2a.problem import Problem
@@ -41,6 +42,40 @@ class Data:
     warnings: list[str] = field(default_factory=list)
 
 
+def load_validation(objective: str, source: str) -> Dataset:
+    """What `--preferences` names: preferred answers for nll, prompts for reward, else pairs.
+
+    Raises:
+        UserError: the file is missing or unusable.
+    """
+    from u2a.data.load import load_preferences, load_prompts, load_retain
+
+    return {"nll": load_retain, "reward": load_prompts}.get(objective, load_preferences)(source)
+
+
+def findings_of(
+    objective: str,
+    negatives: Dataset | None,
+    preferences: Dataset | None,
+    test: Dataset | None,
+    retain: Dataset | None,
+    *,
+    files: Mapping[str, str],
+    token_limit: int | None = None,
+    count_tokens: CountTokens | None = None,
+) -> list[Finding]:
+    """`check_data` of rows of which `preferences` are what that objective takes."""
+    from u2a.data.validate import check_data
+
+    limit: dict[str, Any] = {"token_limit": token_limit, "count_tokens": count_tokens}
+    if objective != "nll" or preferences is None:
+        return check_data(negatives, preferences, test, retain, files=files, **limit)
+    found = check_data(negatives, None, test, retain, files=files, **limit)
+    named = {"negatives": files.get("negatives", ""), "retain": files["preferences"]}
+    more = check_data(negatives, retain=preferences, files=named, **limit)
+    return found + [finding for finding in more if finding not in found]
+
+
 def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = None) -> Data:
     """Loads and checks the rows that the options name, before any model is loaded.
 
@@ -51,33 +86,27 @@ def load_data(values: Mapping[str, Any], schema: Schema, head: Dataset | None = 
         UserError: a file is missing or unusable, or an option that is needed was not given.
     """
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
-    from u2a.data.validate import check_data
 
     require(values)
     check_choices(values, schema)
     negatives = load_negatives(values["negatives"]) if head is None else head
     known = negatives if head is None else None
     reward = values["objective"] == "reward"
-    wanted = {"nll": load_retain, "reward": load_prompts}.get(values["objective"], load_preferences)
-    preferences = wanted(values["preferences"])
+    preferences = load_validation(values["objective"], values["preferences"])
     # `verify` measures J on them, the others compare the two answers
     wanted = load_prompts if reward and "subsets" in values else load_preferences
     test = wanted(values["test"]) if values.get("test") else None
     retain = load_retain(values["retain"]) if values["retain"] else None
     enough_retain_rows(values, retain)
     files = {r: values[r] for r in ("negatives", "preferences", "test", "retain") if values.get(r)}
-    unlimited: dict[str, Any] = {"token_limit": None, "count_tokens": None}
-    if values["objective"] == "nll":  # preferred texts instead of pairs
-        findings = check_data(known, None, test, retain, files=files, **unlimited)
-        named = {"negatives": values["negatives"], "retain": values["preferences"]}
-        more = check_data(known, retain=preferences, files=named, **unlimited)
-        findings += [finding for finding in more if finding not in findings]
-    else:
-        findings = check_data(known, preferences, test, retain, files=files, **unlimited)
+    findings = findings_of(values["objective"], known, preferences, test, retain, files=files)
     data = Data(negatives, preferences, test, retain)
     for finding in findings:
         if finding.fatal:
-            raise UserError(f"{finding.file}, row {finding.row}: {finding.message}. `u2a check` lists all.")
+            raise UserError(
+                f"{finding.file}, row {finding.row}: {finding.message}. `u2a check` lists all (give it the "
+                "same --objective)."
+            )
     kinds: dict[str, int] = {}
     for finding in findings:
         kinds[finding.kind] = kinds.get(finding.kind, 0) + 1

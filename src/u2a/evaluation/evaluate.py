@@ -17,6 +17,7 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from datasets import Dataset
 
     from u2a.evaluation import Metric
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     Model = str | Path | Policy
 
 log = logging.getLogger("u2a")
+
+EXACT = "float32"
+"""The number format of models that are measured, unless another is asked for: merged into a weight of 16
+bits, what an adapter adds is rounded, and with it the change that is looked for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ def evaluate(
     template: str = "auto",
     max_length: int = 512,
     max_tokens: int = 2048,
+    dtype: str = EXACT,
+    device: str | torch.device | None = None,
     seed: int = 0,
     task: Task = silent,
 ) -> Evaluation:
@@ -72,7 +79,10 @@ def evaluate(
         negatives, held_out_negatives: from `load_negatives`. retain, text: from `load_retain`.
         safe_prompts, unsafe_prompts: from `u2a.data.load.load_prompts`.
         answers: most prompts of each kind that are answered, 0 = all; sampling: how, greedy by default.
-        template, max_length, max_tokens: as in `prepare`. seed: of the bootstrap, and of the draw where there
+        template, max_length, max_tokens: as in `prepare`.
+        dtype: of models that are loaded; `bfloat16` halves their memory, and rounds what an adapter adds to
+            the weights that it is merged into. device: as in `load_policy`.
+        seed: of the bootstrap, and of the draw where there
             are more prompts than `answers`.
 
     Raises:
@@ -118,7 +128,7 @@ def evaluate(
     first: Subject | None = None
     others: list[str] = []
     for name, model in {ORIGINAL: original, **models}.items():
-        subject = _subject(name, model, first, how, template, max_length, max_tokens, task)
+        subject = _subject(name, model, first, how, template, max_length, max_tokens, task, dtype, device)
         material = material_of(rows, prompts, subject.renderer)
         found[name] = {f.name: f for metric in chosen.values() for f in metric.measure(subject, material)}
         first = first or subject
@@ -155,6 +165,8 @@ def _subject(
     max_length: int,
     max_tokens: int,
     task: Task,
+    dtype: str,
+    device: str | torch.device | None,
 ) -> Subject:
     from u2a.data.render import Renderer
     from u2a.models import Policy, load_policy
@@ -163,7 +175,6 @@ def _subject(
     if isinstance(model, Policy):
         policy = model
     else:
-        policy = load_policy(model, lora_rank=0)
-        policy.model.requires_grad_(False)
+        policy = load_policy(model, lora_rank=0, dtype=dtype, device=device, trained=False)
     renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
     return Subject(name, policy, renderer, sampling, original, max_tokens, task)

@@ -92,7 +92,7 @@ def different_prompts(prompts: Sequence[list[Message]]) -> list[list[Message]]:
 
 def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Renderer) -> Material:
     """Canonical rows, by flag, as one model's tokens."""
-    from u2a.data.collate import tokenize_rows
+    from u2a.data.collate import token_counts, tokenize_rows
     from u2a.validation import pair_texts
 
     texts = {
@@ -105,13 +105,23 @@ def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Rendere
         )
         if name in rows
     }
+
+    def scored_answers(role: str) -> list[str] | None:
+        """Answers as far as they are scored: of one that may have been cut, the text of its tokens."""
+        if role not in rows:
+            return None
+        found = list(rows[role]["response"])
+        for place in np.flatnonzero(token_counts(texts[role]) >= renderer.max_length).tolist():
+            text = texts[role][place]
+            answer = text["input_ids"][text["response_start"] :]
+            found[place] = renderer.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return found
+
     test = rows.get("test")
     return Material(
         test=pair_texts(test, renderer)[0] if test is not None else None,
-        negative_answers=list(rows["negatives"]["response"]) if "negatives" in rows else None,
-        held_out_answers=(
-            list(rows["held_out_negatives"]["response"]) if "held_out_negatives" in rows else None
-        ),
+        negative_answers=scored_answers("negatives"),
+        held_out_answers=scored_answers("held_out_negatives"),
         **prompts,
         **texts,
     )

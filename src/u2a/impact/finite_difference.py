@@ -16,6 +16,7 @@ from u2a.data.collate import token_counts
 from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.per_example import per_example_derivatives
+from u2a.logprobs import forward_precision
 from u2a.passes import Progress
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _checked(run: _Run, few: _Run, exact: Tensor, lengths: list[int]) -> tuple[T
     """One-sided, else one-sided with a finer step, else two-sided, else exact: the first that agrees with the
     exact derivatives of the `few`. All texts are passed over only by the one that is taken."""
     size = float((exact / torch.tensor(lengths)).square().mean().sqrt())
-    precision = _precision(run.context)
+    precision = forward_precision(run.context.model)
     one, two = one_sided_change(precision), two_sided_change(precision)
     error, step = float("inf"), 0.0
     for sides, target in ((1, one), (1, one / 8), (2, two)) if size > 0 else ():
@@ -130,16 +131,6 @@ def _checked(run: _Run, few: _Run, exact: Tensor, lengths: list[int]) -> tuple[T
         if error <= SELF_CHECK_TOLERANCE:
             return run.difference(sides, step), SelfCheck(len(lengths), error, step, True, sides)
     return run.exact(), SelfCheck(len(lengths), error, step, False, 2)
-
-
-def _precision(context: ScoringContext) -> float:
-    """Relative precision of the forward pass.
-
-    Model families compute norms, rotary angles and softmax in float32 whatever the weights are, so the
-    arithmetic is never finer than that.
-    """
-    dtype = next(context.model.parameters()).dtype
-    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def one_sided_change(precision: float) -> float:
@@ -159,7 +150,7 @@ def _pilot_step(context: ScoringContext, sample: Dataset, base: Tensor, directio
 
     ‖φ‖ says nothing about the right step (LoRA's B starts at zero), so the observed change decides.
     """
-    target = one_sided_change(_precision(context))
+    target = one_sided_change(forward_precision(context.model))
     lengths = torch.tensor(sample["n_tokens"], dtype=torch.float64)
     epsilon = target / norm(direction)
     for _ in range(12):

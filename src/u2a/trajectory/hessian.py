@@ -17,7 +17,7 @@ from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.finite_difference import two_sided_change
 from u2a.impact.forward_mode import eager_attention
 from u2a.impact.per_example import per_example_derivatives
-from u2a.logprobs import evaluating
+from u2a.logprobs import evaluating, forward_precision
 from u2a.problem import Problem
 from u2a.trainer import UnlearnTrainer
 from u2a.trajectory.recording import RecordedStep
@@ -89,7 +89,7 @@ def central_differences(
     found = per_example_derivatives(context, problem.negative_texts.select(rows.tolist()), directions)
     lengths = problem.lengths[rows].double()
     slope = problem.loss.derivative(found.s, problem.reference[rows].double(), lengths)
-    target = two_sided_change(_precision(problem))
+    target = two_sided_change(forward_precision(problem.policy.model))
     products, total = [], _zeros(leaves)
     for direction, derivative in zip(directions, found.along, strict=True):
         size = float((derivative / lengths).square().mean().sqrt()) or norm(direction)
@@ -132,12 +132,6 @@ def _losses(trainer: UnlearnTrainer, step: RecordedStep) -> Iterator[tuple[Tenso
         inputs: dict[str, Any] = trainer._prepare_inputs(batch)
         loss, outputs = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
         yield loss, outputs["losses"]
-
-
-def _precision(problem: Problem) -> float:
-    """Relative precision of the forward pass, float32's at best: families compute norms in that."""
-    dtype = next(problem.policy.model.parameters()).dtype
-    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _zeros(leaves: dict[str, Any]) -> Direction:
