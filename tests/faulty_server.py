@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.say = "echo {}".format
         self.script: dict[str, list[str]] = {}
         self.refused: dict[str, str] = {}  # sampling options, and what OpenAI's server says of them
+        self.fields: dict[str, dict] = {}  # options refused by 422, and with what
         self.asked: list[tuple[str, float]] = []
         self.bodies: list[dict] = []
         self.keys: set[str | None] = set()
@@ -99,6 +100,10 @@ class Handler(BaseHTTPRequestHandler):
             if option in self.body:
                 error = {"message": says, "type": "invalid_request_error", "param": option}
                 self.reply(json.dumps({"error": {**error, "code": "unsupported_parameter"}}), 400)
+                return
+        for option, body in self.server.fields.items():
+            if option in self.body:
+                self.reply(json.dumps(body), 422)
                 return
         message = {"role": "assistant", "content": self.server.say(question)}
         self.reply(json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}))

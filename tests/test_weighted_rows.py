@@ -65,6 +65,9 @@ def test_rows_that_are_no_longer_those_that_were_scored_are_refused(run, tmp_pat
     swapped = [ROWS[1], ROWS[0], *ROWS[2:]]
     with pytest.raises(UserError, match="negative 1 is not the one that was scored"):
         weighted_negatives(run, swapped)
+    moved = [{**ROWS[0], "prompt": "another question"}, *ROWS[1:]]  # the answer is the same
+    with pytest.raises(UserError, match="negative 1 is not the one that was scored"):
+        weighted_negatives(run, moved)
     assert len(weighted_negatives(run, ROWS)) == 6
     (run / "config.yaml").write_text("negatives: '-'\n")
     with pytest.raises(UserError, match="names no file of negatives"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from u2a.data.as_text import as_text
 from u2a.data.load import load_negatives
 from u2a.links import refuse_links_out
 from u2a.plain_yaml import plain_values
@@ -141,12 +142,15 @@ def _source(run: Path) -> str:
 
 
 def _refuse_others(rows: Dataset, scored: dict[str, list[Any]], run: Path) -> None:
-    """Rows by their responses: a row that moved or changed would get another one's weight."""
+    """Rows by prompt and response: a row that moved or changed would get another one's weight, and responses
+    alone repeat, as stock refusals do."""
     if len(rows) != len(scored["response"]):
         raise UserError(
             f"there are {len(rows)} negatives now and {len(scored['response'])} in {run}: give negatives, "
             "the rows the run was made with"
         )
-    for row, (now, then) in enumerate(zip(rows["response"], scored["response"], strict=True)):
+    present = zip(map(as_text, rows["prompt"]), rows["response"], strict=True)
+    before = zip(scored["prompt"], scored["response"], strict=True)
+    for row, (now, then) in enumerate(zip(present, before, strict=True)):
         if now != then:
             raise UserError(f"negative {row + 1} is not the one that was scored in {run}: give negatives")

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from stages import tiny_stage
 from u2a.baselines.preference import with_neighbours
-from u2a.baselines.trl_run import answer_rows, lent, pair_rows, run
+from u2a.baselines.trl_run import answer_rows, lent, one_prompt, pair_rows, run
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient, weighted_logprob_gradient
 from u2a.ledger import snapshot
@@ -93,6 +93,19 @@ def test_pairs_have_the_tokens_of_every_other_method(tmp_path):
         assert row["prompt_ids"] + row["chosen_ids"] == texts[i]["input_ids"]
         assert row["prompt_ids"] + row["rejected_ids"] == texts[i + 4]["input_ids"]
         assert len(row["prompt_ids"]) == texts[i]["response_start"]
+
+
+def test_a_scaffold_goes_to_the_answer_behind_it():
+    """The shorter prompt is both answers', and no token of either text is lost; prompts that were cut differ
+    at their beginning, which stays lost."""
+    texts = ([1, 2, 3, 90, 91], [7, 8]), ([1, 2, 3], [90, 9, 91, 7])
+    row = {"prompt_ids": [1, 2, 3], "chosen_ids": [90, 91, 7, 8], "rejected_ids": [90, 9, 91, 7]}
+    assert one_prompt(*texts) == row
+    swapped = {**row, "chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]}
+    assert one_prompt(*texts[::-1]) == swapped
+    cut = one_prompt(([1, 4, 5, 6], [7]), ([1, 6], [8, 9]))  # a BOS token and the end
+    assert cut == {"prompt_ids": [1, 6], "chosen_ids": [7], "rejected_ids": [8, 9]}
+    assert one_prompt(([4, 5, 6], [7]), ([6], [8]))["chosen_ids"] == [7]
 
 
 def test_neighbours_stay_within_a_batch():

@@ -243,7 +243,11 @@ def test_a_first_text_that_is_filtered_stops_nothing(server, client):
 
 @pytest.mark.parametrize(
     "fault, words",
-    [("status 401", "key in $OPENAI_API_KEY is not accepted"), ("status 404", "no model some-judge there")],
+    [
+        ("status 401", "key in $OPENAI_API_KEY is not accepted"),
+        ("status 402", "the account has nothing left"),
+        ("status 404", "no model some-judge there"),
+    ],
 )
 def test_what_no_request_can_mend_stops_the_sending(server, tmp_path, fault, words):
     server.script["a"] = [fault]
@@ -313,12 +317,40 @@ def test_a_server_without_a_sound_reply_is_given_up(tmp_path, server, monkeypatc
 
 
 def test_refusals_of_single_requests_are_no_dead_server(tmp_path, server):
-    """Such as a filter that will not have hostile text: the rest is still asked."""
+    """Such as a filter that will not have hostile text: once it answered one, the rest is still asked."""
     questions = [f"q{i}" for i in range(2 * GIVE_UP)]
     server.script = {q: ["status 403"] for q in questions}
     client = judge(server, tmp_path, concurrency=1)
-    assert client.ask(ask(*questions, "last"), consent=True)["row last"] == "echo last"
-    assert counts(client) == {"asked": 21, "cached": 0, "retried": 0, "failed": 20}
+    assert client.ask(ask("a", *questions, "last"), consent=True)["row last"] == "echo last"
+    assert counts(client) == {"asked": 22, "cached": 0, "retried": 0, "failed": 20}
+
+
+def test_a_server_that_refuses_everything_gets_few_texts(tmp_path, server):
+    """A key that may not use this model, say: nothing has been accepted, so the sending stops."""
+    questions = [f"q{i}" for i in range(4 * GIVE_UP)]
+    server.script = {q: ["status 403"] for q in questions}
+    client = judge(server, tmp_path, concurrency=1)
+    assert set(client.ask(ask(*questions), consent=True).values()) == {None}
+    assert len(server.asked) == GIVE_UP
+    assert client.failures["row q39"] == "not sent: HTTP 403 (some_code)"
+
+
+FIELDS = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]
+
+
+@pytest.mark.parametrize("body", [{"detail": FIELDS}, {"object": "error", "message": {"detail": FIELDS}}])
+def test_a_server_that_checks_field_by_field_refuses_an_option(server, client, body):
+    """422, as FastAPI and Mistral's servers do it: what they have not is left out."""
+    server.fields = {"seed": body}
+    assert client.ask(ask("a", "b"), consent=True) == {"row a": "echo a", "row b": "echo b"}
+    assert ["seed" in sent for sent in server.bodies] == [True, False, False]
+
+
+def test_what_a_server_finds_wrong_with_a_field_is_said_once(server, client):
+    server.fields = {"model": {"detail": [{"loc": ["body", "model"], "msg": "no such model"}]}}
+    assert set(client.ask(ask("a", "bb", "cc"), consent=True).values()) == {None}
+    assert server.questions == ["a"]
+    assert client.failures["row a"] == "HTTP 422; the server says: body.model: no such model"
 
 
 def test_nobody_listens(tmp_path, monkeypatch):

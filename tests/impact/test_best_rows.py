@@ -76,6 +76,17 @@ def test_what_is_written_is_what_align_reads(tmp_path):
     assert table["prompt"].to_pylist()[2] == "system: Be.\nuser: <b>Q</b>\u2028"
 
 
+def test_half_a_character_in_another_column_is_written(tmp_path):
+    """Such as a cut emoji in a log: text of ours is refused with it, what is only kept is not."""
+    rows = [{"prompt": "P", "completion": "bad", "user": "cut \ud83d"}]
+    (shard,) = _shards(tmp_path, rows, 9)
+    best = BestRows(9)
+    best.add(shard, _scores(shard, [1.0]))
+    assert best.write_selected(tmp_path / "selected.jsonl") == 1
+    (found,) = load_negatives(tmp_path / "selected.jsonl")["extra"]
+    assert json.loads(found)["user"] == "cut \ud83d"
+
+
 def test_no_file_where_nothing_helps(tmp_path):
     (shard,) = _shards(tmp_path, [{"text": "x"}], 9)
     best = BestRows(2)

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from u2a.baselines.imitation import PAIRS, PAIRS_OF
 from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
-from u2a.baselines.trl_run import answer_rows, pair_rows, run, seeded_order
+from u2a.baselines.trl_run import answer_rows, one_prompt, pair_rows, run, seeded_order
 from u2a.baselines.unlearning import ETA, SELECT, first_weights
 from u2a.config import option
 from u2a.data.collate import tokenize_rows
@@ -138,12 +138,7 @@ class D2o(Checked):
         prompts = with_room(problem.policy.model, whole, self.longest, bos)
         texts = [text.strip() for text in problem.negatives["response"]]
         rows = [
-            # one prompt for both answers: a long negative has cost its own the beginning
-            {
-                "prompt_ids": min(prompts[i], negative["prompt_ids"], key=len),
-                "chosen_ids": own,
-                "rejected_ids": negative["completion_ids"],
-            }
+            one_prompt((prompts[i], own), (negative["prompt_ids"], negative["completion_ids"]))
             for k in range(self.samples)
             for i, negative, own in zip(usable, bad, self._own(stage, prompts, usable, k), strict=True)
             if _text(stage, own) not in ("", texts[i])  # nothing to tell apart

@@ -21,6 +21,9 @@ from u2a.validation import pair_texts
 if TYPE_CHECKING:
     from u2a.models import Policy
 
+Tokens = tuple[list[int], list[int]]
+"""Prompt and answer."""
+
 MISSING = "this method needs TRL: pip install 'u2a[baselines]'"
 
 
@@ -196,12 +199,23 @@ def pair_rows(stage: Stage, pairs: Dataset) -> Dataset:
     texts, _ = pair_texts(pairs, stage.problem.renderer)
     count = len(pairs)
     chosen, rejected = _parts(texts.select(range(count))), _parts(texts.select(range(count, 2 * count)))
-    # one prompt for both answers, also where one of them brings the scaffold that the other has before it
-    rows = [
-        {"prompt_ids": min(p, q, key=len), "chosen_ids": c, "rejected_ids": r}
-        for (p, c), (q, r) in zip(chosen, rejected, strict=True)
-    ]
-    return Dataset.from_list(rows)
+    return Dataset.from_list([one_prompt(good, bad) for good, bad in zip(chosen, rejected, strict=True)])
+
+
+def one_prompt(chosen: Tokens, rejected: Tokens) -> dict[str, list[int]]:
+    """A pair's row, of the prompt and the answer of either side.
+
+    A prompt that lost less of its beginning than the other gives way to it. One that goes on behind the other
+    (by a scaffold, an empty thought say, that the other's answer brings itself) leaves that to its answer.
+    """
+    shorter = min(chosen[0], rejected[0], key=len)
+
+    def answer(prompt: list[int], own: list[int]) -> list[int]:
+        cut = prompt[len(prompt) - len(shorter) + 1 :] == shorter[1:]  # a BOS token stays at the head
+        goes_on = prompt[: len(shorter)] == shorter and not cut
+        return [*prompt[len(shorter) :], *own] if goes_on else own
+
+    return {"prompt_ids": shorter, "chosen_ids": answer(*chosen), "rejected_ids": answer(*rejected)}
 
 
 def answer_rows(texts: Dataset, label: bool) -> list[dict[str, Any]]:
@@ -209,7 +223,7 @@ def answer_rows(texts: Dataset, label: bool) -> list[dict[str, Any]]:
     return [{"prompt_ids": p, "completion_ids": a, "label": label} for p, a in _parts(texts)]
 
 
-def _parts(texts: Dataset) -> Sequence[tuple[list[int], list[int]]]:
+def _parts(texts: Dataset) -> Sequence[Tokens]:
     """Prompt and answer of each text, as token ids."""
     cuts = zip(texts["input_ids"], texts["response_start"], strict=True)
     return [(list(ids[:start]), list(ids[start:])) for ids, start in cuts]

@@ -19,7 +19,7 @@ TEXT_KEYS = _ANSWERS | {"text", "instruction", "input", "output", "response_0", 
 """Columns whose empty cell is an empty text; an empty cell of any other column is a missing value."""
 MESSAGE_KEYS = _ANSWERS | {"messages", "conversations"}
 """Columns whose cell may hold a json list of messages."""
-FLAG_KEYS = frozenset({"label", "kto_tag", "is_response_0_safe", "is_response_1_safe"})
+FLAG_KEYS = frozenset({"label", "kto_tag", "is_safe", "is_response_0_safe", "is_response_1_safe"})
 
 
 def csv_rows(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, Any]]]:

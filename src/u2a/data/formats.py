@@ -3,8 +3,8 @@
 A format is recognised row by row from its columns, so a folder may mix formats. A prompt is a list of
 messages `{"role", "content"}`; a plain string prompt is one user turn, an empty one no turn. Keys of a
 message other than its role and content are dropped. Alpaca's `input` follows its `instruction` after a
-newline, as in LLaMA-Factory; Alpaca's `history` is not read. KTO's label is `label` or LLaMA-Factory's
-`kto_tag`.
+newline, as in LLaMA-Factory; Alpaca's `history` is not read. KTO's label is `label`, LLaMA-Factory's
+`kto_tag` or BeaverTails' `is_safe`. Conversations written as text are read as such (`written_messages`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from u2a.data.reading import type_name
+from u2a.data.written_messages import with_messages
 from u2a.types import Message, UserError
 
 Values = Mapping[str, Any]
@@ -31,7 +32,7 @@ TEXT_KEYS = frozenset({"prompt", "system", "completion", "response", "chosen", "
 """Columns that carry text for some format: never part of `extra`, whether or not this row used them."""
 ANSWER_KEYS = ("completion", "response", "output")
 CONVERSATION_KEYS = ("messages", "conversations")
-LABEL_KEYS = ("label", "kto_tag")
+LABEL_KEYS = ("label", "kto_tag", "is_safe")
 READ_KEYS = TEXT_KEYS | {*LABEL_KEYS, "id", "weight"}
 """Columns that mean something in a file of one answer or one pair a row."""
 
@@ -52,7 +53,7 @@ def negatives_of(values: Values, where: str) -> list[dict[str, Any]]:
     PKU-SafeRLHF rows give every response whose `is_response_k_safe` is false; a `rejected` goes before a
     `completion`. Raises `UserError` naming `where` and the column.
     """
-    weight = _weight(values, where)
+    values, weight = with_messages(values, where), _weight(values, where)
     return [{**row, "weight": weight} for row in _answers(values, where, "negatives", "rejected", False)]
 
 
@@ -61,11 +62,12 @@ def retain_of(values: Values, where: str) -> list[dict[str, Any]]:
 
     PKU-SafeRLHF rows give every response whose `is_response_k_safe` is true. Raises `UserError`.
     """
-    return _answers(values, where, "retain", "chosen", True)
+    return _answers(with_messages(values, where), where, "retain", "chosen", True)
 
 
 def preferences_of(values: Values, where: str) -> list[dict[str, Any]]:
     """The one pair of a row: `prompt`, `chosen`, `rejected`. Raises `UserError`."""
+    values = with_messages(values, where)
     if _is_pku(values):
         safer = values.get("safer_response_id")
         if isinstance(safer, (bool, float)) or safer not in (0, 1):
@@ -91,6 +93,7 @@ def prompts_of(values: Values, where: str) -> list[dict[str, Any]]:
 
     Raises `UserError`, also when the prompt is empty.
     """
+    values = with_messages(values, where)
     prompt = _optional_prompt(values, where)
     if prompt is None:
         whole = [key for key in (*CONVERSATION_KEYS, "chosen", "rejected") if key in values]
@@ -167,8 +170,8 @@ def _is_pku(values: Values) -> bool:
 def _answer(values: Values, key: str, where: str, role: str) -> tuple[list[Message], str]:
     """Prompt and answer of the column `key`: a text, a message, or messages that end with the answer.
 
-    Messages before the answer are the conversation: they stand for the prompt where they repeat it (or there
-    is none) and follow it otherwise.
+    Messages before the answer are the conversation: they stand for the prompt where they repeat it, end with
+    it or begin with it, behind a system turn perhaps (or there is none), and follow it otherwise.
     """
     value = values[key]
     if isinstance(value, str):
@@ -180,11 +183,22 @@ def _answer(values: Values, key: str, where: str, role: str) -> tuple[list[Messa
     prompt = _optional_prompt(values, where)
     if not before:
         prompt = _prompt(values, where, role)
-    elif not prompt or before[-len(prompt) :] == prompt:
+    elif not prompt or before[-len(prompt) :] == prompt or _begins_with(before, prompt):
         prompt = before
     elif prompt[-len(before) :] != before:
+        if prompt[-1]["role"] == "user" and before[0]["role"] in ("system", "user"):
+            raise UserError(
+                f"{where}: `prompt` and the turns before the answer in `{key}` are two conversations; "
+                "neither goes on where the other ends"
+            )
         prompt = prompt + before
     return _with_system(prompt, values, where), last["content"]
+
+
+def _begins_with(turns: list[Message], prompt: list[Message]) -> bool:
+    """Whether a conversation opens with the prompt, a system turn that the prompt lacks aside."""
+    opening = turns[1:] if turns[0]["role"] == "system" and prompt[0]["role"] != "system" else turns
+    return opening[: len(prompt)] == prompt
 
 
 def _prompt(values: Values, where: str, role: str) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
@@ -16,7 +17,10 @@ from datasets import Dataset
 from u2a.data.reading import READERS, DataFile
 from u2a.data.scratch import new_folder, no_progress_bars
 from u2a.links import refuse_links_out
+from u2a.printable import printable
 from u2a.types import UserError
+
+log = logging.getLogger("u2a")
 
 Given: TypeAlias = str | Path | Dataset | Sequence[Mapping[str, Any]]
 """What a source may be: a path or Hub id, or, from Python, the rows themselves."""
@@ -25,6 +29,8 @@ GIVEN = "the rows given"
 """The name of rows that are given, for messages."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_PERHAPS_ROWS = frozenset({"txt", "gz", "zst", "bz2", "xz", "zip"})
+"""Endings of what lies in a folder and may hold rows, but is not read."""
 _KINDS = ", ".join(f".{kind}" for kind in READERS)
 
 
@@ -97,6 +103,11 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
     wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in kinds]
     if not wanted:
         raise UserError(f"{name}: the folder holds no data files ({_KINDS})")
+    if len({_kind(path) for path in wanted}) > 1:  # README.txt, LICENSE.txt: their lines are no rows
+        wanted = [path for path in wanted if _kind(path) != "txt"]
+    skipped = [path for path in paths if path.name[0] != "." and path.is_file() and path not in wanted]
+    if odd := [path.name for path in skipped if _kind(path) in _PERHAPS_ROWS]:
+        log.warning("%s: left out of the folder: %s", name, ", ".join(map(printable, odd[:10])))
     return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)
 
 

@@ -201,7 +201,7 @@ class JudgeClient:
                             none.reason += f"; the server says: {none.words}"
                             none.stop = True
                         failed[key] = none.reason
-                        in_a_row += none.faulty
+                        in_a_row += none.faulty or not self._accepted
                         stop = none.reason if none.stop or in_a_row >= GIVE_UP else stop
             if progress:
                 progress(1)

@@ -132,7 +132,8 @@ class JudgeConnection:
         return text.replace(key, "[key]") if len(key) >= LEAST_SECRET else text
 
     def _refusal(self, error: Any, sampling: Mapping[str, Any]) -> NoAnswer:
-        """Of an HTTP status; of the body a code such as `context_length_exceeded`, and for a 400 `words`."""
+        """Of an HTTP status; of the body a code such as `context_length_exceeded`, and `words` where the
+        request itself is refused: by 400, or 422 of servers that check it field by field."""
         status, code, key = error.status_code, str(error.code or ""), key_in(self.key_variable)
         shown = re.fullmatch(r"[a-z_]{1,40}", code) and not (key and key in code)
         reason = f"HTTP {status}" + (f" ({code})" if shown else "")
@@ -142,9 +143,11 @@ class JudgeConnection:
             reason += f": no such address, or no model {self.model} there"
         elif status < 400:  # another host than the one that was agreed to
             reason += ": a redirection, which is not followed"
-        again, stop = status in AGAIN or status >= 500, status in (401, 404) or status < 400
+        elif status == 402:
+            reason += ": the account has nothing left"
+        again, stop = status in AGAIN or status >= 500, status in (401, 402, 404) or status < 400
         option = words = ""
-        if status == 400 and code not in OF_THE_TEXT:
+        if status in (400, 422) and code not in OF_THE_TEXT:
             words = _words(error, key) or "nothing"
             named = [name for name in REFUSABLE if name in sampling and _names(error, name)]
             option = named[0] if named else ""
@@ -153,14 +156,31 @@ class JudgeConnection:
 
 
 def _names(error: Any, option: str) -> bool:
-    """Whether a server's error is about this option: by its `param`, or in quotation marks in its message."""
+    """Whether a server's error is about this option: by its `param`, by the place of a `detail`, or in
+    quotation marks in its message."""
+    if any(option in detail["loc"] for detail in _details(error)):
+        return True
     param = getattr(error, "param", None)
     return param == option or (not param and bool(re.search(rf"['\"`]{option}['\"`]", _message(error))))
 
 
 def _message(error: Any) -> str:
+    if details := _details(error):
+        return "; ".join(f"{'.'.join(map(str, d['loc']))}: {d.get('msg', '')}" for d in details)
     body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or "")
+    said = body.get("message") or body.get("detail") or ""
+    return said if isinstance(said, str) else ""
+
+
+def _details(error: Any) -> list[dict[str, Any]]:
+    """What a server of FastAPI's kind finds wrong: objects with `loc`, a list, and `msg`. They stand under
+    `detail`, or in that of `message` (Mistral's)."""
+    body = error.body if isinstance(error.body, dict) else {}
+    for holder in (body, body.get("message")):
+        found = holder.get("detail") if isinstance(holder, dict) else None
+        if isinstance(found, list):
+            return [d for d in found if isinstance(d, dict) and isinstance(d.get("loc"), list)]
+    return []
 
 
 def _words(error: Any, key: str) -> str:

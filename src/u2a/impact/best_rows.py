@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from u2a.data.raw_rows import json_line
 from u2a.files import whole_file
 from u2a.impact.table import SCHEMA, as_text
 
@@ -105,13 +106,13 @@ class BestRows:
         if not self.helpful:
             path.unlink(missing_ok=True)
             return 0
-        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
             for line in self._lines():
                 stream.write(line)
                 count += 1
         return count
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self) -> Iterator[bytes]:
         ids: set[str] = set()
         for row in self.best:
             if row["impact"] <= 0:
@@ -126,4 +127,4 @@ class BestRows:
                 "impact": row["impact"],
                 "pool_row": row["row"],
             }
-            yield json.dumps({**json.loads(row["extra"]), **own}, ensure_ascii=False) + "\n"
+            yield json_line({**json.loads(row["extra"]), **own})

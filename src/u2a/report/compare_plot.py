@@ -187,7 +187,7 @@ def _map(changed: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]
         "text": [word(f"{name}, {in_words(key)}", 90) for name, key in sizes],
         "marker": {
             "symbol": ["triangle-up" if size > 0 else "triangle-down" for size in sizes.values()],
-            "size": [13 if abs(size) >= 1 else 6 for size in sizes.values()],
+            "size": [13 if abs(size) > 1 else 6 for size in sizes.values()],
             "color": [colour_of_change(at[1], changed[at]["better"], size) for at, size in sizes.items()],
         },
         "hovertemplate": "%{text}<extra></extra>",

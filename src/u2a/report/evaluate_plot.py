@@ -14,7 +14,7 @@ from u2a.report.wording import NOTHING, excerpt, number, visible
 from u2a.types import UserError
 
 LONGEST_BAR = 10.0
-"""Changes of more half-widths than this are drawn as long as this."""
+"""Changes longer than this are drawn as long as this."""
 
 _WORDS = {
     "accuracy": "held-out accuracy, summed",
@@ -102,12 +102,14 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
     bars = {
         "type": "bar",
         "orientation": "h",
-        "x": [plain(max(-LONGEST_BAR, min(LONGEST_BAR, size))) for _, size in shown],
+        "x": [plain(size) for _, size in shown],
         "y": [word(in_words(name)) for name, _ in shown],
         "marker": {"color": [colour_of_change(name, figures[name]["better"], size) for name, size in shown]},
-        "hovertemplate": "%{y}: %{x} half-widths<extra></extra>",
+        "hovertemplate": "%{y}: %{x} times<extra></extra>",
     }
-    drawn = named_bars(bars, "change, in half-widths of its 95 % interval", 140 + 22 * max(1, len(shown)))
+    drawn = named_bars(
+        bars, "change, by how far its 95 % interval reaches towards 0", 140 + 22 * max(1, len(shown))
+    )
     drawn["layout"]["shapes"] = [vertical(edge, "--quiet", dash="dot") for edge in (-1.0, 1.0)]
     name = visible(excerpt(model, 60))
     return Plot(
@@ -123,16 +125,19 @@ def _changes(place: int, model: str, figures: Figures, original: Figures) -> Plo
 
 
 def beyond(change: Mapping[str, Any]) -> float | None:
-    """The change over half the width of its interval; None where there is none, or one without width."""
+    """The change over how far its interval reaches from it towards 0: beyond ±1 just where 0 is outside,
+    however lopsided the interval is. At most `LONGEST_BAR`; None where there is no interval, or one without
+    width."""
     value, low, high = change["value"], change["low"], change["high"]
     if value is None or low is None or high is None or high <= low:
         return None
-    return float(2 * value / (high - low))
+    arm = value - low if value > 0 else high - value
+    return float(value / max(arm, abs(value) / LONGEST_BAR)) if value else 0.0
 
 
 def colour_of_change(name: str, better: str, size: float) -> str:
-    """Of a change of `size` half-widths."""
-    if better == "neither" or abs(size) < 1 or in_words(name) == DISTANCE:
+    """Of a change of that size, as `beyond` gives it."""
+    if better == "neither" or abs(size) <= 1 or in_words(name) == DISTANCE:
         return "--quiet"
     return "--good" if (size > 0) == (better == "higher") else "--bad"
 
