@@ -110,6 +110,34 @@ def test_beaver_tails_labels_count():
     assert load_retain(rows)["response"][:] == ["good"]
 
 
+@pytest.mark.parametrize(
+    "column, told",
+    [
+        ({"is_harmful": True}, True),
+        ({"thumbs": "false"}, True),
+        ({"verified": True}, False),
+        ({"safe": 3}, False),
+    ],
+)
+@pytest.mark.parametrize("load", [load_negatives, load_retain])
+def test_a_column_that_looks_like_a_label_and_is_not_read_is_told(caplog, load, column, told):
+    rows = [{"prompt": "Q", "completion": text, **column} for text in ("a", "b")]
+    with caplog.at_level(logging.WARNING, "u2a"):
+        load(rows)
+    (name,) = column
+    assert (f"row 1: `{name}` is not read" in caplog.text) is told
+    assert len(caplog.records) == told
+
+
+def test_labels_that_are_read_are_not_told(caplog):
+    with caplog.at_level(logging.WARNING, "u2a"):
+        load_negatives(
+            [{"prompt": "Q", "completion": "a", "label": False, "is_safe": False, "harmful": True}]
+        )
+        load_preferences([{"prompt": "Q", "chosen": "a", "rejected": "b", "harmful": True}])
+    assert not caplog.records
+
+
 def test_texts_beside_rows_in_a_folder_are_no_rows(tmp_path, caplog):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Q", "completion": "bad"}\n')
     (tmp_path / "LICENSE.txt").write_text("MIT License\n")

@@ -27,6 +27,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from u2a.data import formats
+from u2a.data.labels import labelled_alike, warn_of_unread_labels
 from u2a.data.limits import refuse_endless
 from u2a.data.raw_rows import numbered_rows, tables
 from u2a.data.reading import Row
@@ -232,7 +233,9 @@ class Reading:
         file, labelled = -1, None
         for start, raw in numbered_rows(self.source, self.starts):
             if self.role in (_NEGATIVES, _RETAIN):
-                labelled = _labelled_alike(labelled if start == file else None, raw)
+                labelled = labelled_alike(labelled if start == file else None, raw)
+                if start != file and labelled is False:
+                    warn_of_unread_labels(raw, self.role.name)
             file = start
             yield start, raw
 
@@ -264,14 +267,3 @@ def _new_id(raw: Row, ids: set[str]) -> str:
         raise _IdsUnusable
     ids.add(label)
     return label
-
-
-def _labelled_alike(labelled: bool | None, raw: Row) -> bool | None:
-    """Refuse a file whose rows are labelled in part: an unlabelled good answer would count as a negative."""
-    here = formats.has_label(raw.values)
-    if labelled is not None and here is not None and here != labelled:
-        state = (
-            "has a `label`, rows before it have none" if here else "has no `label`, rows before it have one"
-        )
-        raise UserError(f"{raw.where}: the row {state}; label every row of a file or none")
-    return labelled if here is None else here
