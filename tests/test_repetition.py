@@ -40,6 +40,13 @@ def test_a_real_model_gives_the_same_share_twice():
     assert greedy_repetition(tiny) == found
 
 
+def test_a_short_table_of_positions_leaves_room_for_a_prompt(monkeypatch):
+    from u2a import repetition as module
+
+    monkeypatch.setattr(module, "NEW_TOKENS", 10**6)
+    assert 0 <= greedy_repetition(tiny_problem("gpt2")) <= 1
+
+
 def run(monkeypatch, shares, limit):
     found = iter(shares)
     for module in (outer_loop, measuring):  # at the start; in inner runs

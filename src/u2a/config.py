@@ -175,7 +175,7 @@ class OuterOptions:
     )
     max_repetition: float = option(
         0.0,
-        "Largest share of repeated 4-grams in greedy answers to 8 validation prompts, unless the original's "
+        "Largest share of repeated 4-grams in greedy answers to 16 validation prompts, unless the original's "
         "is larger; measured by generating at every measured step; 0 = not measured.",
         least=0,
         most=1,

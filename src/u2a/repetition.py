@@ -8,25 +8,28 @@ from u2a import processes
 from u2a.generation import continuations
 from u2a.ngrams import repetition
 from u2a.objectives import Reward
+from u2a.positions import table_of_positions
 from u2a.problem import Problem, Task, silent
 
-PROMPTS, NEW_TOKENS = 8, 48
-"""How many validation prompts the guard answers, and with how many tokens at most."""
+PROMPTS, NEW_TOKENS = 16, 96
+"""How many validation prompts are answered, and with how many tokens at most: answers that do not end begin
+to repeat behind some fifty tokens (the study's finalists, docs/results.md)."""
 
 
 def greedy_repetition(problem: Problem, task: Task = silent) -> float:
     """Mean `repetition` of the current model's greedy answers to a few validation prompts, in tokens.
 
-    The same `PROMPTS` prompts at every φ, at most `NEW_TOKENS` tokens each: about that many forward passes of
-    one token a prompt.
+    The same `PROMPTS` prompts at every φ, at most `NEW_TOKENS` tokens each, fewer where the model's table of
+    positions is short: about that many forward passes of one token a prompt.
     """
-    prompts = _prompts(problem)
+    prompts, positions = _prompts(problem), table_of_positions(problem.policy.model)
+    most = NEW_TOKENS if positions is None else min(NEW_TOKENS, positions // 2)
     with task("greedy answers", len(prompts)):
         answers = continuations(
             problem.policy,
             prompts,
             seed=0,
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=most,
             do_sample=False,
             top_k=None,
             top_p=None,

@@ -27,7 +27,14 @@ from u2a.commands.session import (
     say_warnings,
     seconds_per_token,
 )
-from u2a.commands.summary import Row, held_out_rows, measurement_rows, print_summary, write_summary
+from u2a.commands.summary import (
+    Row,
+    held_out_rows,
+    measurement_rows,
+    print_summary,
+    repetition_row,
+    write_summary,
+)
 from u2a.commands.terminal import Bars, say
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.runs import RunFolder, whole_file, whole_folder, write_text
@@ -41,10 +48,16 @@ if TYPE_CHECKING:
     from u2a.problem import Problem
 
 
+MORE_REPETITION = 0.1
+"""A rise of the share of repeated 4-grams that the user is warned of."""
+
+
 def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
     join_processes(values)
+    from u2a.repetition import greedy_repetition
+
     with processes.as_one():
         if values["output"]:
             RunFolder.check(folder, resume=values["resume"])
@@ -60,11 +73,14 @@ def run(values: Mapping[str, Any]) -> int:
         with run.phase("measuring"):
             problem = build_problem(values, ALIGN, data, policy, bars)
             say(_cost(problem, values))
-            before = _held_out(problem, data, bars)
+            before, repeated = _held_out(problem, data, bars), greedy_repetition(problem, bars.task)
         result = _align(problem, values, run, bars)
         with run.phase("evaluation"):
-            after = _held_out(problem, data, bars)
-        rows = measurement_rows(result.start, result.best, problem)
+            after, repeats = _held_out(problem, data, bars), greedy_repetition(problem, bars.task)
+        if repeats > repeated + MORE_REPETITION:
+            data.warnings.append(_in_circles(repeated, repeats))
+            say_warnings(data.warnings[-1:])
+        rows = [*measurement_rows(result.start, result.best, problem), repetition_row(repeated, repeats)]
         rows += held_out_rows(before, after) if before and after else []
         end = end_of(result, before["margin"] if before else None, after["margin"] if after else None)
         state = policy.whole_state()
@@ -77,6 +93,14 @@ def run(values: Mapping[str, Any]) -> int:
     say(f"Run folder: {run.path}")
     say(end.line, essential=True)
     return end.status
+
+
+def _in_circles(before: float, after: float) -> str:
+    return (
+        f"greedy answers run in circles: {after:.0%} of their 4-grams stood in them before, {before:.0%} in "
+        "the original's, which J, KL and NLL do not show. --max-repetition 0.1 keeps an earlier step; a lower "
+        "--learning-rate hits less hard"
+    )
 
 
 def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:

@@ -126,6 +126,11 @@ def held_out_rows(original: Values, aligned: Values) -> list[Row]:
     ]
 
 
+def repetition_row(original: float, aligned: float) -> Row:
+    """How much greedy answers repeat themselves (`u2a.repetition`)."""
+    return Row("repetition in greedy answers", "share", "lower", original, aligned)
+
+
 def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
     """The table, then what each phase cost."""
     lines = [
