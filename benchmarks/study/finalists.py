@@ -9,7 +9,7 @@ made again by `u2a compare --keep-models` and measured by `u2a evaluate` beside 
 of metrics whose figures are kept in git as they come: membership inference, 100 negatives against 100 answers
 of the same kind that no model saw; relearning of the 100 in 8 steps; lm-evaluation-harness on 100 questions
 of TruthfulQA, true against false answer (a local task, since no hub is reachable here); 16 answers; weights
-rounded to 8 and 4 bits. About three hours on one core (an estimate), half with two processes. Needs
+rounded to 8 and 4 bits. Without the last about two hours on one core, half with two processes. Needs
 `u2a[harness,baselines]`.
 """
 
@@ -29,6 +29,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 FOUND = HERE.parent / "results" / "study" / "finalists"
 FINALISTS = ("u2a npo", "u2a joint", "uniform npo", "dpo validation")
 QUESTIONS = NEGATIVES = 100
+RELEARN_STEPS = 8
 GROUPS = {
     "changes": "preference,perplexity,kl,forgetting",
     "membership": "membership",
@@ -98,7 +99,7 @@ def run_all(data: Path, work: Path, groups: Sequence[str] = tuple(GROUPS)) -> No
         "retain": config["retain"],
         "held-out-negatives": str(folder / "held_out_negatives.jsonl"),
         "answers": "16",
-        "relearn-steps": "8",
+        "relearn-steps": str(RELEARN_STEPS),
         "round-bits": "8,4",
         "harness-tasks": "true_or_false",
         "harness-include": str(tasks),
@@ -171,7 +172,7 @@ def write_table() -> None:
             given = found["original"].get(figure) or next(
                 found[n][figure] for n in names if figure in found[n]
             )
-            cells = [shown(found[name].get(figure)) for name in names]
+            cells = [shown(figure, found[name].get(figure)) for name in names]
             arrow = {"higher": "↑", "lower": "↓"}.get(given["better"], "")
             lines.append(f"| `{figure}` {arrow} | {given['unit']} | {' | '.join(cells)} |")
     if missing:
@@ -179,10 +180,12 @@ def write_table() -> None:
     write_section("finalists", lines)
 
 
-def shown(figure: dict[str, Any] | None) -> str:
+def shown(name: str, figure: dict[str, Any] | None) -> str:
     """The value, in bold where its change is beyond noise."""
-    if figure is None or figure["value"] is None:
+    if figure is None:
         return "–"
+    if figure["value"] is None:  # infinite
+        return f"over {RELEARN_STEPS}" if name == "relearned_at" else "–"
     change, value = figure.get("change"), f"{figure['value']:.3f}"
     beyond = bool(change) and change["low"] is not None and (change["low"] > 0 or change["high"] < 0)
     return f"**{value}**" if beyond else value

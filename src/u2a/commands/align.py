@@ -98,8 +98,8 @@ def run(values: Mapping[str, Any]) -> int:
 def _in_circles(before: float, after: float) -> str:
     return (
         f"greedy answers run in circles: {after:.0%} of their 4-grams stood in them before, {before:.0%} in "
-        "the original's, which J, KL and NLL do not show. --max-repetition 0.1 keeps an earlier step; a lower "
-        "--learning-rate hits less hard"
+        "the original's, which J, KL and NLL do not show. --max-repetition 0.1 keeps an earlier step, a "
+        "lower --learning-rate hits less hard"
     )
 
 
