@@ -30,7 +30,7 @@ def test_answers_that_run_in_circles_are_told(tmp_path, monkeypatch, after, warn
     result = CliRunner().invoke(app, ["align", *(word for pair in flags.items() for word in pair)])
     assert result.exit_code in (0, 1), result.output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    row = next(row for row in summary["table"] if row["metric"] == "repetition in greedy answers")
+    row = next(row for row in summary["table"] if row["metric"] == "repetition in answers")
     assert (row["original"], row["aligned"], row["better"]) == (0.02, after, "lower")
     said = [line for line in summary["warnings"] if "greedy answers run in circles" in line]
     assert bool(said) is warned

@@ -127,8 +127,9 @@ def held_out_rows(original: Values, aligned: Values) -> list[Row]:
 
 
 def repetition_row(original: float, aligned: float) -> Row:
-    """How much greedy answers repeat themselves (`u2a.repetition`)."""
-    return Row("repetition in greedy answers", "share", "lower", original, aligned)
+    """How much greedy answers repeat themselves (`u2a.repetition`), to three places: of 16 answers no more is
+    known."""
+    return Row("repetition in answers", "share", "lower", round(original, 3), round(aligned, 3))
 
 
 def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
