@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from problems import pairs, tiny_problem
 from u2a.baselines import Budget
+from u2a.compare import bench as module
 from u2a.compare.bench import Bench
 from u2a.compare.plan import CellName, parse_methods
 from u2a.evaluation.figure import figure_of_json
@@ -120,6 +121,23 @@ def test_metrics_are_measured_at_the_end_of_final_cells(bench):
     grid = run(bench, "uniform", final=False)
     assert grid["figures"] == {}
     assert [point["held_out"] for point in grid["points"]] == [None, None]
+
+
+def test_repetition_is_that_of_answers_to_all_validation_prompts(bench, monkeypatch):
+    """A joint method measures J on a half of the pairs; its answers are to the same prompts as everyone's."""
+    asked = []
+
+    def share(problem, _task):
+        asked.append(len(problem.objective.texts))
+        return 0.25
+
+    monkeypatch.setattr(module, "greedy_repetition", share)
+    shares = [
+        run(bench, given, final=final)["repetition"]
+        for given, final in (("uniform", True), ({"method": "u2a", "joint": 1.0}, True), ("uniform", False))
+    ]
+    assert shares == [0.25, 0.25, None]
+    assert asked == [8, 8]
 
 
 def test_final_models_are_kept_where_asked(bench, tmp_path):

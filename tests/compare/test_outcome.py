@@ -28,14 +28,14 @@ def test_where_it_rises_first_counts():
     np.testing.assert_allclose(at_rise(run, 0.02), [1.0])
 
 
-def cell(points, rate=1e-4, seconds=10.0):
+def cell(points, rate=1e-4, seconds=10.0, **more):
     start = {"objective": -0.7, "utility": -2.0}
     made = [
         {"step": i, "seconds": float(i), "objective": j, "utility": u, "kl": kl, "held_out": s}
         for i, (j, u, kl, s) in enumerate(points)
     ]
     tokens = {"forward": 100, "trained": 50}
-    return {"rate": rate, "start": start, "points": made, "seconds": seconds, "tokens": tokens}
+    return {"rate": rate, "start": start, "points": made, "seconds": seconds, "tokens": tokens, **more}
 
 
 ORIGINAL = cell([(-0.7, -2.0, 0.0, [-1.0, -1.0, -2.0, -0.5])])  # margins 1, -0.5
@@ -145,3 +145,24 @@ def test_the_verdict_of_one_pair_tells_nothing_apart():
         "not to be told apart from b",
         "one held-out pair has no interval: nothing can be told apart",
     ]
+
+
+def test_answers_that_run_in_circles_are_in_the_verdict():
+    """0.1 more than the original's; runs of before it was measured say nothing."""
+    points = [(-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5])]
+    given = {"original": 0.02, "circles": 0.3, "fine": 0.1, "unknown": None}
+    made = [
+        outcome(
+            name,
+            "original" if name == "original" else "u2a",
+            [cell(points, repetition=share)],
+            ORIGINAL,
+            0.02,
+        )
+        for name, share in given.items()
+    ]
+    lines = verdict(made[2], [made[0], made[1], made[3]], 0.02)
+    assert "answers that run in circles at the end, which no margin shows: circles" in lines
+    assert not any("circles" in line for line in verdict(made[2], [made[0], made[3]], 0.02))
+    assert made[1].repetition.tolist() == [0.3]
+    assert np.isnan(made[3].repetition).all()

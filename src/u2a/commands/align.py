@@ -48,14 +48,11 @@ if TYPE_CHECKING:
     from u2a.problem import Problem
 
 
-MORE_REPETITION = 0.1
-"""A rise of the share of repeated 4-grams that the user is warned of."""
-
-
 def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
     join_processes(values)
+    from u2a.ngrams import MORE_REPETITION
     from u2a.repetition import greedy_repetition
 
     with processes.as_one():

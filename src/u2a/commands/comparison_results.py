@@ -50,6 +50,7 @@ def document(
                 "accuracy": _numbers(interval(one.accuracy)),
                 "nll_rise": float(one.rises.mean()),
                 "kl": _plain(float(one.kl.mean())),
+                "repetition": _plain(float(one.repetition.mean())),
                 "objective_change": float(one.objective.mean()),
                 "seconds": one.seconds,
                 "forward_tokens": one.forward_tokens,

@@ -26,6 +26,7 @@ from u2a.ledger import Parameters, restore, snapshot
 from u2a.losses import LOSSES, resolve_loss
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, Task, silent
+from u2a.repetition import greedy_repetition
 from u2a.runs import write_json
 from u2a.types import UserError
 from u2a.validation import pair_texts, shared_out
@@ -128,7 +129,12 @@ class Bench:
             "seconds": round(watch.points[-1].seconds, 3),
             "tokens": asdict(watch.spent),
             "figures": self._figures(stage.problem, watch, name) if name.final else {},
+            "repetition": self._repetition(stage.problem) if name.final else None,
         }
+
+    def _repetition(self, problem: Problem) -> float:
+        """Of greedy answers at the end, to the same validation prompts for every method."""
+        return greedy_repetition(replace(problem, objective=self.first.objective), self.task)
 
     def _problem(self, entry: Entry, seed: int) -> tuple[Problem, Measurement]:
         """The problem of an entry's loss at φ₀, with LoRA's A of that seed, and what it is there."""

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from u2a.ngrams import MORE_REPETITION
+
 Array = NDArray[np.float64]
 
 DRAWS = 2000
@@ -35,9 +37,10 @@ class Outcome:
     `margins` (S, P) are the gains of the held-out margin over the original model at the end, in nats a pair,
     `at_cost` (S, P) those where the retain NLL has risen by the given amount (or at the end, where it rose
     less); `rises` (S,) the rise of the retain NLL at the end, in nats per token, `kl` (S,) likewise;
-    `reached` whether every seed reached that rise. `curve` are (rise, margin, seconds) at every look, the
-    first two means over seeds. `seconds`, here and in `curve`, is the median over seeds: one run beside other
-    work on the machine must not spoil it. Tokens are means.
+    `repetition` (S,) the share of repeated 4-grams in greedy answers there (`u2a.repetition`), NaN in runs of
+    before it was measured; `reached` whether every seed reached that rise. `curve` are (rise, margin,
+    seconds) at every look, the first two means over seeds. `seconds`, here and in `curve`, is the median over
+    seeds: one run beside other work on the machine must not spoil it. Tokens are means.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Outcome:
     accuracy: Array
     rises: Array
     kl: Array
+    repetition: Array
     objective: Array
     reached: bool
     curve: list[tuple[float, float, float]]
@@ -85,6 +89,7 @@ def outcome(
         accuracy=np.stack([(margin + base > 0).astype(float) for _, margin, _ in ends]),
         rises=np.array([r for r, _, _ in ends]),
         kl=np.array([_number(cell["points"][-1]["kl"]) for cell in cells]),
+        repetition=np.array([_number(cell.get("repetition")) for cell in cells]),
         objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
         reached=all(max(r for r, _, _ in run) >= rise for run in looks),
         # within a time a slow run has fewer looks; the last of each is its end
@@ -147,6 +152,10 @@ def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str
         lone = [o.name for o in (judged, *others) if o.seeds == 1 and o.kind != "original"]
         if lone:
             lines.append(f"of one seed, so that intervals are about pairs alone: {', '.join(lone)}")
+    base = next((o.repetition.mean() for o in others if o.kind == "original"), np.nan)
+    circling = [o.name for o in (judged, *others) if o.repetition.mean() > base + MORE_REPETITION]
+    if circling:
+        lines.append(f"answers that run in circles at the end, which no margin shows: {', '.join(circling)}")
     short = [o.name for o in (judged, *others) if not o.reached]
     if short:
         lines.append(f"taken at their end, since they never cost that much: {', '.join(short)}")
