@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2a.data.collate import tokenize_rows
+from u2a.data.render import is_cut_of
 from u2a.data.scratch import no_progress_bars
 from u2a.data.validate import prompt_key
 from u2a.objectives import MeanLogProb, Objective, Reward, objective_class
@@ -98,7 +99,7 @@ def _cut_prompts(texts: Dataset) -> dict[int, list[int]]:
         places = sorted((pair, pair + starts.shape[1]), key=lambda i: starts.flat[i])
         short, long = (texts[i]["input_ids"][: starts.flat[i]] for i in places)
         # what else may differ is a scaffold at the end, which one of the answers brings itself
-        if long[len(long) - len(short) + 1 :] == short[1:]:  # a BOS token stays at the head of both
+        if is_cut_of(short, long):
             found[places[1]] = short
     return found
 

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from u2a import load_negatives, load_preferences, load_retain
+from u2a.data import written_messages
 from u2a.data.formats import negatives_of, preferences_of, prompts_of
 from u2a.data.load import load_prompts
 from u2a.types import UserError
@@ -92,7 +93,6 @@ TRANSCRIPT = "\n\nHuman: Q1\n\nAssistant: A1\n\nHuman: Q2\n\nwith two lines\n\nA
     "values",
     [
         {"chosen": f"{TRANSCRIPT} good", "rejected": f"{TRANSCRIPT} bad"},  # as Anthropic published it
-        {"prompt": TRANSCRIPT, "chosen": " good", "rejected": " bad"},
         {"prompt": TRANSCRIPT, "chosen": f"{TRANSCRIPT} good", "rejected": f"{TRANSCRIPT} bad"},
     ],
 )
@@ -100,7 +100,17 @@ def test_transcripts_of_hh_rlhf_are_conversations(values):
     (found,) = preferences_of(values, "row 1")
     assert found["prompt"] == turns("Q1", "A1", "Q2\n\nwith two lines")
     assert (found["chosen"].strip(), found["rejected"].strip()) == ("good", "bad")
-    assert prompts_of({"prompt": TRANSCRIPT}, "row 1")[0]["prompt"] == found["prompt"]
+
+
+def test_a_transcript_that_is_only_a_prompt_stays_raw_and_is_told(caplog):
+    """For `--template none`: there its markers mean what they say."""
+    written_messages._say_raw.cache_clear()
+    with caplog.at_level(logging.WARNING, "u2a"):
+        for _ in range(2):
+            (found,) = preferences_of({"prompt": TRANSCRIPT, "chosen": " a", "rejected": " b"}, "row 1")
+            assert found == {"prompt": turns(TRANSCRIPT), "chosen": " a", "rejected": " b"}
+    assert len(caplog.records) == 1
+    assert "right for --template none" in caplog.text
 
 
 def test_beaver_tails_labels_count():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 
 from u2a.baselines.stage import Stage
+from u2a.data.render import is_cut_of
 from u2a.data.scratch import no_progress_bars
 from u2a.training_config import arguments_for
 from u2a.types import UserError
@@ -211,8 +212,7 @@ def one_prompt(chosen: Tokens, rejected: Tokens) -> dict[str, list[int]]:
     shorter = min(chosen[0], rejected[0], key=len)
 
     def answer(prompt: list[int], own: list[int]) -> list[int]:
-        cut = prompt[len(prompt) - len(shorter) + 1 :] == shorter[1:]  # a BOS token stays at the head
-        goes_on = prompt[: len(shorter)] == shorter and not cut
+        goes_on = prompt[: len(shorter)] == shorter and not is_cut_of(shorter, prompt)
         return [*prompt[len(shorter) :], *own] if goes_on else own
 
     return {"prompt_ids": shorter, "chosen_ids": answer(*chosen), "rejected_ids": answer(*rejected)}

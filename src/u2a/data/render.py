@@ -253,3 +253,8 @@ def left_cut(ids: list[int], room: int, bos: int | None) -> list[int]:
         return ids
     first = ids[:1] if room > 1 and ids[0] == bos else []
     return first + ids[len(ids) - room + len(first) :]
+
+
+def is_cut_of(shorter: list[int], longer: list[int]) -> bool:
+    """Whether `left_cut` left `shorter` of a prompt of which `longer` has more; a BOS token heads both."""
+    return longer[len(longer) - len(shorter) + 1 :] == shorter[1:]

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from u2a.types import Message, UserError
+
+log = logging.getLogger("u2a")
 
 KEYS = ("prompt", "completion", "response", "output", "chosen", "rejected", "messages", "conversations")
 """Columns that hold messages in some format."""
@@ -27,10 +31,14 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 def with_messages(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """The row with each such text as the list of messages that it is; any other row as it stands.
 
+    A prompt alone that is a transcript stays text, with a warning: beside a plain answer it may be meant raw,
+    for `--template none`.
+
     Raises:
         UserError: a text begins as a list of messages and cannot be read as one; names `where` and column.
     """
     found: dict[str, Any] = {}
+    transcripts = []
     for key in KEYS:
         text = values.get(key)
         if not isinstance(text, str):
@@ -38,8 +46,20 @@ def with_messages(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if _SERIALISED.match(text):
             found[key] = _read(text, key, where)
         elif _TRANSCRIPT.match(text) and "\n\nAssistant:" in text:
-            found[key] = _turns(text)
+            transcripts.append(key)
+    if transcripts == ["prompt"]:
+        _say_raw()
+    else:
+        found |= {key: _turns(values[key]) for key in transcripts}
     return {**values, **found} if found else values
+
+
+@cache
+def _say_raw() -> None:
+    log.warning(
+        "prompts are transcripts (`Human:`, `Assistant:`) and stay one text, right for --template none; for "
+        "a model with a chat template give them as lists of messages"
+    )
 
 
 def _read(text: str, key: str, where: str) -> list[Any]:
