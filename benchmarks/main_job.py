@@ -62,7 +62,9 @@ STEPS = 10
 BATCH = 8
 PARTS = ("original", "forget", "retain", "validation", "test")
 RETAIN_ROWS = 64
-OUTER = OuterOptions(outer_steps=1, measurements=1, kl_budget=0.0, max_nll_rise=0.1, halvings=0)
+OUTER = OuterOptions(
+    outer_steps=1, measurements=1, kl_budget=0.0, max_nll_rise=0.1, max_repetition_rise=1.0, halvings=0
+)
 
 
 def split(data: Path, work: Path, max_chars: int) -> Path:

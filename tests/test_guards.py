@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,5 +101,5 @@ def test_a_score_names_its_row(monkeypatch):
 
 def test_a_measurement_shows_repetition_only_where_there_is_one():
     assert "repetition" not in Problem.measure(tiny_problem()).figures
-    with_one = Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), repetition=0.5)
+    with_one = Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), repetition=np.array([0.25, 0.75]))
     assert with_one.figures["repetition"] == 0.5

@@ -81,7 +81,8 @@ class Bench:
 
         restore(self.first, self.original)
         self.first.policy.redraw_adapter(seed)
-        outer = OuterOptions(**{"outer_steps": 1, "measurements": 2, "min_gain": -1.0, **variant.outer})
+        fixed = {"outer_steps": 1, "measurements": 2, "min_gain": -1.0, "max_repetition_rise": 1.0}
+        outer = OuterOptions(**{**fixed, **variant.outer})
         steps = STEPS if outer.restart else STEPS // outer.outer_steps
         outer = replace(outer, measurements=max(1, 2 // outer.outer_steps))
         begin = time.perf_counter()

@@ -12,6 +12,9 @@ from typing import Any
 
 LARGEST_SEED = 2**31 - 1
 """So that the seeds derived from it stay below numpy's limit of 2³²."""
+MOST_REPETITION_RISE = 0.1
+"""A rise of the share of repeated 4-grams in answers that shows: of the study's models those above it ran in
+circles, those below did not (docs/results.md)."""
 
 
 def option(
@@ -173,14 +176,19 @@ class OuterOptions:
     utility_budget: float = option(
         0.0, "Largest fall of U that weights may cost; 0 = only the guards.", least=0
     )
-    max_repetition: float = option(
-        0.0,
-        "Largest share of repeated 4-grams in greedy answers to 16 validation prompts, unless the original's "
-        "is larger; measured by generating at every measured step; 0 = not measured.",
+    max_repetition_rise: float = option(
+        MOST_REPETITION_RISE,
+        "Largest rise, beyond noise, of the share of repeated 4-grams in greedy answers to 16 validation "
+        "prompts; they are generated at every measured step; 1 = no limit, and none are.",
         least=0,
         most=1,
     )
     restart: bool = option(False, "Start every outer step from the original model again.")
+
+    @property
+    def guards_repetition(self) -> bool:
+        """Whether answers are generated at every measured step: a share never rises by more than 1."""
+        return self.max_repetition_rise < 1
 
 
 @dataclass(frozen=True)

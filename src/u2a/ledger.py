@@ -10,6 +10,7 @@ from torch import Tensor
 
 from u2a.config import OuterOptions
 from u2a.problem import Measurement, Problem
+from u2a.repetition import rise_beyond_noise
 from u2a.sharding import set_whole, whole
 
 Parameters = dict[str, Tensor]
@@ -71,7 +72,8 @@ class Ledger:
     def passed(self, measured: Measurement) -> str:
         """The budgets that a measured point is past, in words; empty = none.
 
-        The KL budget, the largest rise of the retain NLL, the utility budget, and the largest repetition.
+        The KL budget, the largest rise of the retain NLL, the utility budget, and the largest rise of
+        repetition.
         """
         options, fall = self.options, self.start.utility - measured.utility
         found = []
@@ -82,9 +84,14 @@ class Ledger:
             found.append(f"the retain NLL rose by {fall:.4g}, over --max-nll-rise {options.max_nll_rise:g}")
         if options.utility_budget > 0 and fall > options.utility_budget:
             found.append(f"U fell by {fall:.4g}, over --utility-budget {options.utility_budget:g}")
-        most = max(options.max_repetition, self.start.repetition or 0.0)
-        if options.max_repetition > 0 and (measured.repetition or 0.0) > most:
-            found.append(f"{measured.repetition:.3g} of 4-grams repeat, over --max-repetition {most:.3g}")
+        before, now = self.start.repetition, measured.repetition
+        if before is not None and now is not None:
+            rise = rise_beyond_noise(before, now)
+            if rise > options.max_repetition_rise:
+                found.append(
+                    f"repetition in greedy answers rose by {rise:.3g}, over --max-repetition-rise "
+                    f"{options.max_repetition_rise:g}"
+                )
         return " and ".join(found)
 
     def _note(self, point: Point) -> None:

@@ -72,7 +72,7 @@ class Measuring(TrainerCallback):
         """J, U, KL and, where a guard is on it, repetition at the current φ."""
         problem = self.ledger.problem
         found = problem.measure(self.task)
-        if self.ledger.options.max_repetition > 0:
+        if self.ledger.options.guards_repetition:
             found = replace(found, repetition=greedy_repetition(problem, self.task))
         return found
 

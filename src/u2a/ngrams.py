@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-MORE_REPETITION = 0.1
-"""A rise of `repetition` over the original model's that people are told of."""
-
 
 def ngrams(words: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     """All n-grams of a text, in order."""

@@ -127,7 +127,7 @@ def align(
     if start is None:
         with phase("measuring"):
             start = problem.measure(task, negatives=True)
-    if outer.max_repetition > 0 and start.repetition is None:
+    if outer.guards_repetition and start.repetition is None:
         start = replace(start, repetition=greedy_repetition(problem, task))
     inner = InnerCheckpoints(folder, settings)
     ledger = Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last)

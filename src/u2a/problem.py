@@ -36,8 +36,8 @@ class Measurement:
     `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
     `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
     order of the texts: scoring at the same φ needs them again. `drawn` is the objective that `s_objective`
-    belongs to where responses had to be drawn for it, else None: the problem's own. `repetition` is that of
-    greedy answers (`u2a.repetition`), None unless a guard is on it.
+    belongs to where responses had to be drawn for it, else None: the problem's own. `repetition` (A,) is that
+    of greedy answers (`u2a.repetition`), None unless a guard is on it.
     """
 
     objective: float
@@ -48,7 +48,7 @@ class Measurement:
     s_negatives: Tensor | None = None
     negative_logprob: float | None = None
     drawn: DrawnReward | None = None
-    repetition: float | None = None
+    repetition: np.ndarray | None = None
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -59,7 +59,7 @@ class Measurement:
         if self.drawn is not None:
             figures["objective_se"] = self.drawn.standard_error
         if self.repetition is not None:
-            figures["repetition"] = self.repetition
+            figures["repetition"] = float(self.repetition.mean())
         return figures
 
 

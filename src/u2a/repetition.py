@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from u2a import processes
 from u2a.generation import continuations
@@ -11,13 +12,15 @@ from u2a.objectives import Reward
 from u2a.positions import table_of_positions
 from u2a.problem import Problem, Task, silent
 
+Array = NDArray[np.float64]
+
 PROMPTS, NEW_TOKENS = 16, 96
 """How many validation prompts are answered, and with how many tokens at most: answers that do not end begin
 to repeat behind some fifty tokens (the study's finalists, docs/results.md)."""
 
 
-def greedy_repetition(problem: Problem, task: Task = silent) -> float:
-    """Mean `repetition` of the current model's greedy answers to a few validation prompts, in tokens.
+def greedy_repetition(problem: Problem, task: Task = silent) -> Array:
+    """`repetition` (A,) of each of the current model's greedy answers to A validation prompts, in tokens.
 
     The same `PROMPTS` prompts at every φ, at most `NEW_TOKENS` tokens each, fewer where the model's table of
     positions is short: about that many forward passes of one token a prompt.
@@ -34,7 +37,23 @@ def greedy_repetition(problem: Problem, task: Task = silent) -> float:
             top_k=None,
             top_p=None,
         )
-    return processes.from_main(float(np.mean([repetition(answer) for answer in answers])))
+    return processes.from_main(np.array([repetition(answer) for answer in answers]))
+
+
+def tokens_of_answers(problem: Problem) -> int:
+    """Tokens that `greedy_repetition` reads and writes, at most."""
+    return sum(len(prompt) + NEW_TOKENS for prompt in _prompts(problem))
+
+
+def rise_beyond_noise(before: Array, now: Array) -> float:
+    """By how much repetition has risen, the mean over the same A prompts; 0 where that is within noise.
+
+    Noise is 1.96 standard errors of the A paired differences. One prompt has none, and counts as it is.
+    """
+    rises = np.asarray(now, np.float64) - np.asarray(before, np.float64)
+    mean = float(rises.mean())
+    error = float(rises.std(ddof=1)) / len(rises) ** 0.5 if len(rises) > 1 else 0.0
+    return mean if mean > 1.96 * error else 0.0
 
 
 def _prompts(problem: Problem) -> list[list[int]]:

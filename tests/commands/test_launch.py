@@ -47,7 +47,7 @@ def flags(tmp_path):
         "--max-nll-rise": "100",
         "--kl-budget": "0",
         "--scoring": "fd",
-        "--max-repetition": "1",
+        "--max-repetition-rise": "0.99",
     }
 
 

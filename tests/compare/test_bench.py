@@ -129,15 +129,17 @@ def test_repetition_is_that_of_answers_to_all_validation_prompts(bench, monkeypa
 
     def share(problem, _task):
         asked.append(len(problem.objective.texts))
-        return 0.25
+        return np.array([0.1, 0.4])
 
     monkeypatch.setattr(module, "greedy_repetition", share)
-    shares = [
-        run(bench, given, final=final)["repetition"]
-        for given, final in (("uniform", True), ({"method": "u2a", "joint": 1.0}, True), ("uniform", False))
-    ]
-    assert shares == [0.25, 0.25, None]
-    assert asked == [8, 8]
+    monkeypatch.setattr(bench, "_repetition_at_start", np.array([0.1, 0.1]))
+    for given, final in (("uniform", True), ({"method": "u2a", "joint": 1.0}, True), ("uniform", False)):
+        cell = run(bench, given, final=final)
+        assert cell["repetition"] == 0.25
+        assert cell["repetition_rise"] == 0.0  # of two answers one: noise
+    assert asked == [8, 8, 8]
+    monkeypatch.setattr(bench, "_repetition_at_start", np.array([0.0, 0.3]))
+    assert run(bench, "uniform")["repetition_rise"] == pytest.approx(0.1)
 
 
 def test_final_models_are_kept_where_asked(bench, tmp_path):

@@ -168,3 +168,20 @@ def test_a_name_cannot_end_in_another_folder():
     entry = parse_methods([{"method": "u2a", "name": "v1..2"}], "npo")[1]
     for cell in (*finals(entry, 1e-4, [0]), *grid(entry, [1e-4, 2e-4], 0)):
         assert Path(cell.file).name == cell.file
+
+
+def test_a_rate_whose_answers_run_in_circles_is_not_picked():
+    """Cells of before repetition was measured count as if it had not risen."""
+    start = {"objective": -0.7, "utility": -2.0}
+
+    def cell(objective, **more):
+        return {"points": [{"objective": objective, "utility": -2.01}], **more}
+
+    cells = {
+        1e-4: cell(-0.6),
+        2e-4: cell(-0.5, repetition_rise=0.05),
+        4e-4: cell(-0.4, repetition_rise=0.3),
+    }
+    assert pick(cells, start, 0.02, 0.1, 0.1) == 2e-4
+    assert pick(cells, start, 0.02, 0.1) == 4e-4
+    assert pick({4e-4: cells[4e-4], 8e-4: cells[4e-4]}, start, 0.02, 0.1, 0.1) == 4e-4

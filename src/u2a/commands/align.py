@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from u2a.commands.summary import (
     write_summary,
 )
 from u2a.commands.terminal import Bars, say
-from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.config import MOST_REPETITION_RISE, OuterOptions, UnlearnOptions, WeightOptions
 from u2a.runs import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
@@ -45,15 +46,14 @@ if TYPE_CHECKING:
 
     from u2a.models import Policy
     from u2a.outer_loop import AlignResult
-    from u2a.problem import Problem
+    from u2a.problem import Measurement, Problem
 
 
 def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
     join_processes(values)
-    from u2a.ngrams import MORE_REPETITION
-    from u2a.repetition import greedy_repetition
+    from u2a.repetition import greedy_repetition, rise_beyond_noise
 
     with processes.as_one():
         if values["output"]:
@@ -70,12 +70,16 @@ def run(values: Mapping[str, Any]) -> int:
         with run.phase("measuring"):
             problem = build_problem(values, ALIGN, data, policy, bars)
             say(_cost(problem, values))
-            before, repeated = _held_out(problem, data, bars), greedy_repetition(problem, bars.task)
-        result = _align(problem, values, run, bars)
+            before = _held_out(problem, data, bars)
+            start = problem.measure(bars.task, negatives=True)
+            repeated = greedy_repetition(problem, bars.task)
+        result = _align(problem, replace(start, repetition=repeated), values, run, bars)
         with run.phase("evaluation"):
-            after, repeats = _held_out(problem, data, bars), greedy_repetition(problem, bars.task)
-        if repeats > repeated + MORE_REPETITION:
-            data.warnings.append(_in_circles(repeated, repeats))
+            after, repeats = _held_out(problem, data, bars), result.best.repetition
+            if repeats is None:  # no guard was on it, or the best point is of before an interruption
+                repeats = greedy_repetition(problem, bars.task)
+        if rise_beyond_noise(repeated, repeats) > MOST_REPETITION_RISE:
+            data.warnings.append(_in_circles(repeated.mean(), repeats.mean()))
             say_warnings(data.warnings[-1:])
         rows = [*measurement_rows(result.start, result.best, problem), repetition_row(repeated, repeats)]
         rows += held_out_rows(before, after) if before and after else []
@@ -95,12 +99,14 @@ def run(values: Mapping[str, Any]) -> int:
 def _in_circles(before: float, after: float) -> str:
     return (
         f"greedy answers run in circles: {after:.0%} of their 4-grams stood in them before, {before:.0%} in "
-        "the original's, which J, KL and NLL do not show. --max-repetition 0.1 keeps an earlier step, a "
-        "lower --learning-rate hits less hard"
+        f"the original's, which J, KL and NLL do not show. --max-repetition-rise {MOST_REPETITION_RISE:g} "
+        "keeps an earlier step, a lower --learning-rate hits less hard"
     )
 
 
-def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Bars) -> AlignResult:
+def _align(
+    problem: Problem, start: Measurement, values: Mapping[str, Any], run: RunFolder, bars: Bars
+) -> AlignResult:
     from u2a.impact.curvature import CURVATURES
     from u2a.outer_loop import align
 
@@ -112,6 +118,7 @@ def _align(problem: Problem, values: Mapping[str, Any], run: RunFolder, bars: Ba
         curvature=CURVATURES[values["curvature"]](**ALIGN.chosen_options("curvature", values)),
         scoring=values["scoring"],
         self_check=values["self_check"],
+        start=start,
         seed=values["seed"],
         folder=run.path / "checkpoints",
         resume=values["resume"],
@@ -144,7 +151,10 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
         mean = sizes.negatives / len(problem.negatives)
         passes = options["max_steps"] * options["batch_size"] * options["gradient_accumulation"] * mean
     # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
-    unlearning = 4 * passes + options["measurements"] * (sizes.measuring + sizes.negatives)
+    measuring = (
+        sizes.measuring + sizes.negatives + (sizes.answers if options["max_repetition_rise"] < 1 else 0)
+    )
+    unlearning = 4 * passes + options["measurements"] * measuring
     total = options["outer_steps"] * (sizes.scoring(options["scoring"]) + unlearning)
     scoring = sizes.scoring(options["scoring"]) / sizes.negatives
     return (

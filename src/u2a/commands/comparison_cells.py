@@ -24,7 +24,7 @@ def picked(entry: Entry, plan: Plan, store: CellStore, values: Mapping[str, Any]
     if not usable:
         return plan.rates[0]
     start = next(iter(usable.values()))["start"]
-    return pick(usable, start, values["nll_rise"], values["max_nll_rise"])
+    return pick(usable, start, values["nll_rise"], values["max_nll_rise"], values["max_repetition_rise"])
 
 
 def missing(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> list[tuple[Entry, CellName]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from u2a.commands.comparison_metrics import CORE_METRICS, usable_metrics
-from u2a.config import LARGEST_SEED, option
+from u2a.config import LARGEST_SEED, MOST_REPETITION_RISE, option
 from u2a.evaluation import METRICS
 
 
@@ -179,6 +179,13 @@ class CompareOptions:
     )
     max_nll_rise: float = option(
         0.1, "A learning rate that raises the retain NLL by more at its end is not picked."
+    )
+    max_repetition_rise: float = option(
+        MOST_REPETITION_RISE,
+        "Nor is one at whose end greedy answers to validation prompts repeat themselves by more than this, "
+        "beyond noise: a share of 4-grams; 1 = never left out.",
+        least=0,
+        most=1,
     )
     metrics: str = option(
         ",".join(CORE_METRICS),

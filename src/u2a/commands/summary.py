@@ -126,10 +126,11 @@ def held_out_rows(original: Values, aligned: Values) -> list[Row]:
     ]
 
 
-def repetition_row(original: float, aligned: float) -> Row:
-    """How much greedy answers repeat themselves (`u2a.repetition`), to three places: of 16 answers no more is
-    known."""
-    return Row("repetition in answers", "share", "lower", round(original, 3), round(aligned, 3))
+def repetition_row(original: np.ndarray, aligned: np.ndarray) -> Row:
+    """How much greedy answers repeat themselves, from `u2a.repetition`, (A,) each: the same prompts."""
+    intervals = map(mean_interval, (original, aligned, aligned - original))
+    means = float(original.mean()), float(aligned.mean())
+    return Row("repetition in answers", "share", "lower", *means, *intervals)
 
 
 def print_summary(rows: Sequence[Row], run: RunFolder) -> None:

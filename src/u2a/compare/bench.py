@@ -26,7 +26,7 @@ from u2a.ledger import Parameters, restore, snapshot
 from u2a.losses import LOSSES, resolve_loss
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.repetition import greedy_repetition
+from u2a.repetition import greedy_repetition, rise_beyond_noise
 from u2a.runs import write_json
 from u2a.types import UserError
 from u2a.validation import pair_texts, shared_out
@@ -78,6 +78,7 @@ class Bench:
     has_retain: bool = True
     task: Task = silent
     start: Measurement = field(init=False)
+    _repetition_at_start: np.ndarray = field(init=False)
     held_out: Dataset = field(init=False)
     _test_at_start: np.ndarray = field(init=False)
     _original: Parameters = field(init=False)
@@ -85,6 +86,7 @@ class Bench:
     def __post_init__(self) -> None:
         self._original = snapshot(self.first)
         self.start = self.first.measure(self.task, negatives=True)
+        self._repetition_at_start = greedy_repetition(self.first, self.task)
         self.held_out, _ = pair_texts(self.test, self.first.renderer)
         with self.task("held-out pairs", len(self.held_out)) as progress:
             self._test_at_start = self.first.logprobs(self.held_out, progress).double().numpy()
@@ -118,6 +120,7 @@ class Bench:
         if name.final and self.models is not None:
             with whole_folder(self.models / name.file.removesuffix(".json")) as folder:
                 stage.problem.policy.save(folder)
+        repetition = self._repetition(stage.problem)
         return {
             "entry": name.entry,
             "rate": name.rate,
@@ -129,11 +132,12 @@ class Bench:
             "seconds": round(watch.points[-1].seconds, 3),
             "tokens": asdict(watch.spent),
             "figures": self._figures(stage.problem, watch, name) if name.final else {},
-            "repetition": self._repetition(stage.problem) if name.final else None,
+            "repetition": float(repetition.mean()),
+            "repetition_rise": rise_beyond_noise(self._repetition_at_start, repetition),
         }
 
-    def _repetition(self, problem: Problem) -> float:
-        """Of greedy answers at the end, to the same validation prompts for every method."""
+    def _repetition(self, problem: Problem) -> np.ndarray:
+        """Of greedy answers at the end, (A,), to the same validation prompts for every method."""
         return greedy_repetition(replace(problem, objective=self.first.objective), self.task)
 
     def _problem(self, entry: Entry, seed: int) -> tuple[Problem, Measurement]:

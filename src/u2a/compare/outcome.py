@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from u2a.ngrams import MORE_REPETITION
+from u2a.config import MOST_REPETITION_RISE
 
 Array = NDArray[np.float64]
 
@@ -37,10 +37,11 @@ class Outcome:
     `margins` (S, P) are the gains of the held-out margin over the original model at the end, in nats a pair,
     `at_cost` (S, P) those where the retain NLL has risen by the given amount (or at the end, where it rose
     less); `rises` (S,) the rise of the retain NLL at the end, in nats per token, `kl` (S,) likewise;
-    `repetition` (S,) the share of repeated 4-grams in greedy answers there (`u2a.repetition`), NaN in runs of
-    before it was measured; `reached` whether every seed reached that rise. `curve` are (rise, margin,
-    seconds) at every look, the first two means over seeds. `seconds`, here and in `curve`, is the median over
-    seeds: one run beside other work on the machine must not spoil it. Tokens are means.
+    `repetition` (S,) the share of repeated 4-grams in greedy answers there (`u2a.repetition`),
+    `repetition_rise` (S,) its rise beyond noise, both NaN in runs of before they were measured; `reached`
+    whether every seed reached that rise. `curve` are (rise, margin, seconds) at every look, the first two
+    means over seeds. `seconds`, here and in `curve`, is the median over seeds: one run beside other work on
+    the machine must not spoil it. Tokens are means.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Outcome:
     rises: Array
     kl: Array
     repetition: Array
+    repetition_rise: Array
     objective: Array
     reached: bool
     curve: list[tuple[float, float, float]]
@@ -90,6 +92,7 @@ def outcome(
         rises=np.array([r for r, _, _ in ends]),
         kl=np.array([_number(cell["points"][-1]["kl"]) for cell in cells]),
         repetition=np.array([_number(cell.get("repetition")) for cell in cells]),
+        repetition_rise=np.array([_number(cell.get("repetition_rise")) for cell in cells]),
         objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
         reached=all(max(r for r, _, _ in run) >= rise for run in looks),
         # within a time a slow run has fewer looks; the last of each is its end
@@ -152,8 +155,7 @@ def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str
         lone = [o.name for o in (judged, *others) if o.seeds == 1 and o.kind != "original"]
         if lone:
             lines.append(f"of one seed, so that intervals are about pairs alone: {', '.join(lone)}")
-    base = next((o.repetition.mean() for o in others if o.kind == "original"), np.nan)
-    circling = [o.name for o in (judged, *others) if o.repetition.mean() > base + MORE_REPETITION]
+    circling = [o.name for o in (judged, *others) if o.repetition_rise.mean() > MOST_REPETITION_RISE]
     if circling:
         lines.append(f"answers that run in circles at the end, which no margin shows: {', '.join(circling)}")
     short = [o.name for o in (judged, *others) if not o.reached]

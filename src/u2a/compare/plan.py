@@ -171,20 +171,26 @@ def finals(entry: Entry, rate: float, seeds: Sequence[int]) -> list[CellName]:
 
 
 def pick(
-    cells: Mapping[float, Mapping[str, Any]], start: Mapping[str, float], nll_rise: float, max_nll_rise: float
+    cells: Mapping[float, Mapping[str, Any]],
+    start: Mapping[str, float],
+    nll_rise: float,
+    max_nll_rise: float,
+    max_repetition_rise: float = 1.0,
 ) -> float:
     """The rate of the largest validation J where margins are compared: where the retain NLL has risen by
-    `nll_rise`, or at the end. Those that raised it by more than `max_nll_rise` at the end are left out.
+    `nll_rise`, or at the end. Those that raised it by more than `max_nll_rise` at the end are left out, and
+    those whose answers repeat themselves there by more than `max_repetition_rise`.
 
     Where all did, the smallest: it did the least harm.
 
     Args:
-        cells: rate -> cell. start: `objective` and `utility` of the original model.
+        cells: rate -> cell; those of before repetition was measured count as if it had not risen.
+        start: `objective` and `utility` of the original model.
     """
     gains = {}
     for rate, cell in cells.items():
         run = [(start["utility"] - p["utility"], p["objective"] - start["objective"]) for p in cell["points"]]
-        if run[-1][0] <= max_nll_rise:
+        if run[-1][0] <= max_nll_rise and cell.get("repetition_rise", 0.0) <= max_repetition_rise:
             gains[rate] = float(at_rise([(rise, np.array([gain])) for rise, gain in run], nll_rise)[0])
     return max(gains, key=lambda rate: gains[rate]) if gains else min(cells)
 

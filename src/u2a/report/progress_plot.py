@@ -44,11 +44,10 @@ def budgets(config: Mapping[str, Any], start: Measured) -> dict[str, float]:
         return float(value)
 
     falls = [fall for fall in (setting("max_nll_rise"), setting("utility_budget")) if not math.isnan(fall)]
-    most = setting("max_repetition")
     found = {
         "KL": setting("kl_budget"),
         "U": start.utility - min(falls) if falls else math.nan,
-        "repetition": most if math.isnan(start.repetition) else max(most, start.repetition),
+        "repetition": start.repetition + setting("max_repetition_rise"),
     }
     return {name: bound for name, bound in found.items() if math.isfinite(bound)}
 

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TO_THE_END = OuterOptions(
-    outer_steps=1, measurements=1, halvings=0, kl_budget=0.0, max_nll_rise=1e30, utility_budget=0.0
+    outer_steps=1,
+    measurements=1,
+    halvings=0,
+    kl_budget=0.0,
+    max_nll_rise=1e30,
+    utility_budget=0.0,
+    max_repetition_rise=1.0,
 )
 """One inner run, measured once, at its end, and no guard that could cut it short: every subset gets the same
 strength, also where `align` would have stopped."""
