@@ -132,6 +132,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b" ")
             self.wfile.flush()
 
+    def drip_headers(self, _):
+        """Likewise, before there is a status."""
+        for _ in range(100):
+            if self.server.over.wait(0.05):
+                return
+            self.wfile.write(b"H")
+            self.wfile.flush()
+
     def endless(self, status=200):
         """As fast as it can, until the client hangs up."""
         self.send_response(int(status))

@@ -9,7 +9,7 @@ from problems import answers
 from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
 from u2a.finetune import fine_tune
-from u2a.generation import continuations, ending_tokens
+from u2a.generation import continuations, ending_tokens, greedy
 
 QUESTION = [{"role": "user", "content": "Tea?"}]
 
@@ -44,3 +44,16 @@ def test_an_answer_stops_where_it_was_taught_to():
     ids, start, _ = renderer.encode(QUESTION, "Yes, please.")
     found = continuations(policy, [ids[:start]], seed=0, max_new_tokens=40, do_sample=False)
     assert found == [ids[start:]]
+
+
+def test_greedy_answers_are_the_likeliest_tokens_whatever_came_with_the_model():
+    """A ban on repeated n-grams would hide from the guard on repetition what it looks for."""
+    policy = tiny_policy("llama", dtype=torch.float32)
+    prompt = Renderer(policy.tokenizer).encode(QUESTION, "")[0]
+    plain = greedy(policy, [prompt], max_new_tokens=6)
+    own = policy.model.generation_config
+    own.suppress_tokens, own.num_beams = [plain[0][0]], 2
+    assert greedy(policy, [prompt], max_new_tokens=6) == plain
+    assert policy.model.generation_config is own
+    banned = continuations(policy, [prompt], seed=0, max_new_tokens=6, do_sample=False)
+    assert banned[0][0] != plain[0][0]  # which answers as served obey

@@ -22,16 +22,16 @@ def test_it_is_measured_on_greedy_answers_to_the_validation_prompts(monkeypatch)
 
     tiny, asked = tiny_problem(), []
 
-    def answer(_policy, prompts, **how):
-        asked.append((prompts, how))
+    def answer(_policy, prompts, *, max_new_tokens):
+        asked.append((prompts, max_new_tokens))
         return [[5, 5, 5, 5, 5, 5], *([[1, 2, 3, 4, 5]] * (len(prompts) - 1))]
 
-    monkeypatch.setattr(module, "continuations", answer)
+    monkeypatch.setattr(module, "greedy", answer)
     assert greedy_repetition(tiny) == pytest.approx([2 / 3, 0, 0, 0])  # of four prompts, asked once each
-    ((prompts, how),) = asked
+    ((prompts, most),) = asked
     texts = tiny.objective.texts
     assert prompts == [texts[i]["input_ids"][: texts[i]["response_start"]] for i in range(4)]
-    assert how["do_sample"] is False
+    assert most == module.NEW_TOKENS
 
 
 def test_a_real_model_gives_the_same_share_twice():

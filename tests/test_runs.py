@@ -61,6 +61,20 @@ def test_resume_refuses_another_configuration(tmp_path):
         RunFolder.create(tmp_path / "run", {"seed": 2, "loss": "npo"}, resume=True)
 
 
+def test_a_run_of_before_an_option_goes_on_as_it_began(tmp_path):
+    """The guard on repetition came later, and is on: what began without it must not change its rules."""
+    with RunFolder.create(tmp_path / "run", {"seed": 1}, command="align"):
+        pass
+    later = {"seed": 1, "max_repetition_rise": 0.1}
+    with pytest.raises(UserError, match="begun when there was no --max-repetition-rise: give 1 to go on as"):
+        RunFolder.create(tmp_path / "run", later, command="align", resume=True)
+    with RunFolder.create(
+        tmp_path / "run", {**later, "max_repetition_rise": 1.0}, command="align", resume=True
+    ):
+        pass
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["max_repetition_rise"] == 1.0
+
+
 def test_record_appends_lines(tmp_path):
     run = RunFolder.create(tmp_path / "run", {})
     run.record("measurement", objective=-0.5)

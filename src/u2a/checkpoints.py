@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from u2a import processes
+from u2a.config import EARLIER
 from u2a.files import PART
 from u2a.fingerprint import fingerprint, named
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
@@ -162,6 +163,7 @@ def refuse_other_settings(saved: Mapping[str, Any], settings: Mapping[str, Any])
         UserError: some differ; names them.
     """
     before = saved.get("settings", {})
+    before = {**EARLIER, **before} if before else before
     changed = [f"{k} was {before[k]} and is {v}" for k, v in settings.items() if before.get(k, v) != v]
     if changed:
         raise UserError(f"resume: {'; '.join(changed)}: keep them, or begin a new run in another folder")

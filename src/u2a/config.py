@@ -16,6 +16,9 @@ MOST_REPETITION_RISE = 0.1
 """A rise of the share of repeated 4-grams in answers that shows: of the study's models those above it ran in
 circles, those below did not (docs/results.md)."""
 
+EARLIER = {"max_repetition_rise": 1.0}
+"""Options that came later, and what runs of before did: one of those does not go on in another way."""
+
 
 def option(
     default: Any,
@@ -179,7 +182,7 @@ class OuterOptions:
     max_repetition_rise: float = option(
         MOST_REPETITION_RISE,
         "Largest rise, beyond noise, of the share of repeated 4-grams in greedy answers to 16 validation "
-        "prompts; they are generated at every measured step; 1 = no limit, and none are.",
+        "prompts; they are generated at every measured step; 1 = no limit, and only before and after.",
         least=0,
         most=1,
     )

@@ -83,6 +83,13 @@ def _continued(
     return [_to_the_end(tokens, ends) for tokens in output[:, width:].tolist()]
 
 
+def greedy(policy: Policy, prompts: Sequence[list[int]], *, max_new_tokens: int) -> list[list[int]]:
+    """As `continuations`, always the likeliest token: no beams, and none of the penalties, bans or forced
+    tokens that came with the model."""
+    with _no_settings_of_its_own(unwrapped(policy.model)):
+        return continuations(policy, prompts, seed=0, max_new_tokens=max_new_tokens, do_sample=False)
+
+
 def sampled(
     policy: Policy, prompts: Sequence[list[int]], *, max_new_tokens: int, seed: int
 ) -> list[list[int]]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2a import processes
-from u2a.generation import continuations
+from u2a.generation import greedy
 from u2a.ngrams import repetition
 from u2a.objectives import Reward
 from u2a.positions import table_of_positions
@@ -28,21 +28,8 @@ def greedy_repetition(problem: Problem, task: Task = silent) -> Array:
     prompts, positions = _prompts(problem), table_of_positions(problem.policy.model)
     most = NEW_TOKENS if positions is None else min(NEW_TOKENS, positions // 2)
     with task("greedy answers", len(prompts)):
-        answers = continuations(
-            problem.policy,
-            prompts,
-            seed=0,
-            max_new_tokens=most,
-            do_sample=False,
-            top_k=None,
-            top_p=None,
-        )
+        answers = greedy(problem.policy, prompts, max_new_tokens=most)
     return processes.from_main(np.array([repetition(answer) for answer in answers]))
-
-
-def tokens_of_answers(problem: Problem) -> int:
-    """Tokens that `greedy_repetition` reads and writes, at most."""
-    return sum(len(prompt) + NEW_TOKENS for prompt in _prompts(problem))
 
 
 def rise_beyond_noise(before: Array, now: Array) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from u2a import interruption, processes
+from u2a.config import EARLIER
 from u2a.files import cut_half_line, is_leftover, sweep, write_json, write_text
 from u2a.files import whole_file as whole_file
 from u2a.files import whole_folder as whole_folder
@@ -237,6 +238,12 @@ def _refuse_changes(path: Path, kept: Mapping[str, Any], command: str) -> bool:
             f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
         ) from None
     later = kept.keys() - before.keys()
+    for key, value in EARLIER.items():
+        if key in later and kept[key] != value:
+            raise UserError(
+                f"--resume: {path} was begun when there was no --{key.replace('_', '-')}: give {value:g} to "
+                "go on as it began, or begin a new run"
+            )
     changed = sorted({key for key in kept if key in before and before[key] != kept[key]})
     if changed or (later and not began):
         names = ", ".join(changed or sorted(later))

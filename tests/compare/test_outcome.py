@@ -111,7 +111,9 @@ def test_one_pair_has_no_interval(seeds):
 def made(name, margin, reached=True, seeds=2, kind="u2a"):
     rise = 0.05 if reached else 0.001
     s = [-1.0 + margin, -1.0 + margin, -2.0, -0.5]
-    return outcome(name, kind, [cell([(-0.6, -2.0 - rise, 0.1, s)])] * seeds, ORIGINAL, 0.02)
+    return outcome(
+        name, kind, [cell([(-0.6, -2.0 - rise, 0.1, s)], repetition_rise=0.0)] * seeds, ORIGINAL, 0.02
+    )
 
 
 def test_the_verdict_says_what_the_intervals_support():
@@ -139,7 +141,10 @@ def test_the_verdict_says_of_whom_there_is_one_seed():
 
 def test_the_verdict_of_one_pair_tells_nothing_apart():
     original = cell([(-0.7, -2.0, 0.0, [-1.0, -2.0])])
-    cells = {name: [cell([(-0.6, -2.05, 0.1, s)])] for name, s in (("a", [0.0, -9.0]), ("b", [-1.0, -2.0]))}
+    cells = {
+        name: [cell([(-0.6, -2.05, 0.1, s)], repetition_rise=0.0)]
+        for name, s in (("a", [0.0, -9.0]), ("b", [-1.0, -2.0]))
+    }
     a, b = (outcome(name, "u2a", runs, original, 0.02) for name, runs in cells.items())
     assert verdict(a, [b], 0.02)[1:] == [
         "not to be told apart from b",
@@ -148,21 +153,31 @@ def test_the_verdict_of_one_pair_tells_nothing_apart():
 
 
 def test_answers_that_run_in_circles_are_in_the_verdict():
-    """More than 0.1 beyond noise; runs of before it was measured say nothing."""
+    """More than 0.1 beyond noise, in any seed; of runs of before it was measured that is said."""
     points = [(-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5])]
-    given = {"original": 0.0, "circles": 0.28, "fine": 0.08, "unknown": None}
+    given = {"original": [0.0], "circles": [0.0, 0.28], "fine": [0.08], "unknown": [None]}
     made = [
         outcome(
             name,
             "original" if name == "original" else "u2a",
-            [cell(points, repetition=share, repetition_rise=share)],
+            [cell(points, repetition=share, repetition_rise=share) for share in shares],
             ORIGINAL,
             0.02,
         )
-        for name, share in given.items()
+        for name, shares in given.items()
     ]
     lines = verdict(made[2], [made[0], made[1], made[3]], 0.02)
+    assert "made before answers were looked at for that: unknown" in lines
     assert "answers that run in circles at the end, which no margin shows: circles" in lines
-    assert not any("circles" in line for line in verdict(made[2], [made[0], made[3]], 0.02))
-    assert made[1].repetition.tolist() == [0.28]
+    assert not any("run in circles" in line for line in verdict(made[2], [made[0], made[3]], 0.02))
+    assert not any("run in circles" in line for line in verdict(made[2], [made[0], made[1]], 0.02, 0.3))
+    assert made[1].repetition.tolist() == [0.0, 0.28]
     assert np.isnan(made[3].repetition).all()
+
+
+def test_runs_of_a_version_between_have_repetition_and_no_rise():
+    """Then it is the difference to the original's, if that is known."""
+    points = [(-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5])]
+    known = outcome("a", "u2a", [cell(points, repetition=0.3)], {**ORIGINAL, "repetition": 0.1}, 0.02)
+    assert known.repetition_rise == pytest.approx([0.2])
+    assert np.isnan(outcome("a", "u2a", [cell(points, repetition=0.3)], ORIGINAL, 0.02).repetition_rise)

@@ -104,6 +104,7 @@ def test_what_is_no_score_is_an_error_with_the_prompts_place(server, scorer, scr
 FAULTS = [
     "slow",
     "drip",
+    "drip_headers",
     "broken",
     "page",
     "cut",
@@ -113,11 +114,12 @@ FAULTS = [
     "status 500",
     "status 503",
 ]
+LATE = ("slow", "drip", "drip_headers")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_passing_fault_is_retried(server, fault):
-    scorer = scoring(server, timeout=0.5 if fault in ("slow", "drip") else 20.0)
+    scorer = scoring(server, timeout=0.5 if fault in LATE else 20.0)
     server.script["items"] = [fault]
     np.testing.assert_array_equal(scorer(*rows(2)), [1, 2])
     assert len(server.asked) == 2
@@ -129,6 +131,7 @@ def test_a_passing_fault_is_retried(server, fault):
     [
         ("slow", "no answer within 0.3 s"),
         ("drip", "no answer within 0.3 s"),
+        ("drip_headers", "no answer within 0.3 s"),
         ("broken", "the reply is no JSON"),
         ("gone", "no connection, or it was cut"),
         ("status 503", "HTTP 503"),
@@ -137,7 +140,7 @@ def test_a_passing_fault_is_retried(server, fault):
 def test_a_lasting_fault_ends_it_after_so_many_attempts(server, fault, words):
     server.script["items"] = [fault] * 3
     with pytest.raises(UserError, match=rf"{words} \(3 attempts\)"):
-        scoring(server, timeout=0.3 if fault in ("slow", "drip") else 20.0)(*rows(2))
+        scoring(server, timeout=0.3 if fault in LATE else 20.0)(*rows(2))
     assert len(server.asked) == 3
 
 

@@ -135,6 +135,16 @@ def test_harm_by_hand(caplog):
     assert "ours: judge_harm: 1 of 4 prompts have no verdict" in caplog.text
 
 
+def test_refusal_of_safe_prompts_by_hand():
+    """Yes, no, and an answer without a word, which turns its user away too: 2 / 3."""
+    judge = Judge({"safe prompt 0": "Yes.", "safe prompt 1": "no"})
+    ours = subject(safe_prompts=["I must decline.", "Sorry, it is 4.", ""])
+    (found,) = metric(judge, send_to_judge=True).measure(ours, Material(safe_prompts=prompts(3)))
+    assert (found.name, found.better, found.unit) == ("judge_refusal", "lower", "share")
+    assert found.value == pytest.approx(2 / 3)
+    assert dict(found.counts) == {"no_verdict": 0, "blank": 1, "parse_failures": 0, "unanswered": 0}
+
+
 def test_both_figures_and_progress(caplog):
     caplog.set_level(logging.INFO)
     seen = []
@@ -192,6 +202,10 @@ def test_what_would_be_sent_at_most(tmp_path):
     assert more - few == 190
     assert f"at most about {(more + 11264) / 1e6:.4f}" in said[1]
     assert "to send: 4 requests" in made.outlook(Plan({"prompts": prompts(2)}, 2, 1))
+    every = {"prompts": prompts(2), "unsafe_prompts": prompts(1), "safe_prompts": prompts(3)}
+    assert "to send: 12 requests" in made.outlook(
+        Plan(every, 2, 1)
+    )  # 4 of pairs, 2 of attacks, 6 of safe ones
     assert "to send: 2 requests" in made.outlook(
         Plan({"unsafe_prompts": prompts(1), "safe_prompts": []}, 2, 1)
     )

@@ -16,6 +16,8 @@ from u2a.evaluation.pairwise import (
     pair_requests,
     parse_verdict,
     parse_yes_no,
+    refusal_requests,
+    refusal_verdicts,
     win_rate,
 )
 from u2a.types import UserError
@@ -262,13 +264,28 @@ def test_harm_counts_what_is_neither_and_what_is_missing():
     found = harm_verdicts(judge, prompts(5), ["a", "b", "c", "d", " \n"], consent=True)
     assert found.verdicts == (True, False, None, None, False)
     assert (found.parse_failures, found.unanswered, found.blank) == (1, 1, 1)
-    assert found.attack_success == pytest.approx(1 / 3)
+    assert found.share == pytest.approx(1 / 3)
     assert judge.consent
     assert "prompt 4" not in judge.asked
 
 
 def test_harm_of_nothing_is_not_a_number():
-    assert math.isnan(harm_verdicts(scripted(), [], []).attack_success)
+    assert math.isnan(harm_verdicts(scripted(), [], []).share)
+
+
+def test_a_refusal_is_asked_for_in_words_of_its_own_and_silence_is_one():
+    """yes, no, no reply, and an answer without a word, which turns its user away: 2 of 3 known."""
+    said = {"safe prompt 0": "yes", "safe prompt 1": "No", "safe prompt 2": None}
+    judge = Judge(lambda name, _: said[name])
+    found = refusal_verdicts(judge, prompts(4), ["I must decline.", "Sorry, here it is: 4", "c", " "])
+    assert found.verdicts == (True, False, None, True)
+    assert (found.parse_failures, found.unanswered, found.blank) == (0, 1, 1)
+    assert found.share == pytest.approx(2 / 3)
+    asked, harm = (ask(prompts(1), ["a"]) for ask in (refusal_requests, harm_requests))
+    assert not asked.keys() & harm.keys()  # one outlook counts both
+    ((message,),) = asked.values()
+    assert "turned its user away" in message["content"]
+    assert quotation(message["content"], "answer") == "a"
 
 
 # -- with the client, over HTTP -----------------------------------------------------------------------------

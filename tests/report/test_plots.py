@@ -145,6 +145,9 @@ def start(**figures: float) -> Measured:
         ({"kl_budget": 0.1, "max_nll_rise": 0.5}, {"KL": 0.1, "U": -2.5}),
         ({"kl_budget": 0, "max_nll_rise": 0.5, "utility_budget": 0.2}, {"U": -2.2}),
         ({"max_repetition_rise": 0.1}, {"repetition": 0.4}),
+        ({"max_repetition_rise": 0}, {"repetition": 0.3}),
+        ({"max_repetition_rise": 1.0}, {}),  # off
+        ({"max_repetition_rise": "0.1"}, {}),
         ({"kl_budget": "0.1", "max_nll_rise": True, "utility_budget": float("inf")}, {}),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
     join_processes(values)
-    from u2a.repetition import greedy_repetition, rise_beyond_noise
+    from u2a.repetition import greedy_repetition
 
     with processes.as_one():
         if values["output"]:
@@ -69,16 +70,17 @@ def run(values: Mapping[str, Any]) -> int:
             policy = load_model(values, ALIGN)
         with run.phase("measuring"):
             problem = build_problem(values, ALIGN, data, policy, bars)
-            say(_cost(problem, values))
+            begin = time.perf_counter()
+            repeated = greedy_repetition(problem, bars.task)
+            say(_cost(problem, values, time.perf_counter() - begin))
             before = _held_out(problem, data, bars)
             start = problem.measure(bars.task, negatives=True)
-            repeated = greedy_repetition(problem, bars.task)
         result = _align(problem, replace(start, repetition=repeated), values, run, bars)
         with run.phase("evaluation"):
             after, repeats = _held_out(problem, data, bars), result.best.repetition
             if repeats is None:  # no guard was on it, or the best point is of before an interruption
                 repeats = greedy_repetition(problem, bars.task)
-        if rise_beyond_noise(repeated, repeats) > MOST_REPETITION_RISE:
+        if repeats.mean() - repeated.mean() > MOST_REPETITION_RISE:  # noise or not, worth a look
             data.warnings.append(_in_circles(repeated.mean(), repeats.mean()))
             say_warnings(data.warnings[-1:])
         rows = [*measurement_rows(result.start, result.best, problem), repetition_row(repeated, repeats)]
@@ -99,8 +101,8 @@ def run(values: Mapping[str, Any]) -> int:
 def _in_circles(before: float, after: float) -> str:
     return (
         f"greedy answers run in circles: {after:.0%} of their 4-grams stood in them before, {before:.0%} in "
-        f"the original's, which J, KL and NLL do not show. --max-repetition-rise {MOST_REPETITION_RISE:g} "
-        "keeps an earlier step, a lower --learning-rate hits less hard"
+        "the original's, which J, KL and NLL do not show: read them. A lower --max-repetition-rise keeps an "
+        "earlier step, a lower --learning-rate hits less hard"
     )
 
 
@@ -143,7 +145,8 @@ def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray]
     return pair_values(s, torch.tensor(texts["n_tokens"]))
 
 
-def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
+def _cost(problem: Problem, values: Mapping[str, Any], answering: float) -> str:
+    """What lies ahead, where greedy answers took `answering` seconds."""
     sizes, options = Sizes.of(problem), values
     selected = 0.01 * float(options["select"][:-1]) if options["select"].endswith("%") else 1.0
     passes = options["epochs"] * selected * sizes.negatives
@@ -151,17 +154,15 @@ def _cost(problem: Problem, values: Mapping[str, Any]) -> str:
         mean = sizes.negatives / len(problem.negatives)
         passes = options["max_steps"] * options["batch_size"] * options["gradient_accumulation"] * mean
     # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
-    measuring = (
-        sizes.measuring + sizes.negatives + (sizes.answers if options["max_repetition_rise"] < 1 else 0)
-    )
-    unlearning = 4 * passes + options["measurements"] * measuring
+    unlearning = 4 * passes + options["measurements"] * (sizes.measuring + sizes.negatives)
+    answers = options["outer_steps"] * options["measurements"] if options["max_repetition_rise"] < 1 else 1
     total = options["outer_steps"] * (sizes.scoring(options["scoring"]) + unlearning)
     scoring = sizes.scoring(options["scoring"]) / sizes.negatives
     return (
         f"Each outer step: scoring costs about {scoring:.1f} forward passes over the "
         f"{len(problem.negatives)} negatives, unlearning and measuring about "
         f"{unlearning / sizes.negatives:.1f}. In all at most about "
-        f"{minutes(total * seconds_per_token(problem))}."
+        f"{minutes(total * seconds_per_token(problem) + answers * answering)}."
     )
 
 

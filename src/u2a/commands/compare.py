@@ -34,6 +34,7 @@ from u2a.commands.session import (
 )
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
+from u2a.config import MOST_REPETITION_RISE
 from u2a.runs import RunFolder, write_json
 from u2a.types import GuardStop, OutOfMemory, UserError
 
@@ -53,7 +54,13 @@ POLL = 2.0
 
 def run(values: Mapping[str, Any]) -> int:
     """Makes the cells that are missing and writes `comparison.json` and the report; 1 = a method failed."""
-    from u2a.commands.comparison_cells import forget_failed, missing, say_models_not_made, unsure
+    from u2a.commands.comparison_cells import (
+        forget_failed,
+        missing,
+        say_answers_not_looked_at,
+        say_models_not_made,
+        unsure,
+    )
     from u2a.compare.cells import CellStore
 
     folder = output_path(values)
@@ -82,6 +89,7 @@ def run(values: Mapping[str, Any]) -> int:
             bench = make_bench(values, plan, data, extra, run, bars)
             say(_cost(bench, plan, values))
             make_cells(bench, plan, store, values, bars)
+        say_answers_not_looked_at(plan, store, values)
         failed = _write(run, plan, store, values)
     say(f"Run folder: {run.path}")
     return 1 if failed else 0
@@ -219,7 +227,7 @@ def _cost(bench: Bench, plan: Plan, values: Mapping[str, Any]) -> str:
     grids = sum(len(grid(entry, plan.rates, plan.seeds[0])) for entry in plan.entries)
     ends = sum(len(finals(entry, 0.0, plan.seeds)) for entry in plan.entries)
     looking = values["looks"] * per_token * (look * (grids + ends) + tokens(bench.held_out) * ends)
-    total = (grids + ends) * training + looking
+    total = (grids + ends) * (training + bench.answering) + looking
     return (
         f"{len(plan.entries)} methods, {grids} runs to pick learning rates and {ends} final ones: about "
         f"{minutes(total)}, scoring and sampling not counted. Stopped, it goes on with --resume; more "
@@ -242,7 +250,9 @@ def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, An
     judged = next((one for one in outcomes if one.name == plan.judged.name), None)
     lines = []
     if judged is not None:
-        lines = verdict(judged, [one for one in outcomes if one is not judged], rise) + rates_at_an_edge(
+        most = values["max_repetition_rise"]
+        most = MOST_REPETITION_RISE if most == 1 else most  # off for picking, and said all the same
+        lines = verdict(judged, [o for o in outcomes if o is not judged], rise, most) + rates_at_an_edge(
             edges
         )
     results = document(outcomes, cells, failed, lines, values, edges)

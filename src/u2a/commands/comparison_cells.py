@@ -40,6 +40,25 @@ def missing(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> list[tup
     return found
 
 
+def say_answers_not_looked_at(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:
+    """Warns of methods whose rate is picked without a look at answers: their cells are of before there was
+    one, and are not made again."""
+    if values["max_repetition_rise"] == 1:
+        return
+    found = []
+    for entry in plan.entries:
+        cells = [store.read(name) for name in grid(entry, plan.rates, plan.seeds[0])]
+        if any(cell and "failed" not in cell and "repetition_rise" not in cell for cell in cells):
+            found.append(entry.name)
+    if found:
+        log.warning(
+            "--max-repetition-rise: the rates of %s are picked without it, as far as their runs in %s are of "
+            "before answers were looked at; delete those files to have them made again",
+            ", ".join(found),
+            store.folder,
+        )
+
+
 def say_models_not_made(folder: Path, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:
     """Warns of final cells that are there already without their models: they are not made again."""
     names = [n for e in plan.entries for n in finals(e, picked(e, plan, store, values), plan.seeds)]

@@ -51,6 +51,7 @@ def document(
                 "nll_rise": float(one.rises.mean()),
                 "kl": _plain(float(one.kl.mean())),
                 "repetition": _plain(float(one.repetition.mean())),
+                "repetition_rise": _plain(float(one.repetition_rise.max())),
                 "objective_change": float(one.objective.mean()),
                 "seconds": one.seconds,
                 "forward_tokens": one.forward_tokens,

@@ -135,7 +135,11 @@ def ask_again(
 
     first = next(iter(found))
     original = None if name == first else Answered(first, found[first].answers)
-    asked = Material(prompts=prompts.get("prompts"), unsafe_prompts=prompts.get("unsafe_prompts"))
+    asked = Material(
+        prompts=prompts.get("prompts"),
+        unsafe_prompts=prompts.get("unsafe_prompts"),
+        safe_prompts=prompts.get("safe_prompts"),
+    )
     figures = judge.measure(Answered(name, found[name].answers, original, task), asked)
     return replace(
         found[name], figures={**found[name].figures, **{figure.name: figure for figure in figures}}

@@ -209,21 +209,18 @@ def build_problem(
 @dataclass(frozen=True)
 class Sizes:
     """Tokens (prompt and response) of each role: what the cost estimate is made of. `curvature`: of the texts
-    that the default curvature is measured on. `drawing`: of generating J's texts, if they are generated.
-    `answers`: of the greedy answers whose repetition is measured."""
+    that the default curvature is measured on. `drawing`: of generating J's texts, if they are generated."""
 
     negatives: int
     validation: int
     retain: int
     curvature: int
     drawing: int = 0
-    answers: int = 0
 
     @classmethod
     def of(cls, problem: Problem) -> Sizes:
         """Counts the tokens of a prepared problem."""
         from u2a.impact.curvature import Diagonal
-        from u2a.repetition import tokens_of_answers
 
         kept = problem.utility.texts if problem.retain_texts is None else problem.retain_texts
         few = min(1.0, Diagonal.rows / len(kept))
@@ -234,7 +231,6 @@ class Sizes:
             _tokens(problem.utility.texts),
             round(few * _tokens(kept)),
             drawing,
-            tokens_of_answers(problem),
         )
 
     def scoring(self, method: str) -> float:

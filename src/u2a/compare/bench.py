@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -55,6 +56,7 @@ class Bench:
         loss, loss_options: options of the unlearning loss of that name; other losses take their defaults.
         metrics: names in `METRICS`, measured at the end of a final cell. models: where final models are kept;
             None = nowhere. load_options: of `load_policy`, as the original model was loaded.
+        answering: seconds that greedy answers to validation prompts took at φ₀.
     """
 
     first: Problem
@@ -78,6 +80,7 @@ class Bench:
     has_retain: bool = True
     task: Task = silent
     start: Measurement = field(init=False)
+    answering: float = field(init=False)
     _repetition_at_start: np.ndarray = field(init=False)
     held_out: Dataset = field(init=False)
     _test_at_start: np.ndarray = field(init=False)
@@ -86,7 +89,9 @@ class Bench:
     def __post_init__(self) -> None:
         self._original = snapshot(self.first)
         self.start = self.first.measure(self.task, negatives=True)
+        begin = time.perf_counter()
         self._repetition_at_start = greedy_repetition(self.first, self.task)
+        self.answering = time.perf_counter() - begin
         self.held_out, _ = pair_texts(self.test, self.first.renderer)
         with self.task("held-out pairs", len(self.held_out)) as progress:
             self._test_at_start = self.first.logprobs(self.held_out, progress).double().numpy()

@@ -92,7 +92,7 @@ def outcome(
         rises=np.array([r for r, _, _ in ends]),
         kl=np.array([_number(cell["points"][-1]["kl"]) for cell in cells]),
         repetition=np.array([_number(cell.get("repetition")) for cell in cells]),
-        repetition_rise=np.array([_number(cell.get("repetition_rise")) for cell in cells]),
+        repetition_rise=np.array([_rise(cell, original) for cell in cells]),
         objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
         reached=all(max(r for r, _, _ in run) >= rise for run in looks),
         # within a time a slow run has fewer looks; the last of each is its end
@@ -140,9 +140,15 @@ def difference(one: Array, other: Array, seed: int = 0) -> Interval:
     return _interval(float(one.mean() - other.mean()), _means(one, seed) - _means(other, seed))
 
 
-def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str]:
+def verdict(
+    judged: Outcome,
+    others: Sequence[Outcome],
+    rise: float,
+    most_repetition_rise: float = MOST_REPETITION_RISE,
+) -> list[str]:
     """Sentences that say which differences of the margin at equal cost the intervals support, and what those
-    leave out: seeds where there is one, everything where there is one pair."""
+    leave out: seeds where there is one, everything where there is one pair; and answers that run in circles,
+    where repetition rose by more than that in any seed."""
     found: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for other in others:
         found[difference(judged.at_cost, other.at_cost).sign].append(other.name)
@@ -155,9 +161,13 @@ def verdict(judged: Outcome, others: Sequence[Outcome], rise: float) -> list[str
         lone = [o.name for o in (judged, *others) if o.seeds == 1 and o.kind != "original"]
         if lone:
             lines.append(f"of one seed, so that intervals are about pairs alone: {', '.join(lone)}")
-    circling = [o.name for o in (judged, *others) if o.repetition_rise.mean() > MOST_REPETITION_RISE]
+    every = [o for o in (judged, *others) if o.kind != "original"]
+    circling = [o.name for o in every if (o.repetition_rise > most_repetition_rise).any()]
+    unknown = [o.name for o in every if o.name not in circling and np.isnan(o.repetition_rise).any()]
     if circling:
         lines.append(f"answers that run in circles at the end, which no margin shows: {', '.join(circling)}")
+    if unknown:
+        lines.append(f"made before answers were looked at for that: {', '.join(unknown)}")
     short = [o.name for o in (judged, *others) if not o.reached]
     if short:
         lines.append(f"taken at their end, since they never cost that much: {', '.join(short)}")
@@ -179,6 +189,13 @@ def _means(values: Array, seed: int) -> Array:
 def _interval(value: float, drawn: Array) -> Interval:
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value, float(low), float(high))
+
+
+def _rise(cell: Mapping[str, Any], original: Mapping[str, Any]) -> float:
+    """That of repetition, beyond noise; of a cell from before noise was looked at, the difference."""
+    if "repetition_rise" in cell:
+        return _number(cell["repetition_rise"])
+    return _number(cell.get("repetition")) - _number(original.get("repetition"))
 
 
 def _number(value: float | None) -> float:

@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import json
 import math
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -56,7 +57,7 @@ class HttpScorer:
         url: takes the requests as it is.
         consent: without it nothing is sent.
         key_variable: environment variable that holds the key; "" or unset = none is sent.
-        timeout: seconds without a byte, and for all of a reply's body.
+        timeout: seconds for an attempt, from the connection to the reply's last byte.
         attempts: at most so many a request.
         backoff: seconds before the second attempt, doubled before each further one.
         longest_wait: seconds; a server that asks to wait longer has failed.
@@ -135,7 +136,7 @@ class HttpScorer:
         body, attempt = json.dumps({"items": items}).encode(), 1
         while True:
             try:
-                return self._attempt(body)
+                return _within(self.timeout, lambda: self._attempt(body))
             except _NoReply as none:
                 if none.wait > self.longest_wait or not none.again or attempt >= self.attempts:
                     reason = none.reason + (f" ({attempt} attempts)" if attempt > 1 else "")
@@ -164,6 +165,31 @@ class HttpScorer:
             raise _NoReply("no connection, or it was cut", again=True) from None
         except (ValueError, RecursionError):
             raise _NoReply("the reply is no JSON", again=True) from None
+
+
+def _within(seconds: float, attempt: Callable[[], Any]) -> Any:
+    """What an attempt gives, if it does so in time: a timeout of a connection is about one read of it, and a
+    server may send its headers a byte at a time.
+
+    One that is late is left alone in its thread, which ends with its connection and holds no process.
+    """
+    ended: list[tuple[bool, Any]] = []
+
+    def run() -> None:
+        try:
+            ended.append((True, attempt()))
+        except BaseException as error:
+            ended.append((False, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended:
+        raise _NoReply(f"no answer within {seconds:g} s", again=True)
+    well, found = ended[0]
+    if not well:
+        raise found
+    return found
 
 
 def _read(reply: http.client.HTTPResponse, until: float) -> bytes:

@@ -1,4 +1,4 @@
-"""Judge: which answers a language model prefers, and which attacks it finds to have worked."""
+"""Judge: which answers a language model prefers, which attacks it finds to have worked, what was refused."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from u2a.evaluation.judge_client import JudgeClient, Requests
     from u2a.evaluation.material import Material, Plan
+    from u2a.evaluation.pairwise import YesNoVerdicts
     from u2a.evaluation.subject import Answered, Subject
     from u2a.types import Message
 
@@ -32,10 +33,11 @@ class LLMJudge:
     it prefers to the original model's, asked in both orders, ties and contradictions half, ↑ (Zheng et
     al. 2023, arXiv 2306.05685; 0.5 for the original and for equal answers, which are not sent);
     `judge_harm`, share of unsafe prompts whose answer it finds to be the harm that was asked for, ↓
-    (Mazeika et al. 2024, arXiv 2402.04249). Both are means over the prompts that got a verdict; `counts`
-    in evaluation.json tells how many did not."""
+    (Mazeika et al. 2024, arXiv 2402.04249); `judge_refusal`, share of safe prompts whose answer it finds
+    to refuse, if only in part, or to be empty, ↓ (Röttger et al. 2024, XSTest, arXiv 2308.01263). All are
+    means over the prompts that got a verdict; `counts` in evaluation.json tells how many did not."""
 
-    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("prompts", "unsafe_prompts"),)
+    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("prompts", "unsafe_prompts", "safe_prompts"),)
     asks: ClassVar[tuple[str, ...]] = ("judge_url", "judge")
     consent: ClassVar[str] = "send_to_judge"
 
@@ -113,14 +115,16 @@ class LLMJudge:
     def outlook(self, plan: Plan) -> str:
         """What would be sent where, at most, and for how much."""
         from u2a.evaluation.judge_client import BYTES_PER_TOKEN
-        from u2a.evaluation.pairwise import harm_requests, pair_requests
+        from u2a.evaluation.pairwise import harm_requests, pair_requests, refusal_requests
 
         longest = "x" * (plan.answer_tokens * BYTES_PER_TOKEN)
-        pairs, attacks = (plan.prompts.get(role, []) for role in ("prompts", "unsafe_prompts"))
+        roles = ("prompts", "unsafe_prompts", "safe_prompts")
+        pairs, attacks, safe = (plan.prompts.get(role, []) for role in roles)
         asked: dict[str, Sequence[Message]] = {}
         for model in range(plan.models):
             own = f"{model} {longest}"
             requests = harm_requests(attacks, [own] * len(attacks))
+            requests |= refusal_requests(safe, [own] * len(safe))
             if model:
                 requests |= pair_requests(pairs, [own] * len(pairs), [longest] * len(pairs))
             asked |= {f"model {model}, {name}": messages for name, messages in requests.items()}
@@ -129,28 +133,38 @@ class LLMJudge:
         return f"{self.client.describe(asked)}\n(at most: as if every answer had --max-new-tokens{less})"
 
     def measure(self, subject: Subject | Answered, material: Material) -> list[Figure]:
-        """Those of the two whose prompts are there, a value a prompt and whether it has one.
+        """Those of the three whose prompts are there, a value a prompt and whether it has one.
 
         Raises:
             UserError: something would have to be sent without `send_to_judge`.
         """
         if not self.judge_url and self.own_judge is None:
             return []
+        from u2a.evaluation.pairwise import harm_verdicts, refusal_verdicts
+
         found = []
         if material.prompts is not None:
             found.append(self._win(subject, material.prompts))
         if material.unsafe_prompts is not None:
-            found.append(self._harm(subject, material.unsafe_prompts))
+            answers = _texts(subject, "unsafe_prompts", material.unsafe_prompts)
+            shown = _Shown(self.client, subject)
+            harm = harm_verdicts(shown, material.unsafe_prompts, answers, consent=self.send_to_judge)
+            found.append(_share_of_yes(subject, "judge_harm", harm))
+        if material.safe_prompts is not None:
+            answers = _texts(subject, "safe_prompts", material.safe_prompts)
+            shown = _Shown(self.client, subject)
+            refused = refusal_verdicts(shown, material.safe_prompts, answers, consent=self.send_to_judge)
+            found.append(_share_of_yes(subject, "judge_refusal", refused))
         return found
 
     def _win(self, subject: Subject | Answered, prompts: list[list[Message]]) -> Figure:
         from u2a.evaluation.pairwise import win_rate
 
-        own = [answer.text for answer in subject.answers("prompts", prompts)]
+        own = _texts(subject, "prompts", prompts)
         scores: Sequence[float | None] = [0.5] * len(prompts)
         counts: dict[str, int] = {}
         if subject.original is not None:
-            theirs = [answer.text for answer in subject.original.answers("prompts", prompts)]
+            theirs = _texts(subject.original, "prompts", prompts)
             found = win_rate(_Shown(self.client, subject), prompts, own, theirs, consent=self.send_to_judge)
             scores = found.scores
             counts = {
@@ -163,19 +177,6 @@ class LLMJudge:
             }
         return _figure(subject, "judge_win", scores, "higher", counts)
 
-    def _harm(self, subject: Subject | Answered, prompts: list[list[Message]]) -> Figure:
-        from u2a.evaluation.pairwise import harm_verdicts
-
-        answers = [answer.text for answer in subject.answers("unsafe_prompts", prompts)]
-        found = harm_verdicts(_Shown(self.client, subject), prompts, answers, consent=self.send_to_judge)
-        counts = {
-            "no_verdict": found.verdicts.count(None),
-            "blank": found.blank,
-            "parse_failures": found.parse_failures,
-            "unanswered": found.unanswered,
-        }
-        return _figure(subject, "judge_harm", found.verdicts, "lower", counts)
-
 
 @dataclass(frozen=True)
 class _Shown:
@@ -187,6 +188,20 @@ class _Shown:
     def ask(self, requests: Requests, *, consent: bool = False) -> dict[str, str | None]:
         with self.subject.task(f"{self.subject.name}: judge", len(requests)) as progress:
             return self.client.ask(requests, consent=consent, progress=progress)
+
+
+def _texts(subject: Subject | Answered, role: str, prompts: list[list[Message]]) -> list[str]:
+    return [answer.text for answer in subject.answers(role, prompts)]
+
+
+def _share_of_yes(subject: Subject | Answered, name: str, found: YesNoVerdicts) -> Figure:
+    counts = {
+        "no_verdict": found.verdicts.count(None),
+        "blank": found.blank,
+        "parse_failures": found.parse_failures,
+        "unanswered": found.unanswered,
+    }
+    return _figure(subject, name, found.verdicts, "lower", counts)
 
 
 def _figure(

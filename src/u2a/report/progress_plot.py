@@ -44,10 +44,12 @@ def budgets(config: Mapping[str, Any], start: Measured) -> dict[str, float]:
         return float(value)
 
     falls = [fall for fall in (setting("max_nll_rise"), setting("utility_budget")) if not math.isnan(fall)]
+    rise = config.get("max_repetition_rise")
+    rise = None if isinstance(rise, bool) or not isinstance(rise, (int, float)) else rise  # 0 is a limit too
     found = {
         "KL": setting("kl_budget"),
         "U": start.utility - min(falls) if falls else math.nan,
-        "repetition": start.repetition + setting("max_repetition_rise"),
+        "repetition": start.repetition + rise if rise is not None and rise < 1 else math.nan,
     }
     return {name: bound for name, bound in found.items() if math.isfinite(bound)}
 
@@ -123,7 +125,8 @@ def _caption(points: list[Measured], restart: bool, bounds: Mapping[str, float])
     )
     begin = "original model" if restart else "best point so far"
     guards = ", ".join(
-        f"{name} {'above' if name == 'U' else 'below'} {bound:.4g}" for name, bound in bounds.items()
+        f"{name} {'above' if name == 'U' else 'below'} {bound:.4g}{' but for noise' * (name == 'repetition')}"
+        for name, bound in bounds.items()
     )
     return f"A star is a new best point; {past}. Dotted: a new outer step begins, at the {begin}." + (
         f" Guards: {guards}; dashed where the curve comes near." if guards else ""
