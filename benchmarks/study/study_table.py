@@ -61,6 +61,8 @@ def write_tables(folder: Path) -> None:
                 "",
                 *table(outcomes, CASES[name], at_the_end(folder, name, outcomes)),
             ]
+    if not_begun := [name for name, outcomes in found.items() if not outcomes]:
+        lines += ["", f"Not begun: {', '.join(not_begun)}."]
     write_section("study", lines)
 
 
@@ -110,6 +112,12 @@ def table(outcomes: dict[str, Outcome], case: Case, by_end: set[str]) -> list[st
             if one in outcomes and other in outcomes
         ),
     ]
+    few = [
+        f"{one.name} ({one.seeds})"
+        for one in outcomes.values()
+        if one.kind != "original" and one.seeds < case.seeds
+    ]
+    missing += [f"{case.seeds} seeds of {', '.join(few)}"] if few else []
     return [*lines, "", f"Not finished: {', '.join(missing)}."] if missing else lines
 
 
