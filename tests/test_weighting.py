@@ -16,6 +16,7 @@ from u2a.weighting import (
     mirror_ascent,
     parse_selection,
     select_greedily,
+    warn_of_idle_rho,
     within_budget,
 )
 
@@ -124,3 +125,20 @@ def test_budget_that_holds_anyway_changes_nothing():
 def test_bad_options_are_refused(bad):
     with pytest.raises(UserError):
         Weighting(**bad)
+
+
+def test_rho_that_can_do_nothing_is_said(logged):
+    """From equal weights the penalty is the same for all and drops out; from priors it does not."""
+    impact, sparse = np.array([3.0, 1.0, -2.0]), Weighting("100%", 0.5, rho=1.0)
+    plain = Weighting("100%", 0.5)
+    equal, prior = np.ones(3), np.array([1.5, 1.0, 0.5])
+    np.testing.assert_allclose(
+        mirror_ascent(equal, impact, 1.0, sparse), mirror_ascent(equal, impact, 1.0, plain)
+    )
+    differs = mirror_ascent(prior, impact, 1.0, sparse) - mirror_ascent(prior, impact, 1.0, plain)
+    assert np.abs(differs).max() > 0.01
+    for weights, options, steps in ((prior, sparse, 1), (equal, sparse, 2), (equal, plain, 1)):
+        warn_of_idle_rho(weights, options, steps)
+    assert logged.text == ""
+    warn_of_idle_rho(equal, sparse, 1)
+    assert "rho 1 changes nothing in one outer step" in logged.text

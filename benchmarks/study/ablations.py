@@ -49,6 +49,7 @@ VARIANTS = {
     "2 outer steps": Variant(outer={"outer_steps": 2}),
     "4 outer steps": Variant(outer={"outer_steps": 4}),
     "2 outer steps, restart": Variant(outer={"outer_steps": 2, "restart": True}),
+    "2 outer steps, rho 1": Variant({"rho": 1.0}, {"outer_steps": 2}),
     "2 outer steps, utility budget 0.005": Variant(outer={"outer_steps": 2, "utility_budget": 0.005}),
     "curvature identity": Variant(curvature="identity"),
     "curvature adam": Variant(curvature="adam"),
@@ -59,7 +60,8 @@ VARIANTS = {
     "eta 2": Variant({"eta": 2.0}),
     "no weights, no selection": Variant(uniform=True),
 }
-"""In the order in which they are made: what the questions are about first, all at the first seed."""
+"""In the order in which they are made: what the questions are about first, all at the first seed. ρ acts from
+the second outer step on: the first two show that alone."""
 
 
 @dataclass

@@ -124,7 +124,11 @@ class WeightOptions:
 
     select: str = option("50%", "How many negatives at most: a percentage, or a number.")
     eta: float = option(0.5, "Step of the mirror ascent on weights (no unit).", least=0)
-    rho: float = option(0.0, "Sparsity: strength of the penalty on the square root of weights.", least=0)
+    rho: float = option(
+        0.0,
+        "Sparsity: strength of the penalty on √ω; it acts from the second outer step on.",
+        least=0,
+    )
     weight_floor: float = option(0.05, "A weight below it leaves the selection (mean weight is 1).", least=0)
 
 

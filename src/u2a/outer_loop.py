@@ -31,6 +31,7 @@ from u2a.weighting import (
     mirror_ascent,
     parse_selection,
     select_greedily,
+    warn_of_idle_rho,
     within_budget,
 )
 
@@ -190,6 +191,8 @@ class _OuterLoop:
         if not state.outcome:
             if self.outer.restart or state.outer_step == 0:
                 begin = original
+            if self.fixed_weights is None:
+                warn_of_idle_rho(state.weights, self.weighting, self.outer.outer_steps)
             return self._result(state, self._outer_steps(state, original, position, begin))
         return self._result(state, state.outcome)
 

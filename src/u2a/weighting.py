@@ -7,6 +7,7 @@ dJ/dω, so weights grow with impact. Arrays are numpy float64 of shape (N,), one
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from u2a.types import UserError
 
 Array = NDArray[np.float64]
+
+log = logging.getLogger("u2a")
 
 
 HOW_MANY = "take a percentage such as 30% or a whole number such as 200"
@@ -102,6 +105,17 @@ def mirror_ascent(weights: Array, impact: Array, scale: float, options: Weightin
     # never quite 0: who leaves the selected set is the floor's decision, not underflow's
     updated[selected] = np.exp(logits - logits.max()).clip(min=np.finfo(np.float64).tiny)
     return _rescaled(updated)
+
+
+def warn_of_idle_rho(weights: Array, options: Weighting, outer_steps: int) -> None:
+    """Says where ρ cannot do anything: the penalty of equal weights is the same for all, and normalisation
+    takes it out again, so that it acts from the second outer step on."""
+    selected = weights[weights > 0]
+    if options.rho > 0 and outer_steps == 1 and len(selected) and np.ptp(selected) == 0:
+        log.warning(
+            "rho %g changes nothing in one outer step, where all weights begin equal: give more outer steps",
+            options.rho,
+        )
 
 
 def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) -> Array:

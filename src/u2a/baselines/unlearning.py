@@ -19,6 +19,7 @@ from u2a.weighting import (
     mirror_ascent,
     parse_selection,
     select_greedily,
+    warn_of_idle_rho,
 )
 
 SELECT = "How many negatives: a percentage, or a number."
@@ -133,6 +134,7 @@ class U2A(Checked):
         options = Weighting(self.select, self.eta, self.rho)
         problem, impact = stage.problem, stage.scores().impact
         weights, scale = selected(stage, self.select)
+        warn_of_idle_rho(weights, options, self.outer_steps)
         for k in range(self.outer_steps):
             if k > 0:
                 if stage.watch.share >= 1:  # fewer steps than rounds
