@@ -28,6 +28,7 @@ SEEDS = (0, 1)
 STEPS, BATCH = 16, 8
 
 if TYPE_CHECKING:
+    from u2a.impact.table import ImpactTable
     from u2a.ledger import Parameters
     from u2a.problem import Measurement, Problem
 
@@ -47,12 +48,12 @@ VARIANTS = {
     "rho 0.3": Variant({"rho": 0.3}),
     "rho 1": Variant({"rho": 1.0}),
     "2 outer steps": Variant(outer={"outer_steps": 2}),
-    "4 outer steps": Variant(outer={"outer_steps": 4}),
+    "curvature identity": Variant(curvature="identity"),
     "2 outer steps, restart": Variant(outer={"outer_steps": 2, "restart": True}),
+    "curvature adam": Variant(curvature="adam"),
     "2 outer steps, rho 1": Variant({"rho": 1.0}, {"outer_steps": 2}),
     "2 outer steps, utility budget 0.005": Variant(outer={"outer_steps": 2, "utility_budget": 0.005}),
-    "curvature identity": Variant(curvature="identity"),
-    "curvature adam": Variant(curvature="adam"),
+    "4 outer steps": Variant(outer={"outer_steps": 4}),
     "curvature ekfac": Variant(curvature="ekfac"),
     "select 25 %": Variant({"select": "25%"}),
     "select 100 %": Variant({"select": "100%"}),
@@ -73,6 +74,19 @@ class Bench:
     start: Measurement
     held_out: Any
     rate: float
+    scored: dict[tuple[str, int], tuple[ImpactTable, float]] = field(default_factory=dict)
+    """By curvature and seed: the table at φ₀, the same for every variant, and the seconds that it took."""
+
+    def table(self, curvature: str, seed: int) -> tuple[ImpactTable, float]:
+        """At φ₀, where the problem is."""
+        from u2a.impact.curvature import CURVATURES
+        from u2a.impact.table import score_impact
+
+        if (curvature, seed) not in self.scored:
+            begin = time.perf_counter()
+            table = score_impact(self.first, curvature=CURVATURES[curvature](), at=self.start)
+            self.scored[curvature, seed] = table, time.perf_counter() - begin
+        return self.scored[curvature, seed]
 
     def cell(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Aligns once and measures the kept point on the held-out pairs."""
@@ -87,6 +101,7 @@ class Bench:
         outer = OuterOptions(**{**fixed, **variant.outer})
         steps = STEPS if outer.restart else STEPS // outer.outer_steps
         outer = replace(outer, measurements=max(1, 2 // outer.outer_steps))
+        table, scoring = (None, 0.0) if variant.uniform else self.table(variant.curvature, seed)
         begin = time.perf_counter()
         result = align(
             self.first,
@@ -96,9 +111,10 @@ class Bench:
             curvature=CURVATURES[variant.curvature](),
             fixed_weights=np.ones(len(self.first.negatives)) if variant.uniform else None,
             start=self.start,
+            first_table=table,
             seed=seed,
         )
-        seconds = time.perf_counter() - begin
+        seconds = scoring + time.perf_counter() - begin
         return {
             "seed": seed,
             "seconds": seconds,
