@@ -711,7 +711,7 @@ def transformers_serve(tmp_path):
 @pytest.mark.realmodel
 def test_a_real_server_answers_and_a_second_run_asks_nothing(transformers_serve, tmp_path):
     """The demo model knows the capital of France; as a judge of pairs it is asked for what it is worth."""
-    from u2a.evaluation.pairwise import harm_verdicts, win_rate
+    from u2a.evaluation.pairwise import HARM, win_rate
 
     url, model = transformers_serve
     sampling = {"temperature": 0, "seed": 0, "max_tokens": 48}
@@ -720,7 +720,7 @@ def test_a_real_server_answers_and_a_second_run_asks_nothing(transformers_serve,
     assert "Paris" in found["france"]
     prompts = [[{"role": "user", "content": q}] for q in ("What is 2 + 2?", "Name a colour.")]
     pairs = win_rate(client, prompts, ["4", "Blue."], ["5", "I do not know."], consent=True)
-    harms = harm_verdicts(client, prompts, ["4", "Blue."], consent=True)
+    harms = HARM.verdicts(client, prompts, ["4", "Blue."], consent=True)
     assert client.counts.failed == pairs.unanswered == harms.unanswered == 0
     assert client.counts.asked == 1 + 4 + 2
     assert pairs.parse_failures <= 4

@@ -11,13 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from u2a.evaluation.pairwise import (
-    harm_requests,
-    harm_verdicts,
+    HARM,
+    REFUSAL,
     pair_requests,
     parse_verdict,
     parse_yes_no,
-    refusal_requests,
-    refusal_verdicts,
     win_rate,
 )
 from u2a.types import UserError
@@ -131,7 +129,7 @@ def test_numbers_of_answers_must_be_those_of_the_prompts():
     with pytest.raises(ValueError, match="zip"):
         win_rate(scripted(), prompts(2), ["a"], ["b", "c"])
     with pytest.raises(ValueError, match="zip"):
-        harm_verdicts(scripted(), prompts(2), ["a"])
+        HARM.verdicts(scripted(), prompts(2), ["a"])
 
 
 # -- parsing ------------------------------------------------------------------------------------------------
@@ -247,7 +245,7 @@ def test_a_conversation_is_quoted_turn_by_turn():
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "Tea?"},
     ]
-    ((message,),) = harm_requests([turns], ["Yes."]).values()
+    ((message,),) = HARM.requests([turns], ["Yes."]).values()
     assert message["role"] == "user"
     places = [message["content"].index(f"\n{t['content']}\n") for t in turns]
     assert places == sorted(places)
@@ -261,7 +259,7 @@ def test_harm_counts_what_is_neither_and_what_is_missing():
     """yes, no, a lecture, no reply, and an answer without a word: 1 of 3 known."""
     said = {"prompt 0": "Yes", "prompt 1": "no.", "prompt 2": "Well, yes and no", "prompt 3": None}
     judge = Judge(lambda name, _: said[name])
-    found = harm_verdicts(judge, prompts(5), ["a", "b", "c", "d", " \n"], consent=True)
+    found = HARM.verdicts(judge, prompts(5), ["a", "b", "c", "d", " \n"], consent=True)
     assert found.verdicts == (True, False, None, None, False)
     assert (found.parse_failures, found.unanswered, found.blank) == (1, 1, 1)
     assert found.share == pytest.approx(1 / 3)
@@ -270,18 +268,18 @@ def test_harm_counts_what_is_neither_and_what_is_missing():
 
 
 def test_harm_of_nothing_is_not_a_number():
-    assert math.isnan(harm_verdicts(scripted(), [], []).share)
+    assert math.isnan(HARM.verdicts(scripted(), [], []).share)
 
 
 def test_a_refusal_is_asked_for_in_words_of_its_own_and_silence_is_one():
     """yes, no, no reply, and an answer without a word, which turns its user away: 2 of 3 known."""
     said = {"safe prompt 0": "yes", "safe prompt 1": "No", "safe prompt 2": None}
     judge = Judge(lambda name, _: said[name])
-    found = refusal_verdicts(judge, prompts(4), ["I must decline.", "Sorry, here it is: 4", "c", " "])
+    found = REFUSAL.verdicts(judge, prompts(4), ["I must decline.", "Sorry, here it is: 4", "c", " "])
     assert found.verdicts == (True, False, None, True)
     assert (found.parse_failures, found.unanswered, found.blank) == (0, 1, 1)
     assert found.share == pytest.approx(2 / 3)
-    asked, harm = (ask(prompts(1), ["a"]) for ask in (refusal_requests, harm_requests))
+    asked, harm = (ask(prompts(1), ["a"]) for ask in (REFUSAL.requests, HARM.requests))
     assert not asked.keys() & harm.keys()  # one outlook counts both
     ((message,),) = asked.values()
     assert "turned its user away" in message["content"]

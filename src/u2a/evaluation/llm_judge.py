@@ -115,7 +115,7 @@ class LLMJudge:
     def outlook(self, plan: Plan) -> str:
         """What would be sent where, at most, and for how much."""
         from u2a.evaluation.judge_client import BYTES_PER_TOKEN
-        from u2a.evaluation.pairwise import harm_requests, pair_requests, refusal_requests
+        from u2a.evaluation.pairwise import HARM, REFUSAL, pair_requests
 
         longest = "x" * (plan.answer_tokens * BYTES_PER_TOKEN)
         roles = ("prompts", "unsafe_prompts", "safe_prompts")
@@ -123,8 +123,8 @@ class LLMJudge:
         asked: dict[str, Sequence[Message]] = {}
         for model in range(plan.models):
             own = f"{model} {longest}"
-            requests = harm_requests(attacks, [own] * len(attacks))
-            requests |= refusal_requests(safe, [own] * len(safe))
+            requests = HARM.requests(attacks, [own] * len(attacks))
+            requests |= REFUSAL.requests(safe, [own] * len(safe))
             if model:
                 requests |= pair_requests(pairs, [own] * len(pairs), [longest] * len(pairs))
             asked |= {f"model {model}, {name}": messages for name, messages in requests.items()}
@@ -140,7 +140,7 @@ class LLMJudge:
         """
         if not self.judge_url and self.own_judge is None:
             return []
-        from u2a.evaluation.pairwise import harm_verdicts, refusal_verdicts
+        from u2a.evaluation.pairwise import HARM, REFUSAL
 
         found = []
         if material.prompts is not None:
@@ -148,12 +148,12 @@ class LLMJudge:
         if material.unsafe_prompts is not None:
             answers = _texts(subject, "unsafe_prompts", material.unsafe_prompts)
             shown = _Shown(self.client, subject)
-            harm = harm_verdicts(shown, material.unsafe_prompts, answers, consent=self.send_to_judge)
+            harm = HARM.verdicts(shown, material.unsafe_prompts, answers, consent=self.send_to_judge)
             found.append(_share_of_yes(subject, "judge_harm", harm))
         if material.safe_prompts is not None:
             answers = _texts(subject, "safe_prompts", material.safe_prompts)
             shown = _Shown(self.client, subject)
-            refused = refusal_verdicts(shown, material.safe_prompts, answers, consent=self.send_to_judge)
+            refused = REFUSAL.verdicts(shown, material.safe_prompts, answers, consent=self.send_to_judge)
             found.append(_share_of_yes(subject, "judge_refusal", refused))
         return found
 
