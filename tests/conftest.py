@@ -19,7 +19,7 @@ import torch
 from hypothesis import settings
 
 import cases
-import u2a.repetition
+import u2a.answers
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from u2a.models import Policy
 
 torch.set_num_threads(1)
-u2a.repetition.NEW_TOKENS = 8  # tiny random models never end an answer
+u2a.answers.NEW_TOKENS = 8  # tiny random models never end an answer
 
 # The same examples in every run: a red test is then a change's fault. HYPOTHESIS_PROFILE=default draws anew.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)

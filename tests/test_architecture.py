@@ -51,7 +51,7 @@ ORDER = [
     "validation",
     "problem",
     "preparation",
-    "repetition",
+    "answers",
     "fingerprint",
     "impact",
     "weighting",

@@ -9,6 +9,7 @@ import torch
 
 from problems import answers, tiny_problem
 from u2a import problem as problem_module
+from u2a.answers import AnswerShares
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.problem import Measurement, Problem
@@ -101,5 +102,7 @@ def test_a_score_names_its_row(monkeypatch):
 
 def test_a_measurement_shows_repetition_only_where_there_is_one():
     assert "repetition" not in Problem.measure(tiny_problem()).figures
-    with_one = Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), repetition=np.array([0.25, 0.75]))
+    shares = AnswerShares(np.array([0.25, 0.75]), np.array([1.0, 0.5]))
+    with_one = Measurement(0.0, 0.0, None, torch.zeros(1), torch.zeros(1), answers=shares)
     assert with_one.figures["repetition"] == 0.5
+    assert with_one.figures["overlap"] == 0.75

@@ -142,3 +142,24 @@ def test_rho_that_can_do_nothing_is_said(logged):
     assert logged.text == ""
     warn_of_idle_rho(equal, sparse, 1)
     assert "rho 1 changes nothing in one outer step" in logged.text
+
+
+def test_the_budget_holds_for_impacts_and_costs_of_any_size():
+    """Impacts are tens of thousands where H is small, costs thousandths of a nat: no matter."""
+    rng = np.random.default_rng(0)
+    impact, cost = np.exp(rng.normal(size=48)), rng.uniform(0.1, 1.0, size=48)
+    weights, cost = np.ones(48), cost * (0.02 / cost.sum())
+    for unit in (1e-6, 1.0, 1e4, 1e9):
+        scale = impact_scale(unit * impact, weights)
+        assert mirror_ascent(weights, unit * impact, scale, Weighting()) @ cost > 0.015
+        held = within_budget(weights, unit * impact, cost, scale, 0.01, Weighting())
+        assert held @ cost == pytest.approx(0.01)
+        assert held.sum() == pytest.approx(48)
+
+
+def test_a_budget_that_no_weights_hold_is_told(caplog):
+    weights, cost = np.ones(3), np.array([0.2, 0.3, 0.4])
+    held = within_budget(weights, np.ones(3), cost, 1.0, 0.1, Weighting())
+    assert held @ cost == pytest.approx(0.6)
+    assert "within the 0.1 nats per token that are left" in caplog.text
+    assert "the cheapest found have 0.6" in caplog.text

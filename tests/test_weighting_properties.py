@@ -94,10 +94,20 @@ def test_exchange_keeps_the_sum_and_the_floor(chosen, mass, impact, prior, optio
 
 
 @settings(max_examples=40)
-@given(CHOSEN, MASSES, IMPACTS.map(lambda a: a / 1e5), COSTS, st.floats(0.1, 5), st.floats(-5, 5))
-def test_the_budget_holds_wherever_it_can(chosen, mass, impact, cost, eta, budget):
+@given(
+    CHOSEN,
+    MASSES,
+    IMPACTS.map(lambda a: a / 1e5),
+    COSTS,
+    st.floats(0.1, 5),
+    st.floats(-5, 5),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+)
+def test_the_budget_holds_wherever_it_can(chosen, mass, impact, cost, eta, budget, unit):
     options, weights = Weighting(eta=eta), on_simplex(chosen, mass)
+    in_another_unit = within_budget(weights, unit * impact, cost, unit, budget, options)
     held = within_budget(weights, impact, cost, 1.0, budget, options)
+    assert in_another_unit == pytest.approx(held, rel=1e-5, abs=1e-6)
     free = mirror_ascent(weights, impact, 1.0, options)
     assert ((held > 0) == chosen).all()
     assert held.sum() == pytest.approx(chosen.sum())

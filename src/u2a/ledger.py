@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from u2a.answers import rise_beyond_noise
 from u2a.config import OuterOptions
 from u2a.problem import Measurement, Problem
-from u2a.repetition import rise_beyond_noise
 from u2a.sharding import set_whole, whole
 
 Parameters = dict[str, Tensor]
@@ -84,9 +84,9 @@ class Ledger:
             found.append(f"the retain NLL rose by {fall:.4g}, over --max-nll-rise {options.max_nll_rise:g}")
         if options.utility_budget > 0 and fall > options.utility_budget:
             found.append(f"U fell by {fall:.4g}, over --utility-budget {options.utility_budget:g}")
-        before, now = self.start.repetition, measured.repetition
+        before, now = self.start.answers, measured.answers
         if before is not None and now is not None:
-            rise = rise_beyond_noise(before, now)
+            rise = rise_beyond_noise(before.repetition, now.repetition)
             if rise > options.max_repetition_rise:
                 found.append(
                     f"repetition in greedy answers rose by {rise:.3g}, over --max-repetition-rise "

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from u2a import interruption, processes
+from u2a.answers import greedy_answers
 from u2a.checkpoints import OuterState
 from u2a.inner_checkpoints import InnerCheckpoints, InnerPosition
 from u2a.ledger import Ledger
 from u2a.problem import Measurement, Task
-from u2a.repetition import greedy_repetition
 from u2a.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class Measuring(TrainerCallback):
             interruption.check()
 
     def measured(self) -> Measurement:
-        """J, U, KL and, where a guard is on it, repetition at the current φ."""
+        """J, U, KL and, where a guard is on them, answers at the current φ."""
         problem = self.ledger.problem
         found = problem.measure(self.task)
         if self.ledger.options.guards_repetition:
-            found = replace(found, repetition=greedy_repetition(problem, self.task))
+            found = replace(found, answers=greedy_answers(problem, self.task))
         return found
 
     def _measure(self, step: int) -> bool:

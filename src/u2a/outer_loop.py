@@ -12,6 +12,7 @@ import numpy as np
 
 from u2a import interruption, processes
 from u2a.align_result import AlignResult as AlignResult
+from u2a.answers import greedy_answers
 from u2a.checkpoints import Checkpoints, OuterState, settings_of
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.fingerprint import digest_of, named
@@ -22,7 +23,6 @@ from u2a.inner_run import check_options, even_joint
 from u2a.ledger import Ledger, Parameters, restore, snapshot
 from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.repetition import greedy_repetition
 from u2a.types import GuardStop
 from u2a.weighting import (
     Weighting,
@@ -128,8 +128,8 @@ def align(
     if start is None:
         with phase("measuring"):
             start = problem.measure(task, negatives=True)
-    if outer.guards_repetition and start.repetition is None:
-        start = replace(start, repetition=greedy_repetition(problem, task))
+    if outer.guards_repetition and start.answers is None:
+        start = replace(start, answers=greedy_answers(problem, task))
     inner = InnerCheckpoints(folder, settings)
     ledger = Ledger(problem, outer, start, record or (lambda _event, **_figures: None), keep_last)
     loop = _OuterLoop(

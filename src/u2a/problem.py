@@ -24,6 +24,7 @@ from u2a.types import GuardStop
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from u2a.answers import AnswerShares
     from u2a.models import Policy
 
 
@@ -36,8 +37,8 @@ class Measurement:
     `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
     `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
     order of the texts: scoring at the same φ needs them again. `drawn` is the objective that `s_objective`
-    belongs to where responses had to be drawn for it, else None: the problem's own. `repetition` (A,) is that
-    of greedy answers (`u2a.repetition`), None unless a guard is on it.
+    belongs to where responses had to be drawn for it, else None: the problem's own. `answers` are the
+    shares of greedy ones (`u2a.answers`), None unless a guard is on them.
     """
 
     objective: float
@@ -48,7 +49,7 @@ class Measurement:
     s_negatives: Tensor | None = None
     negative_logprob: float | None = None
     drawn: DrawnReward | None = None
-    repetition: np.ndarray | None = None
+    answers: AnswerShares | None = None
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -58,8 +59,9 @@ class Measurement:
             figures["negative_logprob"] = self.negative_logprob
         if self.drawn is not None:
             figures["objective_se"] = self.drawn.standard_error
-        if self.repetition is not None:
-            figures["repetition"] = float(self.repetition.mean())
+        if self.answers is not None:
+            figures["repetition"] = float(self.answers.repetition.mean())
+            figures["overlap"] = float(self.answers.overlap.mean())
         return figures
 
 

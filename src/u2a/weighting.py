@@ -20,6 +20,9 @@ Array = NDArray[np.float64]
 
 log = logging.getLogger("u2a")
 
+_MOST_PRESSURE = 1e12
+"""On costs, in units of impact: by then the selected negative of least cost has all the weight, unless costs
+differ by less than rounding."""
 
 HOW_MANY = "take a percentage such as 30% or a whole number such as 200"
 """What `select` may be."""
@@ -144,22 +147,33 @@ def within_budget(
 ) -> Array:
     """The mirror ascent step with the least pressure ν on costs that keeps Σω_i·c_i ≤ budget.
 
-    Ascends on a_i − ν·c_i, ν found by bisection; `cost` and `budget` are in the same, calibrated unit.
-    If no ν holds the budget, the cheapest weights found are returned: the measured guard has the last word.
+    Ascends on a_i − ν·c_i, ν found by bisection, in a unit in which impacts and costs are of the same size;
+    `cost` and `budget` are in the same, calibrated unit. If no ν holds the budget, that is said and the
+    cheapest weights found are returned: the measured guard has the last word.
     """
+    free = mirror_ascent(weights, impact, scale, options)
+    if float(free @ cost) <= budget:
+        return free
+    unit = scale / impact_scale(cost, weights)
 
     def step(pressure: float) -> Array:
-        return mirror_ascent(weights, impact - pressure * cost, scale, options)
+        return mirror_ascent(weights, impact - pressure * unit * cost, scale, options)
 
-    if float(step(0.0) @ cost) <= budget:
-        return step(0.0)
     low, high = 0.0, 1.0
-    while float(step(high) @ cost) > budget and high < 1e6:
+    while float(step(high) @ cost) > budget and high < _MOST_PRESSURE:
         low, high = high, high * 4
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if float(step(middle) @ cost) <= budget else (middle, high)
-    return step(high)
+    held = step(high)
+    if float(held @ cost) > budget:
+        log.warning(
+            "no weights of the selected negatives keep the predicted cost within the %.4g nats per token "
+            "that are left of the utility budget: the cheapest found have %.4g",
+            budget,
+            float(held @ cost),
+        )
+    return held
 
 
 def _rescaled(weights: Array) -> Array:

@@ -9,6 +9,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from problems import pairs, tiny_problem
+from u2a.answers import AnswerShares
 from u2a.baselines import Budget
 from u2a.compare import bench as module
 from u2a.compare.bench import Bench
@@ -129,16 +130,17 @@ def test_repetition_is_that_of_answers_to_all_validation_prompts(bench, monkeypa
 
     def share(problem, _task):
         asked.append(len(problem.objective.texts))
-        return np.array([0.1, 0.4])
+        return AnswerShares(np.array([0.1, 0.4]), np.array([0.5, 0.75]))
 
-    monkeypatch.setattr(module, "greedy_repetition", share)
-    monkeypatch.setattr(bench, "_repetition_at_start", np.array([0.1, 0.1]))
+    monkeypatch.setattr(module, "greedy_answers", share)
+    monkeypatch.setattr(bench, "_answers_at_start", AnswerShares(np.array([0.1, 0.1]), np.array([0.25, 0.5])))
     for given, final in (("uniform", True), ({"method": "u2a", "joint": 1.0}, True), ("uniform", False)):
         cell = run(bench, given, final=final)
         assert cell["repetition"] == 0.25
         assert cell["repetition_rise"] == 0.0  # of two answers one: noise
+        assert (cell["overlap"], cell["overlap_rise"]) == (0.625, 0.25)
     assert asked == [8, 8, 8]
-    monkeypatch.setattr(bench, "_repetition_at_start", np.array([0.0, 0.3]))
+    monkeypatch.setattr(bench, "_answers_at_start", AnswerShares(np.array([0.0, 0.3]), np.zeros(2)))
     assert run(bench, "uniform")["repetition_rise"] == pytest.approx(0.1)
 
 

@@ -175,6 +175,23 @@ def test_answers_that_run_in_circles_are_in_the_verdict():
     assert np.isnan(made[3].repetition).all()
 
 
+def test_much_the_same_answer_to_every_prompt_is_in_the_verdict():
+    """A rise of the overlap by more than 0.3 beyond noise, in any seed; runs of before do not say."""
+    points = [(-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5])]
+    given = {
+        "one": [{"overlap": 0.9, "overlap_rise": 0.5}, {}],
+        "own": [{"overlap": 0.6, "overlap_rise": 0.3}],
+    }
+    made = [
+        outcome(name, "u2a", [cell(points, repetition_rise=0.0, **each) for each in cells], ORIGINAL, 0.02)
+        for name, cells in given.items()
+    ]
+    assert "much the same answer to every prompt at the end: one" in verdict(made[1], made[:1], 0.02)
+    assert not any("the same answer" in line for line in verdict(made[1], [], 0.02))
+    assert made[0].overlap.tolist()[0] == 0.9
+    assert np.isnan(made[0].overlap_rise[1])
+
+
 def test_runs_of_a_version_between_have_repetition_and_no_rise():
     """Then it is the difference to the original's, if that is known."""
     points = [(-0.6, -2.01, 0.1, [-1.0, -1.0, -3.0, -0.5])]

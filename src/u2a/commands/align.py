@@ -31,20 +31,21 @@ from u2a.commands.session import (
 )
 from u2a.commands.summary import (
     Row,
+    answer_rows,
     held_out_rows,
     measurement_rows,
     print_summary,
-    repetition_row,
     write_summary,
 )
 from u2a.commands.terminal import Bars, say
-from u2a.config import MOST_REPETITION_RISE, OuterOptions, UnlearnOptions, WeightOptions
+from u2a.config import MOST_OVERLAP_RISE, MOST_REPETITION_RISE, OuterOptions, UnlearnOptions, WeightOptions
 from u2a.runs import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
+    from u2a.answers import AnswerShares
     from u2a.models import Policy
     from u2a.outer_loop import AlignResult
     from u2a.problem import Measurement, Problem
@@ -54,7 +55,7 @@ def run(values: Mapping[str, Any]) -> int:
     """Aligns and writes the run folder; the last line and the exit status are those of `ends`."""
     folder = output_path(values)
     join_processes(values)
-    from u2a.repetition import greedy_repetition
+    from u2a.answers import greedy_answers
 
     with processes.as_one():
         if values["output"]:
@@ -71,19 +72,19 @@ def run(values: Mapping[str, Any]) -> int:
         with run.phase("measuring"):
             problem = build_problem(values, ALIGN, data, policy, bars)
             begin = time.perf_counter()
-            repeated = greedy_repetition(problem, bars.task)
+            answers = greedy_answers(problem, bars.task)
             say(_cost(problem, values, time.perf_counter() - begin))
             before = _held_out(problem, data, bars)
             start = problem.measure(bars.task, negatives=True)
-        result = _align(problem, replace(start, repetition=repeated), values, run, bars)
+        result = _align(problem, replace(start, answers=answers), values, run, bars)
         with run.phase("evaluation"):
-            after, repeats = _held_out(problem, data, bars), result.best.repetition
-            if repeats is None:  # no guard was on it, or the best point is of before an interruption
-                repeats = greedy_repetition(problem, bars.task)
-        if repeats.mean() - repeated.mean() > MOST_REPETITION_RISE:  # noise or not, worth a look
-            data.warnings.append(_in_circles(repeated.mean(), repeats.mean()))
-            say_warnings(data.warnings[-1:])
-        rows = [*measurement_rows(result.start, result.best, problem), repetition_row(repeated, repeats)]
+            after, now = _held_out(problem, data, bars), result.best.answers
+            if now is None:  # no guard was on it, or the best point is of before an interruption
+                now = greedy_answers(problem, bars.task)
+        found = _collapses(answers, now)
+        data.warnings += found
+        say_warnings(found)
+        rows = [*measurement_rows(result.start, result.best, problem), *answer_rows(answers, now)]
         rows += held_out_rows(before, after) if before and after else []
         end = end_of(result, before["margin"] if before else None, after["margin"] if after else None)
         state = policy.whole_state()
@@ -98,12 +99,24 @@ def run(values: Mapping[str, Any]) -> int:
     return end.status
 
 
-def _in_circles(before: float, after: float) -> str:
-    return (
-        f"greedy answers run in circles: {after:.0%} of their 4-grams stood in them before, {before:.0%} in "
-        "the original's, which J, KL and NLL do not show: read them. A lower --max-repetition-rise keeps an "
-        "earlier step, a lower --learning-rate hits less hard"
-    )
+def _collapses(before: AnswerShares, after: AnswerShares) -> list[str]:
+    """What greedy answers have become, where that is worth a look, noise or not."""
+    found = []
+    was, now = before.repetition.mean(), after.repetition.mean()
+    if now - was > MOST_REPETITION_RISE:
+        found.append(
+            f"greedy answers run in circles: {now:.0%} of their 4-grams stood in them before, {was:.0%} in "
+            "the original's, which J, KL and NLL do not show: read them. A lower --max-repetition-rise keeps "
+            "an earlier step, a lower --learning-rate hits less hard"
+        )
+    was, now = before.overlap.mean(), after.overlap.mean()
+    if now - was > MOST_OVERLAP_RISE:
+        found.append(
+            f"greedy answers became alike: {now:.0%} of an answer's 2-grams stand in another one, {was:.0%} "
+            "in the original's. That is as it should be where every prompt deserves the same refusal; else "
+            "read them, and try a lower --learning-rate"
+        )
+    return found
 
 
 def _align(

@@ -52,6 +52,8 @@ def document(
                 "kl": _plain(float(one.kl.mean())),
                 "repetition": _plain(float(one.repetition.mean())),
                 "repetition_rise": _plain(float(one.repetition_rise.max())),
+                "overlap": _plain(float(one.overlap.mean())),
+                "overlap_rise": _plain(float(one.overlap_rise.max())),
                 "objective_change": float(one.objective.mean()),
                 "seconds": one.seconds,
                 "forward_tokens": one.forward_tokens,

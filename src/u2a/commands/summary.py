@@ -17,6 +17,7 @@ from u2a.report.wording import NOTHING, number
 from u2a.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
+    from u2a.answers import AnswerShares
     from u2a.problem import Measurement, Problem
 
 
@@ -126,12 +127,17 @@ def held_out_rows(original: Values, aligned: Values) -> list[Row]:
     ]
 
 
-def repetition_row(original: np.ndarray, aligned: np.ndarray) -> Row:
-    """How much greedy answers repeat themselves, from `u2a.repetition`, (A,) each: the same prompts. To three
-    places: of 16 answers no more is known."""
-    intervals = map(mean_interval, (original, aligned, aligned - original))
-    means = round(float(original.mean()), 3), round(float(aligned.mean()), 3)
-    return Row("repetition in answers", "share", "lower", *means, *intervals)
+def answer_rows(original: AnswerShares, aligned: AnswerShares) -> list[Row]:
+    """How much greedy answers repeat themselves, and each other: of the same prompts. To three places: of 16
+    answers no more is known."""
+
+    def row(metric: str, before: np.ndarray, after: np.ndarray) -> Row:
+        intervals = map(mean_interval, (before, after, after - before))
+        means = round(float(before.mean()), 3), round(float(after.mean()), 3)
+        return Row(metric, "share", "lower", *means, *intervals)
+
+    names = ("repetition in answers", "overlap between answers")
+    return [row(*each) for each in zip(names, original, aligned, strict=True)]
 
 
 def print_summary(rows: Sequence[Row], run: RunFolder) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from u2a.answers import AnswerShares, greedy_answers, rise_beyond_noise
 from u2a.baselines import Budget, Spent, Stage, Watch
 from u2a.compare.plan import CellName, Entry
 from u2a.evaluation import METRICS
@@ -27,7 +28,6 @@ from u2a.ledger import Parameters, restore, snapshot
 from u2a.losses import LOSSES, resolve_loss
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.repetition import greedy_repetition, rise_beyond_noise
 from u2a.runs import write_json
 from u2a.types import UserError
 from u2a.validation import pair_texts, shared_out
@@ -81,7 +81,7 @@ class Bench:
     task: Task = silent
     start: Measurement = field(init=False)
     answering: float = field(init=False)
-    _repetition_at_start: np.ndarray = field(init=False)
+    _answers_at_start: AnswerShares = field(init=False)
     held_out: Dataset = field(init=False)
     _test_at_start: np.ndarray = field(init=False)
     _original: Parameters = field(init=False)
@@ -90,7 +90,7 @@ class Bench:
         self._original = snapshot(self.first)
         self.start = self.first.measure(self.task, negatives=True)
         begin = time.perf_counter()
-        self._repetition_at_start = greedy_repetition(self.first, self.task)
+        self._answers_at_start = greedy_answers(self.first, self.task)
         self.answering = time.perf_counter() - begin
         self.held_out, _ = pair_texts(self.test, self.first.renderer)
         with self.task("held-out pairs", len(self.held_out)) as progress:
@@ -125,7 +125,7 @@ class Bench:
         if name.final and self.models is not None:
             with whole_folder(self.models / name.file.removesuffix(".json")) as folder:
                 stage.problem.policy.save(folder)
-        repetition = self._repetition(stage.problem)
+        before, answers = self._answers_at_start, self._answers(stage.problem)
         return {
             "entry": name.entry,
             "rate": name.rate,
@@ -137,13 +137,15 @@ class Bench:
             "seconds": round(watch.points[-1].seconds, 3),
             "tokens": asdict(watch.spent),
             "figures": self._figures(stage.problem, watch, name) if name.final else {},
-            "repetition": float(repetition.mean()),
-            "repetition_rise": rise_beyond_noise(self._repetition_at_start, repetition),
+            "repetition": float(answers.repetition.mean()),
+            "repetition_rise": rise_beyond_noise(before.repetition, answers.repetition),
+            "overlap": float(answers.overlap.mean()),
+            "overlap_rise": rise_beyond_noise(before.overlap, answers.overlap),
         }
 
-    def _repetition(self, problem: Problem) -> np.ndarray:
-        """Of greedy answers at the end, (A,), to the same validation prompts for every method."""
-        return greedy_repetition(replace(problem, objective=self.first.objective), self.task)
+    def _answers(self, problem: Problem) -> AnswerShares:
+        """Of greedy answers at the end, to the same validation prompts for every method."""
+        return greedy_answers(replace(problem, objective=self.first.objective), self.task)
 
     def _problem(self, entry: Entry, seed: int) -> tuple[Problem, Measurement]:
         """The problem of an entry's loss at φ₀, with LoRA's A of that seed, and what it is there."""

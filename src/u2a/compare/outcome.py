@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from u2a.config import MOST_REPETITION_RISE
+from u2a.config import MOST_OVERLAP_RISE, MOST_REPETITION_RISE
 
 Array = NDArray[np.float64]
 
@@ -37,8 +37,9 @@ class Outcome:
     `margins` (S, P) are the gains of the held-out margin over the original model at the end, in nats a pair,
     `at_cost` (S, P) those where the retain NLL has risen by the given amount (or at the end, where it rose
     less); `rises` (S,) the rise of the retain NLL at the end, in nats per token, `kl` (S,) likewise;
-    `repetition` (S,) the share of repeated 4-grams in greedy answers there (`u2a.repetition`),
-    `repetition_rise` (S,) its rise beyond noise, both NaN in runs of before they were measured; `reached`
+    `repetition` (S,) the share of repeated 4-grams in greedy answers there (`u2a.answers`), `overlap` (S,)
+    that of an answer's 2-grams that stand in others too, `repetition_rise` and `overlap_rise` (S,) their
+    rises beyond noise, all NaN in runs of before they were measured; `reached`
     whether every seed reached that rise. `curve` are (rise, margin, seconds) at every look, the first two
     means over seeds. `seconds`, here and in `curve`, is the median over seeds: one run beside other work on
     the machine must not spoil it. Tokens are means.
@@ -55,6 +56,8 @@ class Outcome:
     kl: Array
     repetition: Array
     repetition_rise: Array
+    overlap: Array
+    overlap_rise: Array
     objective: Array
     reached: bool
     curve: list[tuple[float, float, float]]
@@ -93,6 +96,8 @@ def outcome(
         kl=np.array([_number(cell["points"][-1]["kl"]) for cell in cells]),
         repetition=np.array([_number(cell.get("repetition")) for cell in cells]),
         repetition_rise=np.array([_rise(cell, original) for cell in cells]),
+        overlap=np.array([_number(cell.get("overlap")) for cell in cells]),
+        overlap_rise=np.array([_number(cell.get("overlap_rise")) for cell in cells]),
         objective=np.array([c["points"][-1]["objective"] - c["start"]["objective"] for c in cells]),
         reached=all(max(r for r, _, _ in run) >= rise for run in looks),
         # within a time a slow run has fewer looks; the last of each is its end
@@ -147,8 +152,8 @@ def verdict(
     most_repetition_rise: float = MOST_REPETITION_RISE,
 ) -> list[str]:
     """Sentences that say which differences of the margin at equal cost the intervals support, and what those
-    leave out: seeds where there is one, everything where there is one pair; and answers that run in circles,
-    where repetition rose by more than that in any seed."""
+    leave out: seeds where there is one, everything where there is one pair; answers that run in circles,
+    where repetition rose by more than that in any seed; and answers that are all alike."""
     found: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for other in others:
         found[difference(judged.at_cost, other.at_cost).sign].append(other.name)
@@ -166,6 +171,8 @@ def verdict(
     unknown = [o.name for o in every if o.name not in circling and np.isnan(o.repetition_rise).any()]
     if circling:
         lines.append(f"answers that run in circles at the end, which no margin shows: {', '.join(circling)}")
+    if alike := [o.name for o in every if (o.overlap_rise > MOST_OVERLAP_RISE).any()]:
+        lines.append(f"much the same answer to every prompt at the end: {', '.join(alike)}")
     if unknown:
         lines.append(f"made before answers were looked at for that: {', '.join(unknown)}")
     short = [o.name for o in (judged, *others) if not o.reached]

@@ -1,14 +1,14 @@
-"""Repetition as a guard: what it measures, what it ends, and that it costs nothing unless asked for."""
+"""Greedy answers: what is measured on them, what the guard on repetition ends, and that off it is free."""
 
 import numpy as np
 import pytest
 
 from problems import tiny_problem
 from u2a import measuring, outer_loop
+from u2a.answers import AnswerShares, greedy_answers, rise_beyond_noise
 from u2a.config import OuterOptions, UnlearnOptions
-from u2a.ngrams import repetition
+from u2a.ngrams import overlaps, repetition
 from u2a.outer_loop import align
-from u2a.repetition import greedy_repetition, rise_beyond_noise
 
 
 def test_share_of_repeated_n_grams():
@@ -17,8 +17,18 @@ def test_share_of_repeated_n_grams():
     assert repetition([1, 2, 3]) == 0.0
 
 
+def test_share_of_n_grams_that_other_texts_have_too():
+    """With its beginning "a b a b" has ^a, ab twice and ba, and "a b c" has ^a, ab and bc. They share ^a
+    and ab once, since ab counts as often as one other text has it: 2 of 4, and 2 of 3. "d" shares nothing."""
+    assert overlaps([list("abab"), list("abc"), ["d"]]) == pytest.approx([2 / 4, 2 / 3, 0.0])
+    assert overlaps([["no"], ["no"], []]) == [1.0, 1.0, 0.0]
+    assert overlaps([["sorry", "no"]] * 3) == [1.0] * 3
+    assert overlaps([list("ab")]) == [0.0]  # nothing to be like
+    assert overlaps([]) == []
+
+
 def test_it_is_measured_on_greedy_answers_to_the_validation_prompts(monkeypatch):
-    from u2a import repetition as module
+    from u2a import answers as module
 
     tiny, asked = tiny_problem(), []
 
@@ -27,7 +37,9 @@ def test_it_is_measured_on_greedy_answers_to_the_validation_prompts(monkeypatch)
         return [[5, 5, 5, 5, 5, 5], *([[1, 2, 3, 4, 5]] * (len(prompts) - 1))]
 
     monkeypatch.setattr(module, "greedy", answer)
-    assert greedy_repetition(tiny) == pytest.approx([2 / 3, 0, 0, 0])  # of four prompts, asked once each
+    found = greedy_answers(tiny)
+    assert found.repetition == pytest.approx([2 / 3, 0, 0, 0])  # of four prompts, asked once each
+    assert found.overlap == pytest.approx([0, 1, 1, 1])
     ((prompts, most),) = asked
     texts = tiny.objective.texts
     assert prompts == [texts[i]["input_ids"][: texts[i]["response_start"]] for i in range(4)]
@@ -36,17 +48,18 @@ def test_it_is_measured_on_greedy_answers_to_the_validation_prompts(monkeypatch)
 
 def test_a_real_model_gives_the_same_share_twice():
     tiny = tiny_problem()
-    found = greedy_repetition(tiny)
-    assert len(found) == 4
-    assert 0 <= found.min() <= found.max() <= 1
-    np.testing.assert_array_equal(greedy_repetition(tiny), found)
+    found = greedy_answers(tiny)
+    for share, again in zip(found, greedy_answers(tiny), strict=True):
+        assert len(share) == 4
+        assert 0 <= share.min() <= share.max() <= 1
+        np.testing.assert_array_equal(again, share)
 
 
 def test_a_short_table_of_positions_leaves_room_for_a_prompt(monkeypatch):
-    from u2a import repetition as module
+    from u2a import answers as module
 
     monkeypatch.setattr(module, "NEW_TOKENS", 10**6)
-    assert 0 <= greedy_repetition(tiny_problem("gpt2")).mean() <= 1
+    assert 0 <= greedy_answers(tiny_problem("gpt2")).repetition.mean() <= 1
 
 
 def test_a_rise_is_the_mean_of_paired_differences_where_noise_does_not_explain_it():
@@ -65,9 +78,9 @@ def test_a_rise_is_the_mean_of_paired_differences_where_noise_does_not_explain_i
 
 
 def run(monkeypatch, shares, limit):
-    found = iter(np.full(4, share) for share in shares)
+    found = iter(AnswerShares(np.full(4, share), np.zeros(4)) for share in shares)
     for module in (outer_loop, measuring):  # at the start; in inner runs
-        monkeypatch.setattr(module, "greedy_repetition", lambda *_: next(found))
+        monkeypatch.setattr(module, "greedy_answers", lambda *_: next(found))
     outer = OuterOptions(
         outer_steps=1,
         measurements=2,

@@ -1,13 +1,15 @@
-"""The guard on repetition: it tells a model that has collapsed, however likely good answers still are."""
+"""What greedy answers look like: a model that has collapsed, however likely good answers still are."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from u2a import processes
 from u2a.generation import greedy
-from u2a.ngrams import repetition
+from u2a.ngrams import overlaps, repetition
 from u2a.objectives import Reward
 from u2a.positions import table_of_positions
 from u2a.problem import Problem, Task, silent
@@ -19,8 +21,17 @@ PROMPTS, NEW_TOKENS = 16, 96
 to repeat behind some fifty tokens (the study's finalists, docs/results.md)."""
 
 
-def greedy_repetition(problem: Problem, task: Task = silent) -> Array:
-    """`repetition` (A,) of each of the current model's greedy answers to A validation prompts, in tokens.
+class AnswerShares(NamedTuple):
+    """Of each of A answers, in tokens: `repetition` (A,), the share of its 4-grams that stood in it before;
+    `overlap` (A,), the share of its 2-grams that another answer has too."""
+
+    repetition: Array
+    overlap: Array
+
+
+def greedy_answers(problem: Problem, task: Task = silent) -> AnswerShares:
+    """Of the current model's greedy answers to A validation prompts: whether they run in circles, and whether
+    they are all the same.
 
     The same `PROMPTS` prompts at every φ, at most `NEW_TOKENS` tokens each, fewer where the model's table of
     positions is short: about that many forward passes of one token a prompt.
@@ -29,11 +40,12 @@ def greedy_repetition(problem: Problem, task: Task = silent) -> Array:
     most = NEW_TOKENS if positions is None else min(NEW_TOKENS, positions // 2)
     with task("greedy answers", len(prompts)):
         answers = greedy(problem.policy, prompts, max_new_tokens=most)
-    return processes.from_main(np.array([repetition(answer) for answer in answers]))
+    shares = AnswerShares(np.array([repetition(answer) for answer in answers]), np.array(overlaps(answers)))
+    return processes.from_main(shares)
 
 
 def rise_beyond_noise(before: Array, now: Array) -> float:
-    """By how much repetition has risen, the mean over the same A prompts; 0 where that is within noise.
+    """By how much a share has risen, the mean over the same A prompts; 0 where that is within noise.
 
     Noise is 1.96 standard errors of the A paired differences. One prompt has none, and counts as it is.
     """

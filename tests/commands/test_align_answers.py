@@ -1,4 +1,4 @@
-"""`u2a align` says how much answers repeat themselves, before and after, and warns where that rose."""
+"""`u2a align` says how much answers repeat themselves and each other, and warns where that rose."""
 
 import json
 
@@ -8,15 +8,17 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
-from u2a import measuring, outer_loop, repetition
+from u2a import answers, measuring, outer_loop
+from u2a.answers import AnswerShares
 from u2a.cli import app
 
 
 def align(tmp_path, monkeypatch, shares, **more):
     """`u2a align` of a tiny model whose answers have these shares, one after the other; its summary."""
-    found = iter(np.full(4, share) for share in shares)
-    for module in (repetition, measuring, outer_loop):
-        monkeypatch.setattr(module, "greedy_repetition", lambda *_: next(found))
+    pairs = [share if isinstance(share, tuple) else (share, 0.0) for share in shares]
+    found = iter(AnswerShares(np.full(4, own), np.full(4, other)) for own, other in pairs)
+    for module in (answers, measuring, outer_loop):
+        monkeypatch.setattr(module, "greedy_answers", lambda *_: next(found))
     pairs = [{"prompt": p, "chosen": good, "rejected": bad} for p, good, bad in PAIRS]
     flags = {
         "--model": str(save_tiny(tmp_path / "model", "llama")),
@@ -35,8 +37,8 @@ def align(tmp_path, monkeypatch, shares, **more):
     return json.loads((tmp_path / "run" / "summary.json").read_text()), result.output
 
 
-def row_of(summary):
-    return next(row for row in summary["table"] if row["metric"] == "repetition in answers")
+def row_of(summary, metric="repetition in answers"):
+    return next(row for row in summary["table"] if row["metric"] == metric)
 
 
 @pytest.mark.parametrize("after, warned", [(0.35, True), (0.11, False)])
@@ -68,3 +70,17 @@ def test_the_guard_halves_the_rate_until_they_do_not(tmp_path, monkeypatch):
     assert [p["repetition"] for p in points] == pytest.approx([0.02, 0.35, 0.3, 0.04])
     assert [p["admissible"] for p in points] == [True, False, False, True]
     assert [p["learning_rate"] for p in points] == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5])
+
+
+@pytest.mark.parametrize("after, warned", [(0.75, True), (0.45, False)])
+def test_answers_that_became_alike_are_told(tmp_path, monkeypatch, after, warned):
+    summary, output = align(tmp_path, monkeypatch, [(0.0, 0.2), (0.0, after)], **{"--min-gain": "-1"})
+    row = row_of(summary, "overlap between answers")
+    assert (row["original"], row["aligned"]) == pytest.approx((0.2, after))
+    said = [line for line in summary["warnings"] if "greedy answers became alike" in line]
+    assert bool(said) is warned
+    if warned:
+        assert "75% of an answer's 2-grams stand in another one, 20% in the original's" in said[0]
+    assert ("became alike" in output) is warned
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["overlap"] for m in metrics if m.get("event") == "measurement"] == pytest.approx([0.2, after])
