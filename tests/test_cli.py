@@ -417,6 +417,18 @@ def test_check_finds_and_exits_1(tmp_path):
     assert "empty-response" in result.output
 
 
+def test_check_shows_a_few_findings_of_a_kind(tmp_path):
+    """A whole file that is wrong is one mistake."""
+    pairs = [{"prompt": f"Q {i}", "chosen": "Yes.", "rejected": "No."} for i in range(9)]
+    file = jsonl(tmp_path / "pairs.jsonl", pairs)
+    words = ["check", "--preferences", file, "--test", file]
+    shown = " ".join(CliRunner().invoke(app, words).output.split())
+    assert shown.count("look at: leak-test") == 5
+    assert "leak-test: 4 more rows like these; --json names them all" in shown
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert len(found["findings"]) == 9
+
+
 def test_check_of_sound_data_exits_0(tmp_path, model):
     bad = jsonl(tmp_path / "bad.jsonl", BAD)
     assert call("check", {"--negatives": bad, "--model": model}).exit_code == 0

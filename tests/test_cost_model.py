@@ -56,14 +56,15 @@ def test_hours_and_money():
 
 
 def test_devices_that_hold_one_copy():
-    """Activations 34·1·256·2 and logits 12·1·10 are each device's own; 16·P of full training are shared."""
+    """Activations 34·1·256·2 and logits 12·1·10 are each device's own; shared are 16·P of full training
+    and 4·P of the original model, which KL is measured from."""
     full = replace(SMALL, lora_rank=0, batch_tokens=1, vocabulary=10)
     own = 34 * 256 * 2 + 120
     held = full.memory()
     assert held["weights"] == 0  # they are among the trained ones
-    assert sum(held.values()) == pytest.approx(16 * P + own)
-    assert Fleet(1, 1, device_memory=(16 * P / 3 + own) / 0.9 * 1.001).devices_for(full) == 3
-    assert Fleet(1, 1, device_memory=(16 * P / 3 + own) / 0.9 * 0.999).devices_for(full) == 4
+    assert sum(held.values()) == pytest.approx(20 * P + own)
+    assert Fleet(1, 1, device_memory=(20 * P / 3 + own) / 0.9 * 1.001).devices_for(full) == 3
+    assert Fleet(1, 1, device_memory=(20 * P / 3 + own) / 0.9 * 0.999).devices_for(full) == 4
     assert Fleet(1, 1, device_memory=own).devices_for(full) == 0
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from problems import tiny_problem
 from u2a import align, metagradient_impact
-from u2a.config import OuterOptions, UnlearnOptions
+from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.inner_run import even_joint, unlearning_trainer
 from u2a.types import UserError
 
@@ -17,10 +17,11 @@ from u2a.types import UserError
     [
         ({}, {"retain_loss": "nll"}, r"prepared with the retain term none.*prepare\(retain_loss="),
         ({"retain_loss": "nll"}, {"retain_loss": "none"}, "prepared with the retain term nll"),
+        ({"retain_weight": 0.1}, {"retain_weight": 0.5}, r"prepared with 0.1.*prepare\(retain_weight="),
         ({}, {"joint": 1.0}, r"needs pairs to train on: prepare\(joint_share="),
         ({"joint_share": 0.5}, {"joint": 1.0, "joint_share": 0.25}, "prepared with 0.5"),
     ],
-    ids=["term", "no term", "no pairs", "share"],
+    ids=["term", "no term", "weight", "no pairs", "share"],
 )
 def test_what_was_settled_by_prepare_is_not_settled_again(prepared, options, message):
     problem, options = tiny_problem(**prepared), UnlearnOptions(max_steps=1, **options)
@@ -69,3 +70,28 @@ def test_what_the_problem_has_beside_its_terms_is_left_alone(tmp_path):
         problem, np.ones(6), UnlearnOptions(), learning_rate=1e-4, seed=0, folder=str(tmp_path)
     )
     assert list(made._beside.texts()) == []
+
+
+def test_the_weight_of_the_retain_term_is_that_of_the_problem(tmp_path):
+    problem = tiny_problem(retain_loss="nll", retain_weight=0.1)
+    made = unlearning_trainer(
+        problem, np.ones(6), UnlearnOptions(), learning_rate=1e-4, seed=0, folder=str(tmp_path)
+    )
+    assert made.args.retain_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    "options, name, value, bound",
+    [
+        (OuterOptions, "kl_budget", float("nan"), "at least 0"),
+        (OuterOptions, "measurements", 0, "at least 1"),
+        (OuterOptions, "outer_steps", 0, "at least 1"),
+        (OuterOptions, "max_repetition_rise", 1.5, "at most 1"),
+        (UnlearnOptions, "learning_rate", 0.0, "above 0"),
+        (UnlearnOptions, "joint", -1.0, "at least 0"),
+        (WeightOptions, "eta", -1.0, "at least 0"),
+    ],
+)
+def test_options_out_of_their_range_are_refused_in_python_too(options, name, value, bound):
+    with pytest.raises(UserError, match=rf"{options.__name__}\({name}={value}\): must be {bound}"):
+        options(**{name: value})

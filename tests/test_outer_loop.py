@@ -1,5 +1,6 @@
 """The outer loop on tiny models: it raises J, keeps the best point, obeys its budgets, and resumes."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from problems import tiny_problem
 from u2a.checkpoints import refuse_other_settings
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
+from u2a.impact.table import score_impact
 from u2a.ledger import snapshot
 from u2a.outer_loop import align
 from u2a.types import GuardStop, UserError
@@ -71,9 +73,9 @@ def test_the_kl_budget_holds_for_the_kept_point_and_halves_the_rate():
 
 
 def test_a_guard_on_the_retain_nll_stops_an_inner_run():
-    result = run(problem(), outer={"max_nll_rise": -1.0, "outer_steps": 1})
-    assert [p.admissible for p in result.points] == [True, False]
-    assert not result.improved
+    result = run(problem(), outer={"max_nll_rise": 0.0, "outer_steps": 1})
+    assert [p.admissible for p in result.points] == [True, True, False]
+    assert result.points[-1].figures["utility"] < result.start.utility <= result.best.utility
 
 
 def test_a_utility_budget_is_held_by_measurement():
@@ -88,7 +90,6 @@ def test_a_utility_budget_is_held_by_measurement():
 
 def test_nothing_worth_unlearning_is_a_result(monkeypatch):
     from u2a import outer_loop
-    from u2a.impact.table import score_impact
 
     tiny = problem()
     table = score_impact(tiny)
@@ -98,6 +99,41 @@ def test_nothing_worth_unlearning_is_a_result(monkeypatch):
     assert "Nothing here is worth unlearning" in result.outcome
     assert not result.weights.any()
     assert [(p.outer_step, p.step) for p in result.points] == [(0, 0)]
+
+
+def test_why_nothing_is_worth_unlearning():
+    tiny = problem()
+    helpful = score_impact(tiny).impact > 0
+    for prior, why in (
+        (~helpful, "every negative of positive impact has the prior weight 0"),
+        (0, "every prior"),
+    ):
+        weights = np.broadcast_to(np.asarray(prior, float), helpful.shape).tolist()
+        rows = tiny.negatives.remove_columns("weight").add_column("weight", weights)
+        assert why in run(replace(tiny, negatives=rows)).outcome
+    assert "every fixed weight is 0" in run(tiny, fixed_weights=np.zeros(6)).outcome
+
+
+def test_joint_with_no_weight_anywhere_is_no_error():
+    tiny = tiny_problem(joint_share=0.5)
+    rows = tiny.negatives.remove_columns("weight").add_column("weight", [0.0] * 6)
+    joint = UnlearnOptions(max_steps=1, joint=1.0)
+    assert "every prior weight is 0" in run(replace(tiny, negatives=rows), unlearn=joint).outcome
+
+
+@pytest.mark.parametrize("weights", [np.ones(3), [1, 1, 1, 1, 1, -1], [1, 1, 1, 1, 1, math.nan]], ids=str)
+def test_fixed_weights_are_one_for_each_negative(weights):
+    with pytest.raises(UserError, match="fixed_weights must be 6 finite numbers of at least 0"):
+        run(problem(), fixed_weights=weights)
+
+
+def test_kl_without_a_copy_to_measure_it_from_is_told(logged):
+    tiny = tiny_problem("qwen", lora_rank=0, dtype=torch.float32)
+    run(tiny, outer={"outer_steps": 1, "kl_budget": 0.1})
+    assert "KL is not guarded" in logged.text
+    logged.clear()
+    run(tiny, outer={"outer_steps": 1})
+    assert "KL is not guarded" not in logged.text
 
 
 def test_weights_grow_with_impact():

@@ -171,6 +171,26 @@ def test_retain_nll_is_per_token_of_the_step(tmp_path, accumulation):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("term", ["nll", "kl"])
+@pytest.mark.parametrize("rows, accumulation", [(1, 1), (2, 1), (3, 1), (1, 3)], ids=str)
+def test_the_retain_term_does_not_depend_on_how_many_rows_a_step_has(tmp_path, term, rows, accumulation):
+    """Six retain rows of unequal length, each seen as often: the mean of the steps is λ·∇R of all of them."""
+    retain = answers([*GOOD, ("Why?", "Yes."), ("And then, after that?", "A much longer answer than that.")])
+    retain = retain.select(range(len(retain) // rows * rows))
+    steps = len(retain) // rows
+    common = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation}
+    common |= {"retain_batch_size": rows, "num_train_epochs": 1}
+    bad = answers((BAD * 3)[: steps * accumulation])
+    with_term = _trainer(tmp_path, bad, retain=retain, retain_loss=term, retain_weight=0.7, **common)
+    found = full_pass_gradient(with_term) - full_pass_gradient(_trainer(tmp_path, bad, **common))
+    whole = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    whole |= {"retain_batch_size": len(retain)}
+    one = answers(BAD[:1])
+    at_once = _trainer(tmp_path, one, retain=retain, retain_loss=term, retain_weight=0.7, **whole)
+    expected = full_pass_gradient(at_once) - full_pass_gradient(_trainer(tmp_path, one, **whole))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_kl_retain_term_is_zero_at_the_reference_and_positive_away_from_it(tmp_path):
     def value(random_b):
         policy = tiny_policy("llama", dtype=torch.float64, random_b=random_b)
@@ -245,6 +265,8 @@ def test_alone_in_ten_lines(tmp_path):
         ({"retain_loss": "nll"}, "needs retain data"),
         ({"retain": answers(GOOD)}, "retain_dataset counts for nothing with the retain term none"),
         ({"retain": answers(GOOD), "retain_loss": "l2"}, "counts for nothing with the retain term l2"),
+        ({"retain_weight": -5.0}, "retain_weight=-5.0.*: must be a finite number of at least 0"),
+        ({"joint_weight": float("nan")}, "joint_weight=nan.*: must be a finite number"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, options, words):
@@ -297,10 +319,8 @@ def test_kl_of_full_fine_tuning_needs_a_frozen_copy(tmp_path):
 
 
 def test_a_non_finite_loss_names_the_row_and_the_step(tmp_path):
-    trainer = _trainer(
-        tmp_path, answers(BAD).add_column("ref_logprob", [0.0, 0.0, float("nan"), 0.0, 0.0, 0.0])
-    )
-    with pytest.raises(GuardStop, match=r"negative row 2 is nan at step \d"):
+    trainer = _trainer(tmp_path, answers(BAD).add_column("ref_logprob", [0.0, 0.0, -1.7e308, 0.0, 0.0, 0.0]))
+    with pytest.raises(GuardStop, match=r"negative row 2 is inf at step \d"):
         full_pass_gradient(trainer)
 
 
@@ -392,3 +412,19 @@ def test_nothing_that_is_logged_saved_or_pushed_holds_text_of_rows_or_a_token(tm
     assert logged
     assert all(isinstance(value, (int, float)) for line in logged for value in line.values())
     assert trainer.args.hub_token == "hf_sesame"  # it can still push
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("-inf")])
+def test_a_given_reference_that_is_no_number_is_refused_by_its_row(tmp_path, value):
+    rows = answers(BAD).add_column("ref_logprob", [-1.0, -2.0, value, -3.0, -4.0, -5.0])
+    with pytest.raises(UserError, match="train_dataset row 2: ref_logprob is"):
+        _trainer(tmp_path, rows)
+
+
+def test_rows_that_are_tokenised_by_halves_are_refused(tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1, 1]]})
+    with pytest.raises(UserError, match="train_dataset has input_ids and no response_start"):
+        _trainer(tmp_path, rows)
+    retain = rows.add_column("response_start", [1])
+    with pytest.raises(UserError, match="retain_dataset has input_ids and no n_tokens"):
+        _trainer(tmp_path, answers(BAD), retain=retain, retain_loss="nll")

@@ -16,7 +16,7 @@ import torch
 from u2a import processes
 from u2a.config import EARLIER
 from u2a.files import PART
-from u2a.fingerprint import fingerprint, named
+from u2a.fingerprint import described, fingerprint, named
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, restore
 from u2a.problem import Problem, Task
@@ -106,7 +106,7 @@ class Checkpoints:
         if saved["texts"] != fingerprint(ledger.problem):
             raise UserError(
                 "--resume: the negatives, the validation or the retain rows, or their tokens, changed since "
-                "the run began"
+                "the run began: keep them as they were, or begin a new run in another --output"
             )
         refuse_other_settings(saved, self.settings)
         ledger.points = [Point(**point) for point in saved["points"]]
@@ -150,6 +150,7 @@ def settings_of(problem: Problem, options: Sequence[Any], more: Mapping[str, Any
         **found,
         **more,
         "loss": named(problem.loss),
+        "objective": described(problem.objective),
         "retain_loss": problem.retain_loss,
         "retain_weight": problem.retain_weight,
         "trained": f"{len(trained)} tensors of {sum(p.numel() for p in trained)} elements",

@@ -7,8 +7,10 @@ classes (those that carry a help text), so that adding one of those adds its opt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from u2a.types import UserError
 
 LARGEST_SEED = 2**31 - 1
 """So that the seeds derived from it stay below numpy's limit of 2³²."""
@@ -121,8 +123,26 @@ class ImpactOptions:
     )
 
 
+class _Checked:
+    """Options that Python code makes too, where no command has checked them."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            value, limits = getattr(self, each.name), each.metadata
+            if limits["choices"] or isinstance(value, (str, bool)):
+                continue
+            # written so that NaN fails too
+            for bound, kept in (
+                (f"at least {limits['least']}", limits["least"] is None or value >= limits["least"]),
+                (f"above {limits['above']}", limits["above"] is None or value > limits["above"]),
+                (f"at most {limits['most']}", limits["most"] is None or value <= limits["most"]),
+            ):
+                if not kept:
+                    raise UserError(f"{type(self).__name__}({each.name}={value}): must be {bound}")
+
+
 @dataclass(frozen=True)
-class WeightOptions:
+class WeightOptions(_Checked):
     """Selection and weights: how impacts become weights."""
 
     select: str = option("50%", "How many negatives at most: a percentage, or a number.")
@@ -136,7 +156,7 @@ class WeightOptions:
 
 
 @dataclass(frozen=True)
-class UnlearnOptions:
+class UnlearnOptions(_Checked):
     """Unlearning, the inner loop: weighted unlearning steps."""
 
     retain_loss: str = option("", "Retain term: none, nll, kl, l2; empty = what --loss says, else none.")
@@ -168,7 +188,7 @@ class UnlearnOptions:
 
 
 @dataclass(frozen=True)
-class OuterOptions:
+class OuterOptions(_Checked):
     """Outer loop, budgets and guards."""
 
     outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)

@@ -117,6 +117,8 @@ class Workload:
         return {
             "weights": self.model_params * self.bytes_per_param if self.lora_rank else 0.0,
             "trained parameters and AdamW": self.trained_params * ADAM_BYTES,
+            # an adapter that is switched off is the original model; without one a copy stays for KL
+            "frozen copy of the original": 0.0 if self.lora_rank else 4.0 * self.model_params,
             "activations of one batch": ACTIVATION_BYTES * self.batch_tokens * self.width * kept
             + (2 * self.batch_tokens * self.width * self.layers if self.checkpointing else 0.0),
             "logits of one batch": 3 * 4 * self.batch_tokens * self.vocabulary,
@@ -128,6 +130,10 @@ class Workload:
             "negatives": self.negatives * self.tokens * TOKEN_BYTES,
             "scores and weights": self.negatives * SCORE_BYTES * self.outer_steps,
         }
+
+
+_SHARED = ("weights", "trained parameters and AdamW", "frozen copy of the original")
+"""What several devices hold a part of each."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Fleet:
         """The fewest devices that hold one copy of the model with what training keeps: weights and optimiser
         are shared out, activations and logits are not."""
         held = workload.memory()
-        shared = held["weights"] + held["trained parameters and AdamW"]
+        shared = sum(held[name] for name in _SHARED)
         own = held["activations of one batch"] + held["logits of one batch"]
         free = 0.9 * self.device_memory - own
         return 0 if free <= 0 else -int(-shared // free)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,23 +13,44 @@ from torch import nn
 
 from u2a.problem import Problem
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SAMPLE = 4096
 """Elements of each tensor that a model's fingerprint looks at: training changes nearly all of them."""
 
 
 def fingerprint(problem: Problem) -> str:
-    """Changes when the tokens of some negative, validation or retain text do, or a prior weight."""
+    """Changes when a token of some negative, validation or retain text does, or where its response begins; or
+    a prior weight, or the objective or one of its options."""
     digest = hashlib.sha256(np.asarray(problem.prior, dtype=np.float64).tobytes())
+    digest.update(described(problem.objective).encode())
     for texts in (
         problem.negative_texts,
         problem.objective.texts,
         problem.utility.texts,
         problem.retain_texts,
+        None if problem.joint is None else problem.joint.texts,
     ):
-        digest.update(b"none" if texts is None else b"texts")
-        for ids in texts["input_ids"] if texts is not None else ():
-            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+        digest.update(digest_of_texts(texts).encode())
     return digest.hexdigest()
+
+
+def digest_of_texts(texts: Dataset | None) -> str:
+    """Changes when a token does, or where a response begins; `none` where there are none."""
+    if texts is None:
+        return "none"
+    digest = hashlib.sha256()
+    for ids, start in zip(texts["input_ids"], texts["response_start"], strict=True):
+        digest.update(np.asarray([len(ids), start, *ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def described(objective: object) -> str:
+    """The objective's class, and what the user chose of it."""
+    options = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    values = (str(getattr(objective, f.name)) for f in options if "help" in f.metadata)
+    return " ".join([type(objective).__name__, *filter(None, values)])
 
 
 def digest_of(weights: np.ndarray | None) -> str:

@@ -60,7 +60,7 @@ def unlearning_trainer(
         U2AConfig,
         output_dir=folder,
         retain_loss=problem.retain_loss,
-        retain_weight=options.retain_weight,
+        retain_weight=problem.retain_weight,
         joint_weight=options.joint,
         learning_rate=learning_rate,
         lr_scheduler_type="constant",
@@ -116,12 +116,18 @@ def check_options(problem: Problem, options: UnlearnOptions) -> None:
     """Refuses options of an inner run that were settled when its problem was prepared, and otherwise.
 
     Raises:
-        UserError: a retain term or a share of pairs other than the problem's, or μ > 0 without pairs.
+        UserError: a retain term, its weight or a share of pairs other than the problem's, or μ > 0 without
+        pairs.
     """
     if options.retain_loss not in ("", problem.retain_loss):
         raise UserError(
             f"UnlearnOptions(retain_loss={options.retain_loss!r}): the problem was prepared with the retain "
             f"term {problem.retain_loss}, which counts: give it to prepare(retain_loss=...)"
+        )
+    if options.retain_weight not in (UnlearnOptions.retain_weight, problem.retain_weight):
+        raise UserError(
+            f"UnlearnOptions(retain_weight={options.retain_weight:g}): the problem was prepared with "
+            f"{problem.retain_weight:g}, which counts: give it to prepare(retain_weight=...)"
         )
     if options.joint > 0 and problem.joint is None:
         raise UserError(

@@ -23,7 +23,7 @@ from u2a.inner_run import check_options, even_joint
 from u2a.ledger import Ledger, Parameters, restore, snapshot
 from u2a.measured_run import MeasuredRun
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.types import GuardStop
+from u2a.types import GuardStop, UserError, shown
 from u2a.weighting import (
     Weighting,
     exchange,
@@ -102,7 +102,8 @@ def align(
     """
     weights, unlearn, outer = weights or WeightOptions(), unlearn or UnlearnOptions(), outer or OuterOptions()
     check_options(problem, unlearn)
-    if unlearn.joint > 0:
+    _check_weights(fixed_weights, len(problem.negatives))
+    if unlearn.joint > 0 and problem.prior.any():
         even = even_joint(problem)
         log.info("joint %g: pairs and negatives would pull alike with %.3g", unlearn.joint, even)
     how = {"curvature": named(curvature), "scoring": scoring, "keep_last": keep_last, "seed": seed}
@@ -128,6 +129,11 @@ def align(
     if start is None:
         with phase("measuring"):
             start = problem.measure(task, negatives=True)
+    if outer.kl_budget > 0 and start.kl is None:
+        log.warning(
+            "KL is not guarded: there is no copy of the original model to measure it from. Give "
+            "prepare(keep_frozen_copy=True), or OuterOptions(kl_budget=0) if that is meant"
+        )
     if outer.guards_repetition and start.answers is None:
         start = replace(start, answers=greedy_answers(problem, task))
     inner = InnerCheckpoints(folder, settings)
@@ -148,6 +154,17 @@ def align(
         first=first_table,
     )
     return loop.run(resume)
+
+
+def _check_weights(fixed: np.ndarray | None, count: int) -> None:
+    if fixed is None:
+        return
+    given = np.asarray(fixed, np.float64)
+    if given.shape != (count,) or not (np.isfinite(given) & (given >= 0)).all():
+        raise UserError(
+            f"fixed_weights must be {count} finite numbers of at least 0, one for each negative; got "
+            f"{shown(fixed)} of shape {given.shape}"
+        )
 
 
 def _done(steps: int) -> str:
@@ -184,10 +201,7 @@ class _OuterLoop:
         if not self.ledger.points:
             self.ledger.begin(state.learning_rate)
         if not state.weights.any():
-            why = (
-                "no negative has a positive impact" if self.problem.prior.any() else "every prior weight is 0"
-            )
-            return self._result(state, f"Nothing here is worth unlearning: {why}.")
+            return self._result(state, f"Nothing here is worth unlearning: {self._why_nothing()}.")
         if not state.outcome:
             if self.outer.restart or state.outer_step == 0:
                 begin = original
@@ -195,6 +209,15 @@ class _OuterLoop:
                 warn_of_idle_rho(state.weights, self.weighting, self.outer.outer_steps)
             return self._result(state, self._outer_steps(state, original, position, begin))
         return self._result(state, state.outcome)
+
+    def _why_nothing(self) -> str:
+        if not self.problem.prior.any():
+            return "every prior weight is 0"
+        if self.fixed_weights is not None:
+            return "every fixed weight is 0"
+        if self.first is not None and (self.first.impact > 0).any():
+            return "every negative of positive impact has the prior weight 0"
+        return "no negative has a positive impact"
 
     def _first_state(self) -> OuterState:
         """Scores at the original model and selects greedily; or takes the fixed weights."""

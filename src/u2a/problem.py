@@ -72,9 +72,8 @@ class Problem:
     `negatives` are the canonical rows, `negative_texts` the same rows as tokens; `reference` (N,) their
     log-probs s_ref under the original model. `objective` is J, or what draws it. `retain_loss` names the
     retain term of the inner problem and `retain_texts` is what it trains on: never the texts that U is
-    measured on. `retain_weight` λ is what curvatures take for it; the inner run has its own in
-    `UnlearnOptions`. `joint` is J on the pairs that an inner run may train on, `joint_share` of the
-    prompts: none of them is in `objective`.
+    measured on. `retain_weight` λ is its weight, in inner runs and in curvatures. `joint` is J on
+    the pairs that an inner run may train on, `joint_share` of the prompts: none of them is in `objective`.
     """
 
     policy: Policy

@@ -52,6 +52,7 @@ class SideTerms:
     ) -> None:
         self._trainer, self._args = trainer, trainer.args
         self._retain = retain if self._args.retain_loss in ("nll", "kl") else None
+        self._mean_length = float(np.mean(self._retain["n_tokens"])) if self._retain is not None else 0.0
         self._joint, self._reference, self._pad_token_id = joint, reference, pad_token_id
         self._start = (
             {name: p.detach().clone() for name, p in self._trained().items()}
@@ -110,7 +111,9 @@ class SideTerms:
         """
         if batches and self._retain is not None:
             rows = self._rows_of_step(len(self._retain), self._args.retain_batch_size or rows_per_step)
-            tokens = torch.tensor(sum(self._retain[row]["n_tokens"] for row in rows))
+            # as many as so many rows have in the mean, and not as these have: else a step of few short rows
+            # pulls as hard as one of long ones, and what is optimised hangs on how many there are
+            tokens = torch.tensor(len(rows) * self._mean_length)
             for batch, share, counts in self._shares(batches, rows):
                 batch["retain"] = self._collated(self._retain, share)
                 batch["retain_tokens"] = tokens

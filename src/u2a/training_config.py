@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -120,6 +121,9 @@ class U2AConfig(TrainingArguments):
             UserError: a term lacks what it needs, what is there counts for nothing, or negatives would be
             dropped.
         """
+        for name in ("retain_weight", "joint_weight"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"U2AConfig({name}={value}): must be a finite number of at least 0")
         if self.retain_loss == "kl" and not reference:
             raise UserError("the kl retain term of full fine-tuning needs reference_model, a frozen copy")
         if self.dataloader_drop_last:

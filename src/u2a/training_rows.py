@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def prepared_negatives(given: Dataset | None, renderer: Renderer, name: str) -> 
         raise UserError(f"{name} is empty: there is nothing to unlearn")
     if "input_ids" in given.column_names:
         _refuse_good(given, name)
+        _refuse_half_tokenised(given, name)
         rows = texts = given
     else:
         rows = _loaded(given, "negatives", name)
@@ -72,6 +74,7 @@ def prepared_texts(given: Dataset, renderer: Renderer, name: str) -> Dataset:
         UserError: a row is in no format.
     """
     if "input_ids" in given.column_names:
+        _refuse_half_tokenised(given, name)
         return given
     return _tokenized(_loaded(given, "retain", name), renderer, name)
 
@@ -142,6 +145,15 @@ def checked_weights(weights: np.ndarray, rows: int, name: str = "train_dataset")
     return weights
 
 
+def _refuse_half_tokenised(given: Dataset, name: str) -> None:
+    for column in ("response_start", "n_tokens"):
+        if column not in given.column_names:
+            raise UserError(
+                f"{name} has input_ids and no {column}: rows that are tokenised already also say where the "
+                "response begins (response_start) and how many tokens it has (n_tokens); or give the texts"
+            )
+
+
 def _refuse_good(given: Dataset, name: str) -> None:
     if "label" in given.column_names and any(given["label"]):
         raise UserError(
@@ -186,7 +198,11 @@ def _given_reference(given: Dataset, rows: Dataset, name: str) -> torch.Tensor |
     """
     if "ref_logprob" not in given.column_names:
         return None
-    values = torch.tensor(given["ref_logprob"], dtype=torch.float64)
+    found = given["ref_logprob"][:]
+    for row, value in enumerate(found):
+        if value is None or not math.isfinite(value):
+            raise UserError(f"{name} row {row}: ref_logprob is {value}; it must be a finite number")
+    values = torch.tensor(found, dtype=torch.float64)
     if rows is given:
         return values
     sources = rows["source_row"][:]

@@ -89,6 +89,8 @@ def test_remarks_on_what_does_not_fit():
         (("--negatives", "0"), "--negatives is missing"),
         (("--select", "many"), "--select many"),
         (("--select", "120%"), "--select 120%"),
+        (("--select", "0.5"), "--select 0.5"),
+        (("--select", "1.5"), "--select 1.5"),
         (("--utilisation", "2"), "utilisation"),
     ],
 )

@@ -16,7 +16,7 @@ from u2a.types import GuardStop
 UP, DOWN = np.array([1.0, 1.2, 0.9]), np.array([-1.0, -1.2, -0.9])
 
 
-def ended(best=1.0, points=((0.5, True),), *, history=1, guard=False, before=None, after=None):
+def ended(best=1.0, points=((0.5, True),), *, history=1, guard=False, before=None, after=None, **more):
     """A run that began at J = 1."""
     measured = [
         Point(1, k, {"objective": j}, 1e-4, within, best=False) for k, (j, within) in enumerate(points)
@@ -29,15 +29,22 @@ def ended(best=1.0, points=((0.5, True),), *, history=1, guard=False, before=Non
         history=[np.ones(2)] * history,
         stopped_by_guard=guard,
     )
-    return end_of(result, before, after)
+    return end_of(result, before, after, **more)
 
 
 ENDS = {
     "better": (ended(1.5), "Better: J rose by 0.5; the best measured step is kept.", 0),
     "held out too": (ended(1.5, before=0 * UP, after=UP), "held-out margin by +1.033 ± 0.17 nats (95 %)", 0),
-    "held out in doubt": (ended(1.5, before=UP, after=UP - np.array([0.1, -0.1, 0.1])), "Better: ", 0),
+    "within noise": (ended(1.5, before=UP, after=UP + np.array([0.1, -0.1, 0.1])), "Better on validation: J "
+                     "rose by 0.5, the held-out margin by +0.03333 ± 0.13 nats (95 %), within noise", 0),
+    "held out in doubt": (ended(1.5, before=UP, after=UP - np.array([0.1, -0.1, 0.1])), "Unclear: J changed "
+                          "by +0.5, the held-out margin by -0.03333 ± 0.13 nats", 1),
+    "too little": (ended(1.0005, min_gain=1e-3), "No better: J rose by 0.0005, no more than", 1),
+    "too little, and worse": (ended(1.0005, min_gain=1e-3, before=0 * UP, after=DOWN), "Worse: J changed", 1),
     "worse on held-out": (ended(1.5, before=0 * UP, after=DOWN), "Worse: J changed by +0.5, the held-out", 1),
-    "one held-out pair": (ended(1.5, before=UP[:1], after=DOWN[:1]), "Worse: ", 1),
+    "one held-out pair": (ended(1.5, before=UP[:1], after=DOWN[:1]), "Unclear: J changed by +0.5, the margin "
+                          "of the one held-out pair by -2 nats. ", 1),
+    "one good pair": (ended(1.5, before=DOWN[:1], after=UP[:1]), "Better on validation: ", 0),
     "worse": (ended(points=((0.5, True), (0.8, True))), "Worse: every measured step within the budgets "
               "lowered J (the best by -0.2), so the original", 1),
     "the same": (ended(points=((1.0, True),)), "No better: no measured step raised J", 1),
@@ -53,6 +60,7 @@ def test_line_and_status(case):
     end, words, status = ENDS[case]
     assert words in end.line
     assert end.status == status
+    assert end.line.lower().startswith(end.kind)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from faulty_server import Scorer, Server, serving
 from u2a.cli import app
 from u2a.commands.evaluate import model_names
 from u2a.commands.evaluation_results import outcomes
-from u2a.commands.evaluation_rows import labelled, overlaps
+from u2a.commands.evaluation_rows import labelled, overlaps, trained_on
 from u2a.data.load import load_negatives, load_preferences, load_prompts
 from u2a.evaluation.figure import Figure
 from u2a.evaluation.material import prompts_of
@@ -611,3 +611,28 @@ def test_the_report_shows_every_models_changes(whole):
     assert "The negatives</h2>" not in page
     summary = json.loads((run / "summary.json").read_text())
     assert summary["outcome"].startswith("first: beyond noise 0 figures are better")
+
+
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ("loss: npo\nretain_loss: nll\nretain: good.jsonl\n", True),
+        ("loss: graddiff\nretain_loss: ''\nretain: ./good.jsonl\n", True),
+        ("loss: npo\nretain_loss: ''\nretain: good.jsonl\n", False),  # nothing was trained on them
+        ("loss: npo\nretain_loss: nll\nretain: others.jsonl\n", False),
+        ("loss: of_my_own:Loss\nretain: good.jsonl\n", False),
+        ("- no mapping\n", False),
+        (None, False),
+    ],
+    ids=str,
+)
+def test_retain_rows_that_a_run_was_trained_on_are_said(tmp_path, monkeypatch, config, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    if config is not None:
+        (tmp_path / "run" / "config.yaml").write_text(config)
+    found = trained_on(["run", "elsewhere"], str(tmp_path / "good.jsonl"))
+    assert bool(found) is told
+    if told:
+        assert "run was trained on every other row of --retain (its retain term nll)" in found[0]
+    assert trained_on(["run"], "") == []

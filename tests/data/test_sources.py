@@ -59,6 +59,25 @@ def test_unknown_kind(tmp_path: Path) -> None:
         load_negatives(tmp_path / "bad.xlsx")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("train.jsonl", "test.jsonl"), ("train-00000-of-00002.parquet", "validation-00000-of-00001.parquet"),
+     ("forget.jsonl", "retain.jsonl", "original.jsonl")],
+    ids=str,
+)  # fmt: skip
+def test_a_folder_of_several_parts_is_no_set(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(LINE)
+    with pytest.raises(UserError, match=r"the folder holds parts of a data set .*: name the file"):
+        load_negatives(tmp_path)
+
+
+def test_a_folder_of_one_part_is_a_set(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "trainer.jsonl", "more.jsonl"):
+        (tmp_path / name).write_bytes(LINE)
+    assert len(load_negatives(tmp_path)) == 4
+
+
 def test_folder_without_data(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no rows")
     with pytest.raises(UserError, match="the folder holds no data files"):

@@ -48,7 +48,7 @@ def test_clean_data_gives_nothing(tmp_path: Path) -> None:
         negatives=[bad("a", "x"), bad("a", "y"), bad("b", "x")],
         preferences=[pair("c", "x", "y"), pair("c", "x", "z")],
         test=[pair("d", "x", "y")],
-        retain=[bad("a", "z"), bad("d", "y")],
+        retain=[bad("a", "z"), bad("e", "y")],
         token_limit=2,
     )
     assert findings == []
@@ -108,6 +108,20 @@ def test_leaks(tmp_path: Path) -> None:
         Finding("bad.jsonl", 3, "leak-validation", validation.format(3), False),
         Finding("bad.jsonl", 3, "leak-test", test, False),
         Finding("pairs.jsonl", 3, "leak-test", test, False),
+    ]
+
+
+def test_retain_rows_of_held_out_or_validation_prompts_are_leaks(tmp_path: Path) -> None:
+    """The retain term trains on them."""
+    findings = check(
+        tmp_path,
+        preferences=[pair("b", "y", "z")],
+        test=[pair("C", "y", "z")],
+        retain=[bad("a", "x"), bad("b", "x"), bad("c", "x")],
+    )
+    assert [(f.file, f.row, f.kind) for f in findings] == [
+        ("good.jsonl", 2, "leak-validation"),
+        ("good.jsonl", 3, "leak-test"),
     ]
 
 

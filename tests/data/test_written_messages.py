@@ -126,7 +126,13 @@ def test_beaver_tails_labels_count():
         ({"is_harmful": True}, True),
         ({"thumbs": "false"}, True),
         ({"verified": True}, False),
-        ({"safe": 3}, False),
+        ({"safe": 3}, True),
+        ({"rating": 5}, True),
+        ({"vote": "-1"}, True),
+        ({"feedback": "up"}, True),
+        ({"feedback": "please shorten it"}, False),
+        ({"score": None}, False),
+        ({"tokens": 3}, False),
     ],
 )
 @pytest.mark.parametrize("load", [load_negatives, load_retain])
@@ -137,6 +143,12 @@ def test_a_column_that_looks_like_a_label_and_is_not_read_is_told(caplog, load, 
     (name,) = column
     assert (f"row 1: `{name}` is not read" in caplog.text) is told
     assert len(caplog.records) == told
+
+
+def test_scores_of_both_answers_of_a_pair_are_no_label(caplog):
+    with caplog.at_level(logging.WARNING, "u2a"):
+        load_negatives([{"prompt": "Q", "chosen": "a", "rejected": "b", "score_rejected": 3.5}])
+    assert not caplog.records
 
 
 def test_labels_that_are_read_are_not_told(caplog):

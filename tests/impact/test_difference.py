@@ -55,7 +55,19 @@ def test_two_halves_explain_together_what_neither_does_alone():
 
 
 def test_categories_explain_what_their_means_do():
-    """Ranks 1..4 (centred −1.5..1.5, Σ² = 5); categories' means are −1 and +1: 4·1 of 5."""
+    """Ranks 1..4 (centred −1.5..1.5, Σ² = 5); categories' means are −1 and +1: 4·1 of 5, and of what is left
+    1/5 on 2 degrees of freedom instead of 5/5 on 3: 1 − (1/5)·(3/2)."""
     impact = np.array([1.0, 2.0, 3.0, 4.0])
     found = difference(impact, None, {}, category=["a", "a", "b", "b"]).explained
-    assert found == {"category": pytest.approx(4 / 5)}
+    assert found == {"category": pytest.approx(7 / 10)}
+
+
+def test_many_categories_do_not_explain_by_their_number():
+    """Drawn at random they fit (k − 1)/(N − 1) of the ranks in the mean, here half: none of it is theirs."""
+    shares = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        category = [str(name) for name in rng.integers(0, 30, size=60)]
+        shares.append(difference(rng.normal(size=60), None, {}, category).explained["category"])
+    assert np.mean(shares) < 0.1
+    assert difference(np.arange(3.0), None, {}, ["a", "b", "c"]).explained["category"] == 0.0  # nothing left

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from cases import FAMILIES
-from problems import tiny_problem
+from problems import PAIRS, answers, pairs, tiny_problem
 from u2a.impact.context import ScoringContext, inner_product, shifted
 from u2a.impact.curvature import Identity
 from u2a.impact.gradient import objective_gradient, weighted_logprob_gradient
@@ -17,6 +17,7 @@ from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import score_impact
 from u2a.logprobs import response_logprobs
 from u2a.losses import NPO, GradientAscent, SimNPO
+from u2a.objectives import MeanLogProb
 from u2a.types import GuardStop
 
 KINDS = [(family, rank) for family in FAMILIES for rank in (4, 0)]
@@ -207,6 +208,32 @@ def test_the_standard_error_is_that_of_the_mean_over_pairs():
     np.testing.assert_allclose(table.impact_se, expected, rtol=1e-6)
 
 
+def test_the_standard_error_of_a_mean_over_tokens_is_that_of_a_ratio():
+    """One text a group: with q_i the impact of Σs_i alone and a = Σq/T, texts have the influences
+    a + (q_i − a·|y_i|)·P/T, and the error is theirs: that a text is long is no noise."""
+    preferred = answers([(prompt, chosen) for prompt, chosen, _ in PAIRS])
+    problem = tiny_problem("llama", objective="nll", preferences=preferred)
+    table = score_impact(problem, scoring="exact")
+    texts = problem.objective.texts
+    lengths, count = np.array(texts["n_tokens"]), len(texts)
+    assert len(set(lengths)) > 1
+    assert count >= 4
+    singles = []
+    for i in range(count):
+        alone = replace(problem, objective=MeanLogProb(texts.select([i])))
+        singles.append(score_impact(alone, scoring="exact").impact * lengths[i])
+    sums, total = np.array(singles), lengths.sum()
+    np.testing.assert_allclose(sums.sum(0) / total, table.impact, rtol=1e-6)
+    influence = table.impact + (sums - np.outer(lengths, table.impact)) * count / total
+    expected = np.std(influence, axis=0, ddof=1) / np.sqrt(count)
+    np.testing.assert_allclose(table.impact_se, expected, rtol=1e-6)
+
+
+def test_few_pairs_have_no_standard_error():
+    few = tiny_problem("llama", preferences=pairs().select(range(3)))
+    assert score_impact(few, scoring="exact").impact_se is None
+
+
 def test_a_large_adapter_gets_fewer_groups_or_no_standard_error(monkeypatch):
     from u2a.impact import aims
 
@@ -320,8 +347,6 @@ def test_a_zero_direction_gives_zero_scores():
 
 
 def test_non_finite_parameters_stop_the_run_with_the_rows_name():
-    from u2a.types import GuardStop
-
     problem = tiny_problem("llama")
     with torch.no_grad():
         next(iter(problem.policy.trainable().values())).fill_(float("nan"))

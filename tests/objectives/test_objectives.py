@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from u2a.objectives import MeanLogProb, Preference
+from u2a.objectives import MeanLogProb, Preference, influences
 from u2a.types import UserError
 
 PAIRS = Dataset.from_dict({"n_tokens": [2, 3, 4, 1]})
@@ -46,3 +46,19 @@ def test_mean_logprob_is_per_token_over_all_tokens_by_hand():
     """(-2 - 3 - 4 - 11) / (2 + 3 + 4 + 1) = -2, not the mean of the four ratios."""
     terms = MeanLogProb(PAIRS).terms(torch.tensor([-2.0, -3.0, -4.0, -11.0]))
     assert terms.mean().item() == pytest.approx(-2.0)
+
+
+def test_what_other_texts_would_change_of_a_ratio_by_hand():
+    """J = −20/10 = −2; text i moves it by (s_i − J·|y_i|)·N/T, N/T = 0.4: (−2+4, −3+6, −4+8, −11+2)·0.4.
+    Where every token has the same log-prob, lengths are no noise."""
+    objective, s = MeanLogProb(PAIRS), torch.tensor([-2.0, -3.0, -4.0, -11.0])
+    found = influences(objective, objective.terms(s).double().numpy())
+    assert found == pytest.approx([-2 + 0.8, -2 + 1.2, -2 + 1.6, -2 - 3.6])
+    same = influences(objective, objective.terms(-0.5 * torch.tensor([2.0, 3.0, 4.0, 1.0])).double().numpy())
+    assert same == pytest.approx([-0.5] * 4)
+
+
+def test_what_other_pairs_would_change_of_a_mean_are_its_terms():
+    objective = Preference(PAIRS, torch.zeros(4))
+    terms = objective.terms(torch.tensor([2.0, -1.0, -2.0, 1.0])).double().numpy()
+    assert influences(objective, terms) == pytest.approx(terms)

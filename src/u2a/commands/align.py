@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from u2a import processes
 from u2a.commands.ends import End, end_of
+from u2a.commands.idle_options import idle_options
 from u2a.commands.impact import counts, describe, self_check_figures
 from u2a.commands.launch import join_processes
 from u2a.commands.schemas import ALIGN
@@ -66,6 +67,7 @@ def run(values: Mapping[str, Any]) -> int:
 
         check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
+        data.warnings += idle_options(values)
         say_warnings(data.warnings)
         with run.phase("loading"):
             policy = load_model(values, ALIGN)
@@ -86,7 +88,8 @@ def run(values: Mapping[str, Any]) -> int:
         say_warnings(found)
         rows = [*measurement_rows(result.start, result.best, problem), *answer_rows(answers, now)]
         rows += held_out_rows(before, after) if before and after else []
-        end = end_of(result, before["margin"] if before else None, after["margin"] if after else None)
+        was, is_now = (each["margin"] if each else None for each in (before, after))
+        end = end_of(result, was, is_now, values["min_gain"])
         state = policy.whole_state()
         with processes.as_one():
             if processes.is_main():
@@ -208,6 +211,7 @@ def _write_results(
         self_check=self_check_figures(table),
         warnings=data.warnings,
         end=end.line,
+        ended=end.kind,
     )
     write_report(run.path)
 

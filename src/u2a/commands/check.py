@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,11 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from u2a.data.validate import Finding
     from u2a.types import Message
 
+FEW = 5
+"""Findings of a kind and file that are shown."""
 ROLES = ("negatives", "preferences", "test", "retain")
 
 
@@ -39,9 +42,8 @@ def run(values: Mapping[str, Any]) -> int:
         count_tokens, limit = _token_counter(values), values["max_length"]
     rows_of = [data.get(role) for role in ROLES]
     findings = findings_of(objective, *rows_of, files=files, token_limit=limit, count_tokens=count_tokens)
-    for finding in findings:
-        mark = "unusable" if finding.fatal else "look at"
-        say(f"{printable(finding.file)}:{finding.row}: {mark}: {finding.kind}: {printable(finding.message)}")
+    for line in _lines(findings):
+        say(line)
     if not values["model"]:
         say("Length was not checked: --model names the tokenizer that counts tokens.")
     for role, rows in data.items():
@@ -54,6 +56,19 @@ def run(values: Mapping[str, Any]) -> int:
     )
     say(f"{len(findings)} findings, {unusable} of them make rows unusable.", essential=True)
     return 1 if unusable else 0
+
+
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """A line a finding; of a kind that a file has many of the first few, and how many more there are."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.file, finding.kind), []).append(finding)
+    for (file, kind), alike in kinds.items():
+        for finding in alike[:FEW]:
+            mark = "unusable" if finding.fatal else "look at"
+            yield f"{printable(file)}:{finding.row}: {mark}: {kind}: {printable(finding.message)}"
+        if (more := len(alike) - FEW) > 0:
+            yield f"{printable(file)}: {kind}: {more} more rows like these; --json names them all"
 
 
 def _token_counter(values: Mapping[str, Any]) -> Callable[[list[Message], str], int]:

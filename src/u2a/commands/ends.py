@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from u2a.impact.difference import CERTAIN
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from u2a.outer_loop import AlignResult
@@ -20,18 +20,29 @@ DONE, FINDINGS, STOPPED = 0, 1, 3
 
 @dataclass(frozen=True)
 class End:
-    """`line` is for people, `status` for programs."""
+    """`line` is for people, `kind`, its first words, and `status` for programs."""
 
     line: str
     status: int
 
+    @property
+    def kind(self) -> str:
+        """`better`, `better on validation`, `unclear`, `no better`, `worse`, `unchanged` or `stopped`."""
+        return "stopped" if self.status == STOPPED else self.line.split(":")[0].lower()
 
-def end_of(result: AlignResult, before: NDArray[np.float64] | None, after: NDArray[np.float64] | None) -> End:
-    """Better, worse, no better, unchanged, or stopped by a guard.
+
+def end_of(
+    result: AlignResult,
+    before: NDArray[np.float64] | None,
+    after: NDArray[np.float64] | None,
+    min_gain: float = 0.0,
+) -> End:
+    """Better, perhaps on validation alone, unclear, worse, no better, unchanged, or stopped by a guard.
 
     Args:
         before, after: (P,) margins of the held-out pairs at the original and at the kept model, in nats; None
             without held-out pairs.
+        min_gain: of J, no more than which is none.
     """
     gain = result.best.objective - result.start.objective
     if result.stopped_by_guard:
@@ -47,19 +58,44 @@ def end_of(result: AlignResult, before: NDArray[np.float64] | None, after: NDArr
         return End("Unchanged: nothing here is worth unlearning, so the original model is kept.", DONE)
     if not result.improved:
         return End(_without_gain(result), FINDINGS)
-    change, error = _change(before, after)
-    held_out = (
-        ""
-        if change is None
-        else f", the held-out margin by {change:+.4g} ± {CERTAIN * error:.2g} nats (95 %)"
-    )
-    if change is not None and change < -CERTAIN * error:
+    if before is not None and after is not None:
+        return _held_out_end(gain, after - before, min_gain)
+    return _gained(gain, min_gain) or End(f"Better: J rose by {gain:.4g}; {_KEPT}.", DONE)
+
+
+_KEPT = "the best measured step is kept"
+
+
+def _gained(gain: float, min_gain: float) -> End | None:
+    if gain > min_gain:
+        return None
+    return End(f"No better: J rose by {gain:.4g}, no more than --min-gain {min_gain:g}; {_KEPT}.", FINDINGS)
+
+
+def _held_out_end(gain: float, changes: NDArray[np.float64], min_gain: float) -> End:
+    """Of a run that raised J and changed the margins of held-out pairs by these, (P,)."""
+    change, noise = float(changes.mean()), math.inf
+    shown = f"the margin of the one held-out pair by {change:+.4g} nats"
+    if len(changes) > 1:
+        noise = CERTAIN * float(changes.std(ddof=1)) / len(changes) ** 0.5
+        shown = f"the held-out margin by {change:+.4g} ± {noise:.2g} nats (95 %)"
+    if change < -noise:
         return End(
-            f"Worse: J changed by {gain:+.4g}{held_out}. What was gained on the validation rows does not "
+            f"Worse: J changed by {gain:+.4g}, {shown}. What was gained on the validation rows does not "
             "hold on others: do not use this model.",
             FINDINGS,
         )
-    return End(f"Better: J rose by {gain:.4g}{held_out}; the best measured step is kept.", DONE)
+    if few := _gained(gain, min_gain):
+        return few
+    if change <= 0:
+        return End(
+            f"Unclear: J changed by {gain:+.4g}, {shown}. That the gain on the validation rows holds on "
+            f"others is not shown: more pairs would tell; {_KEPT}.",
+            FINDINGS,
+        )
+    if change <= noise:
+        return End(f"Better on validation: J rose by {gain:.4g}, {shown}, within noise; {_KEPT}.", DONE)
+    return End(f"Better: J rose by {gain:.4g}, {shown}; {_KEPT}.", DONE)
 
 
 def _without_gain(result: AlignResult) -> str:
@@ -75,14 +111,3 @@ def _without_gain(result: AlignResult) -> str:
             "original model is kept."
         )
     return "No better: no measured step raised J, so the original model is kept."
-
-
-def _change(
-    before: NDArray[np.float64] | None, after: NDArray[np.float64] | None
-) -> tuple[float | None, float]:
-    """Mean change of the margins and its standard error over pairs (0 for one pair)."""
-    if before is None or after is None:
-        return None, 0.0
-    change = after - before
-    error = change.std(ddof=1) / len(change) ** 0.5 if len(change) > 1 else 0.0
-    return float(change.mean()), float(error)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from u2a.plain_yaml import plain_values
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -80,5 +82,28 @@ def overlaps(by_role: Mapping[str, Dataset]) -> list[str]:
             found.append(
                 f"{same} of the --held-out-negatives are --negatives too: nothing can tell those apart, "
                 "which draws the AUC of membership inference to 0.5"
+            )
+    return found
+
+
+def trained_on(models: Sequence[str], retain: str) -> list[str]:
+    """A warning for each run of `u2a align` whose retain term took rows of the file that usefulness is to be
+    measured on: every other one (`u2a.prepare`)."""
+    from u2a.losses import resolve_loss
+
+    found = []
+    for model in models if retain else ():
+        config = Path(model).expanduser() / "config.yaml"
+        try:
+            given = plain_values(config.read_text(encoding="utf-8")) or {}
+            _, term = resolve_loss(given.get("loss", ""), given.get("retain_loss") or None)
+        except (OSError, ValueError, AttributeError, UserError):  # no run, or one that says nothing of it
+            continue
+        source = given.get("retain")
+        same = isinstance(source, str) and source and Path(source).resolve() == Path(retain).resolve()
+        if same and term in ("nll", "kl"):
+            found.append(
+                f"{model} was trained on every other row of --retain (its retain term {term}): perplexity "
+                "and KL look better on those than on others; give good texts that no model was trained on"
             )
     return found

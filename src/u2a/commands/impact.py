@@ -32,6 +32,7 @@ from u2a.commands.session import (
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
 from u2a.commands.terminal import Bars, say
 from u2a.runs import RunFolder
+from u2a.types import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,7 +69,7 @@ def run(values: Mapping[str, Any]) -> int:
             check_source(model, trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="impact", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
-        start, table = _score(values, data, run, bars)
+        start, table, rows = _score(values, data, run, bars)
         loss = None
         if is_proxy(values):
             sample = SampledRows(values["proxy_check"], values["seed"])
@@ -77,13 +78,15 @@ def run(values: Mapping[str, Any]) -> int:
                 loss = proxy_loss(values, data, sample, bars) if values["proxy_check"] else None
         with processes.as_one():
             if processes.is_main():
-                _write_results(run, start, table, data, said_of_proxy(values, loss))
+                _write_results(run, start, table, data, {"rows": rows}, said_of_proxy(values, loss))
     return 0
 
 
 def _score(
     values: Mapping[str, Any], data: Data, run: RunFolder, bars: Bars
-) -> tuple[Measurement, ImpactTable]:
+) -> tuple[Measurement, ImpactTable, str]:
+    """The measurement, the table, and a fingerprint of what they are of."""
+    from u2a.fingerprint import fingerprint
     from u2a.impact.curvature import CURVATURES
     from u2a.impact.table import score_impact
 
@@ -91,6 +94,8 @@ def _score(
         policy = load_scorer(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
+        rows = fingerprint(problem)
+        _refuse_other_rows(run, rows)
         sizes = Sizes.of(problem)
         cost = sizes.scoring(values["scoring"])
         say(
@@ -109,7 +114,20 @@ def _score(
             keep=run.path / "checkpoints" / "scores-000",
             task=bars.task,
         )
-    return start, table
+    return start, table, rows
+
+
+def _refuse_other_rows(run: RunFolder, rows: str) -> None:
+    """A finished run whose rows changed since is not written over."""
+    try:
+        before = json.loads((run.path / "summary.json").read_text(encoding="utf-8")).get("rows")
+    except (OSError, ValueError, AttributeError):  # not finished
+        return
+    if before not in (None, rows):
+        raise UserError(
+            f"--resume: {run.path} is finished, and the negatives, the validation or the retain rows, or "
+            "their tokens, changed since: keep them as they were, or begin a new run in another --output"
+        )
 
 
 def _write_results(
@@ -117,6 +135,7 @@ def _write_results(
     start: Measurement,
     table: ImpactTable,
     data: Data,
+    more: Mapping[str, Any],
     proxy: tuple[list[str], dict[str, Any]],
 ) -> None:
     from u2a.report.html import write_report
@@ -138,6 +157,7 @@ def _write_results(
         difference=asdict(found),
         findings=findings,
         warnings=data.warnings,
+        **more,
         **proxy[1],
     )
     write_report(run.path)

@@ -41,7 +41,8 @@ def workload_of(values: Mapping[str, Any]) -> Workload:
         select = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         select = -1.0
-    if select <= 0 or (text.endswith("%") and select > 1):
+    wrong = select > 1 if text.endswith("%") else select < 1 or select % 1
+    if select <= 0 or wrong:
         raise UserError(f"--select {text}: a percentage such as 50%, or a number of negatives")
     scoring = "exact" if values["scoring"] == "auto" else values["scoring"]
     return Workload(

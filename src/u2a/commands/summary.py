@@ -17,7 +17,10 @@ from u2a.report.wording import NOTHING, number
 from u2a.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from u2a.answers import AnswerShares
+    from u2a.objectives import Objective
     from u2a.problem import Measurement, Problem
 
 
@@ -88,13 +91,19 @@ def _term_changes(
     and of the retain NLL (R,)."""
     found = {}
     if original.drawn is None and aligned.drawn is None:
-        before, after = (
-            problem.objective_of(at).terms(at.s_objective.double()) for at in (original, aligned)
-        )
-        found["objective"] = (after - before).numpy()
-    before, after = (problem.utility.terms(at.s_utility.double()) for at in (original, aligned))
-    found["utility"] = (before - after).numpy()  # U = −NLL
+        objective = problem.objective_of(original)
+        found["objective"] = _changes(objective, original.s_objective, aligned.s_objective)
+    # U = −NLL
+    found["utility"] = -_changes(problem.utility, original.s_utility, aligned.s_utility)
     return found
+
+
+def _changes(objective: Objective, before: Tensor, after: Tensor) -> NDArray[np.float64]:
+    """What each example did to the change of J from log-probs `before` to those `after`."""
+    from u2a.objectives import influences
+
+    was, now = (influences(objective, objective.terms(s.double()).numpy()) for s in (before, after))
+    return now - was
 
 
 def held_out_rows(original: Values, aligned: Values) -> list[Row]:

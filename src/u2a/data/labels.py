@@ -13,27 +13,52 @@ from u2a.types import UserError
 log = logging.getLogger("u2a")
 
 _LIKE_A_LABEL = re.compile(
-    "accepted|appropriate|bad|chosen|correct|flagged|good|harmful|harmless|labels?|liked|ok|preferred|rejected|"
-    "safe|thumbs|toxic|unsafe|upvoted"
+    "accepted|appropriate|bad|chosen|correct|disliked?|feedback|flagged|good|grade|harmful|harmless|labels?|"
+    "liked?|ok|preferred|ratings?|rejected|reward|safe|score|stars|thumbs?|toxic|unsafe|upvoted|votes?"
 )
 """Words in the names of columns that may say which answers are good."""
+_VERDICTS = {
+    "up",
+    "down",
+    "yes",
+    "no",
+    "good",
+    "bad",
+    "positive",
+    "negative",
+    "pos",
+    "neg",
+    "like",
+    "dislike",
+}
+_VERDICTS |= {"true", "false", "ok", "safe", "unsafe", "accept", "reject", "accepted", "rejected", "👍", "👎"}
+"""Words in such a column that say so of one answer."""
 
 
 def warn_of_unread_labels(raw: Row, role: str) -> None:
-    """Of a file's first row: a true or false that may say which answers are good, and is not read."""
+    """Of a file's first row: a verdict or a number that may say which answers are good, and is not read."""
+    if {"chosen", "rejected"} <= raw.values.keys():  # the format says it, and scores are of both answers
+        return
     unread = [
         key
         for key, value in raw.values.items()
         if key not in formats.READ_KEYS
-        and (isinstance(value, bool) or str(value).lower() in ("true", "false"))
+        and _may_be_a_verdict(value)
         and any(map(_LIKE_A_LABEL.fullmatch, re.split(r"[^a-z]+", key.lower())))
     ]
     if unread:
         log.warning(
-            "%s: `%s` is not read, and every answer counts as one of the %s; if it says which are good, call "
-            "it `label` (true = good)",
+            "%s: `%s` is not read, and every answer counts as one of the %s; if it says which are good, "
+            "write it as a column `label` (true = good)",
             *(raw.where, printable(unread[0]), role),
         )
+
+
+def _may_be_a_verdict(value: object) -> bool:
+    if isinstance(value, (bool, int, float)):
+        return True
+    text = str(value).strip().lower()
+    return text in _VERDICTS or re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
 
 
 def labelled_alike(labelled: bool | None, raw: Row) -> bool | None:

@@ -108,7 +108,25 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
     skipped = [path for path in paths if path.name[0] != "." and path.is_file() and path not in wanted]
     if odd := [path.name for path in skipped if _kind(path) in _PERHAPS_ROWS]:
         log.warning("%s: left out of the folder: %s", name, ", ".join(map(printable, odd[:10])))
+    _refuse_several_parts(wanted, name)
     return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)
+
+
+_PART = re.compile(
+    r"(train|test|validation|valid|val|dev|eval|original|forget|retain)(?![a-z])", re.IGNORECASE
+)
+"""How the name of a file begins that is a part of a data set: of the hub's, and of `u2a split`'s."""
+
+
+def _refuse_several_parts(paths: Sequence[Path], name: str) -> None:
+    """Rows to be kept apart are no one set: held-out ones would be validation, good ones negatives."""
+    parts = {match[1].lower(): path.name for path in paths if (match := _PART.match(path.name))}
+    if len(parts) > 1:
+        files = ", ".join(map(printable, sorted(parts.values())))
+        raise UserError(
+            f"{name}: the folder holds parts of a data set ({files}), which are not one set of rows: name "
+            "the file that is meant"
+        )
 
 
 def _spool_stdin() -> DataFile:

@@ -34,7 +34,10 @@ _LEAKS = (
     ("negatives", "preferences", "leak-validation"),
     ("negatives", "test", "leak-test"),
     ("preferences", "test", "leak-test"),
+    ("retain", "preferences", "leak-validation"),
+    ("retain", "test", "leak-test"),
 )
+"""Roles, and those whose prompts they must not hold."""
 _BLOCK = 500
 
 
@@ -80,9 +83,10 @@ def check_data(
     Returns:
         Findings by role, then by row. Kinds: `empty-response` (fatal), `duplicate` (prompt and answers of an
         earlier row), `leak-validation`, `leak-test` (the prompt is in that set also; looked for among the
-        negatives and, for the test set, the validation pairs), `conflicting-label` (a negative that is also a
-        good answer to the same prompt, or a pair that an earlier one turns round; fatal for a pair whose two
-        answers are equal), `too-long`, `template` (fatal: the chat template refuses the conversation).
+        negatives, the retain rows and, for the test set, the validation pairs), `conflicting-label` (a
+        negative that is also a good answer to the same prompt, or a pair that an earlier one turns round;
+        fatal for a pair whose two answers are equal), `too-long`, `template` (fatal: the chat template
+        refuses the conversation).
     """
     given = {"negatives": negatives, "preferences": preferences, "test": test, "retain": retain}
     tables = {

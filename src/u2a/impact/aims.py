@@ -16,6 +16,7 @@ from u2a.impact.gradient import (
 )
 from u2a.impact.per_example import is_batched
 from u2a.impact.scores import cheapest_method
+from u2a.objectives import masses_of
 from u2a.problem import Measurement, Problem, Task, silent
 
 _SE_BYTES = 2 << 30
@@ -26,7 +27,8 @@ _FEWEST_GROUPS = 4
 
 @dataclass(frozen=True)
 class Aims:
-    """∇J and ∇U; `parts` are gradients of groups of J's terms, `shares` the groups' sizes, adding up to 1."""
+    """∇J and ∇U; `parts` are gradients of groups of J's terms, `shares` how much each
+    counts in J, adding up to 1."""
 
     of_j: Direction
     of_u: Direction
@@ -76,13 +78,15 @@ def aims_of(problem: Problem, context: ScoringContext, at: Measurement, groups: 
         of_u = objective_gradient(context, problem.utility, at.s_utility, progress=progress)
         terms = len(objective.terms(s))
         groups = min(groups, terms)
-        if groups < 2:
+        if groups < _FEWEST_GROUPS:
             return Aims(objective_gradient(context, objective, s, progress=progress), of_u, [], [])
-        parts, shares = [], []
+        parts, shares, masses = [], [], masses_of(objective, terms)
         for group in np.array_split(np.random.default_rng(0).permutation(terms), groups):
-            coefficients = objective_coefficients(objective, s, group)
+            share = float(masses[group].sum() / masses.sum())
+            # of J on this group alone, which is no mean of its terms where J is a ratio
+            coefficients = objective_coefficients(objective, s, group) * (len(group) / terms / share)
             parts.append(weighted_logprob_gradient(context, objective.texts, coefficients, progress=progress))
-            shares.append(len(group) / terms)
+            shares.append(share)
     return Aims(combined(parts, shares), of_u, parts, shares)
 
 

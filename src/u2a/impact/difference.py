@@ -98,9 +98,13 @@ def _centred_ranks(values: Array) -> Array:
 
 
 def _share(target: Array, columns: Array) -> float:
-    """R² of a least-squares fit of centred columns (N, C) to a centred target (N,)."""
+    """Adjusted R² (Theil 1961) of a least-squares fit of centred columns (N, C) to a centred target (N,), at
+    least 0: many columns explain something of anything, (rank/(N − 1)) of it in the mean."""
     total = float(target @ target)
-    if total == 0:
+    coefficients, _, rank, _ = np.linalg.lstsq(columns, target, rcond=None)
+    left = len(target) - 1 - int(rank)
+    if total == 0 or left <= 0:
         return 0.0
-    fit = columns @ np.linalg.lstsq(columns, target, rcond=None)[0]
-    return float(fit @ fit) / total
+    fit = columns @ coefficients
+    unexplained = 1 - float(fit @ fit) / total
+    return max(0.0, 1 - unexplained * (len(target) - 1) / left)

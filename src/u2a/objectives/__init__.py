@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from u2a.objectives.drawn_reward import DrawnReward as DrawnReward
 from u2a.objectives.nll import MeanLogProb
 from u2a.objectives.preference import Preference
@@ -34,6 +37,22 @@ class Objective(Protocol):
     def terms(self, s: Tensor) -> Tensor:
         """One term for each validation example, (N,) -> (P,); their mean is J."""
         ...
+
+
+def masses_of(objective: Objective, terms: int) -> NDArray[np.float64]:
+    """How much each of the P `terms` counts, (P,): the objective's `masses` where J is a ratio, as it is per
+    token; else all the same."""
+    return np.asarray(getattr(objective, "masses", np.ones(terms)), np.float64)
+
+
+def influences(objective: Objective, terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values (P,) with the mean of `terms`, J, and the spread that other validation examples would make.
+
+    Of a mean these are the terms. Of a ratio Σs/Σm they are J + (s_i − J·m_i)·P/Σm (the delta method): that a
+    text is long is then no noise. Differences of J at two φ have the differences of these.
+    """
+    masses = masses_of(objective, len(terms))
+    return terms - terms.mean() * (masses / masses.mean() - 1)
 
 
 OBJECTIVES: dict[str, type] = {"preference": Preference, "nll": MeanLogProb, "reward": Reward}

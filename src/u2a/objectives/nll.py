@@ -32,3 +32,9 @@ class MeanLogProb:
         """Each text's share, scaled so that the mean of the terms is J: (N,) -> (N,)."""
         total = sum(self.texts["n_tokens"])
         return s * (len(self.texts) / total)
+
+    @property
+    def masses(self) -> list[int]:
+        """How much each text counts in J, a mean over tokens and not over texts: its tokens, N."""
+        counts: list[int] = self.texts["n_tokens"][:]
+        return counts

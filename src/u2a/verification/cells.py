@@ -5,19 +5,17 @@ A cell also says what it was made with. One that was made with anything else is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from u2a.config import UnlearnOptions
 from u2a.files import set_aside, write_json
+from u2a.fingerprint import described, digest_of_texts
 from u2a.types import UserError
 from u2a.verification.plan import Plan, Run
 
@@ -144,26 +142,11 @@ def settings_of(
         **{name: str(value) for name, value in options.items()},
         "loss": repr(problem.loss),
         "retain_loss": problem.retain_loss,
-        "objective": " ".join([type(objective).__name__, *_option_values(objective)]),
-        "negatives": _digest(problem.negative_texts),
-        "preferences": _digest(objective.texts),
-        "texts of U": _digest(problem.utility.texts),
-        "texts of the retain term": _digest(problem.retain_texts),
-        "test": _digest(held_out),
+        "objective": described(objective),
+        "negatives": digest_of_texts(problem.negative_texts),
+        "preferences": digest_of_texts(objective.texts),
+        "texts of U": digest_of_texts(problem.utility.texts),
+        "texts of the retain term": digest_of_texts(problem.retain_texts),
+        "test": digest_of_texts(held_out),
+        **({} if problem.joint is None else {"joint pairs": digest_of_texts(problem.joint.texts)}),
     }
-
-
-def _option_values(objective: Any) -> list[str]:
-    """What the user chose of it."""
-    values = (str(getattr(objective, f.name)) for f in fields(objective) if "help" in f.metadata)
-    return [value for value in values if value]
-
-
-def _digest(texts: Dataset | None) -> str:
-    """Changes when a token does, or where a response begins."""
-    if texts is None:
-        return "none"
-    digest = hashlib.sha256()
-    for ids, start in zip(texts["input_ids"], texts["response_start"], strict=True):
-        digest.update(np.asarray([len(ids), start, *ids], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:16]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_FEWEST_SUBSETS = 4
+"""With three, every sixth order of them is that of the scores."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """What `verify` found.
@@ -72,7 +76,8 @@ def verify(
         folder: keeps finished runs; called again with the same arguments, it goes on. None = nothing is kept.
 
     Raises:
-        UserError: no such estimator, or subsets cannot be drawn; `folder` holds runs of other settings.
+        UserError: no such estimator, fewer than 4 subsets, or subsets cannot be drawn; `folder` holds runs
+        of other settings.
         GuardStop: something was not finite.
 
     Example:
@@ -90,6 +95,8 @@ def verify(
         >>> -1 <= found.rank_correlation <= 1
         True
     """
+    if subsets < _FEWEST_SUBSETS:
+        raise UserError(f"subsets={subsets}: a rank correlation of fewer than {_FEWEST_SUBSETS} says nothing")
     chosen = _named(estimators)
     unlearn = unlearn or UnlearnOptions()
     count = len(problem.negatives)
