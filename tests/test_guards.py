@@ -9,9 +9,9 @@ import torch
 
 from problems import answers, tiny_problem
 from u2a import problem as problem_module
-from u2a.answers import AnswerShares
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import weighted_logprob_gradient
+from u2a.ngrams import AnswerShares
 from u2a.problem import Measurement, Problem
 from u2a.types import GuardStop
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from u2a import processes
 from u2a.generation import greedy
-from u2a.ngrams import overlaps, repetition
+from u2a.ngrams import AnswerShares, overlaps, repetition
 from u2a.objectives import Reward
 from u2a.positions import table_of_positions
 from u2a.problem import Problem, Task, silent
@@ -19,14 +17,6 @@ Array = NDArray[np.float64]
 PROMPTS, NEW_TOKENS = 16, 96
 """How many validation prompts are answered, and with how many tokens at most: answers that do not end begin
 to repeat behind some fifty tokens (the study's finalists, docs/results.md)."""
-
-
-class AnswerShares(NamedTuple):
-    """Of each of A answers, in tokens: `repetition` (A,), the share of its 4-grams that stood in it before;
-    `overlap` (A,), the share of its 2-grams that another answer has too."""
-
-    repetition: Array
-    overlap: Array
 
 
 def greedy_answers(problem: Problem, task: Task = silent) -> AnswerShares:

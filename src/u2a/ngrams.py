@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 _BEGIN = object()
+
+
+class AnswerShares(NamedTuple):
+    """Of each of A answers, in tokens: `repetition` (A,), the share of its 4-grams that stood in it before;
+    `overlap` (A,), the share of its 2-grams that another answer has too."""
+
+    repetition: NDArray[np.float64]
+    overlap: NDArray[np.float64]
 
 
 def ngrams(words: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:

@@ -24,8 +24,8 @@ from u2a.types import GuardStop
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.answers import AnswerShares
     from u2a.models import Policy
+    from u2a.ngrams import AnswerShares
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
 from u2a import answers, measuring, outer_loop
-from u2a.answers import AnswerShares
 from u2a.cli import app
+from u2a.ngrams import AnswerShares
 
 
 def align(tmp_path, monkeypatch, shares, **more):

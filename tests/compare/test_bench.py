@@ -9,7 +9,6 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from problems import pairs, tiny_problem
-from u2a.answers import AnswerShares
 from u2a.baselines import Budget
 from u2a.compare import bench as module
 from u2a.compare.bench import Bench
@@ -17,6 +16,7 @@ from u2a.compare.plan import CellName, parse_methods
 from u2a.evaluation.figure import figure_of_json
 from u2a.evaluation.subject import Sampling
 from u2a.impact.curvature import Identity
+from u2a.ngrams import AnswerShares
 from u2a.validation import pair_texts
 
 pytestmark = pytest.mark.usefixtures("true_float64")

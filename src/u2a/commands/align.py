@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from u2a.answers import AnswerShares
     from u2a.models import Policy
+    from u2a.ngrams import AnswerShares
     from u2a.outer_loop import AlignResult
     from u2a.problem import Measurement, Problem
 

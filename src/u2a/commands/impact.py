@@ -69,7 +69,7 @@ def run(values: Mapping[str, Any]) -> int:
             check_source(model, trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="impact", resume=values["resume"]) as run, Bars() as bars:
         say_warnings(data.warnings)
-        start, table, rows = _score(values, data, run, bars)
+        start, table, mark = _score(values, data, run, bars)
         loss = None
         if is_proxy(values):
             sample = SampledRows(values["proxy_check"], values["seed"])
@@ -78,7 +78,7 @@ def run(values: Mapping[str, Any]) -> int:
                 loss = proxy_loss(values, data, sample, bars) if values["proxy_check"] else None
         with processes.as_one():
             if processes.is_main():
-                _write_results(run, start, table, data, {"rows": rows}, said_of_proxy(values, loss))
+                _write_results(run, start, table, data, {"fingerprint": mark}, said_of_proxy(values, loss))
     return 0
 
 
@@ -94,8 +94,8 @@ def _score(
         policy = load_scorer(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
-        rows = fingerprint(problem)
-        _refuse_other_rows(run, rows)
+        mark = fingerprint(problem)
+        _refuse_other_rows(run, mark)
         sizes = Sizes.of(problem)
         cost = sizes.scoring(values["scoring"])
         say(
@@ -114,16 +114,16 @@ def _score(
             keep=run.path / "checkpoints" / "scores-000",
             task=bars.task,
         )
-    return start, table, rows
+    return start, table, mark
 
 
-def _refuse_other_rows(run: RunFolder, rows: str) -> None:
+def _refuse_other_rows(run: RunFolder, mark: str) -> None:
     """A finished run whose rows changed since is not written over."""
     try:
-        before = json.loads((run.path / "summary.json").read_text(encoding="utf-8")).get("rows")
+        before = json.loads((run.path / "summary.json").read_text(encoding="utf-8")).get("fingerprint")
     except (OSError, ValueError, AttributeError):  # not finished
         return
-    if before not in (None, rows):
+    if before not in (None, mark):
         raise UserError(
             f"--resume: {run.path} is finished, and the negatives, the validation or the retain rows, or "
             "their tokens, changed since: keep them as they were, or begin a new run in another --output"

@@ -19,7 +19,7 @@ from u2a.runs import RunFolder, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from u2a.answers import AnswerShares
+    from u2a.ngrams import AnswerShares
     from u2a.objectives import Objective
     from u2a.problem import Measurement, Problem
 

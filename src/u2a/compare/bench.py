@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2a.answers import AnswerShares, greedy_answers, rise_beyond_noise
+from u2a.answers import greedy_answers, rise_beyond_noise
 from u2a.baselines import Budget, Spent, Stage, Watch
 from u2a.compare.plan import CellName, Entry
 from u2a.evaluation import METRICS
@@ -26,6 +26,7 @@ from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.ledger import Parameters, restore, snapshot
 from u2a.losses import LOSSES, resolve_loss
+from u2a.ngrams import AnswerShares
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs import write_json

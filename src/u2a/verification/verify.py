@@ -77,7 +77,7 @@ def verify(
 
     Raises:
         UserError: no such estimator, fewer than 4 subsets, or subsets cannot be drawn; `folder` holds runs
-        of other settings.
+            of other settings.
         GuardStop: something was not finite.
 
     Example:
