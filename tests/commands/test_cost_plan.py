@@ -34,6 +34,7 @@ def test_json_adds_up():
     for key in ("flops", "hours", "cost"):
         assert found["total"][key] == pytest.approx(sum(one[key] for one in phases))
     assert found["total"]["cost"] == pytest.approx(found["total"]["hours"] * 8 * 2)
+    assert figures()["total"]["cost"] is None  # unknown is not free
 
 
 @pytest.mark.parametrize(

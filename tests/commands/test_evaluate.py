@@ -636,3 +636,11 @@ def test_retain_rows_that_a_run_was_trained_on_are_said(tmp_path, monkeypatch, c
     if told:
         assert "run was trained on every other row of --retain (its retain term nll)" in found[0]
     assert trained_on(["run"], "") == []
+
+
+def test_a_run_folder_without_a_model_is_refused_by_name(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: demo\n")
+    with pytest.raises(
+        UserError, match="this run folder holds no model; take that of"
+    ):
+        model_names([str(tmp_path)], "")

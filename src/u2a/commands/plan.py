@@ -19,15 +19,15 @@ def run(values: Mapping[str, Any]) -> int:
     found = document(workload, fleet)
     give(**found)
     rows = [
-        [name, f"{one['flops']:.2e}", time_of(one["hours"]), money(one["cost"], fleet)]
+        [name, f"{one['flops']:.2e}", time_of(one["hours"]), money(one["cost"])]
         for name, one in found["phases"].items()
     ]
     total = found["total"]
-    rows.append(["in all", f"{total['flops']:.2e}", time_of(total["hours"]), money(total["cost"], fleet)])
+    rows.append(["in all", f"{total['flops']:.2e}", time_of(total["hours"]), money(total["cost"])])
     print_table("Computing", ["phase", "operations", "time", "cost"], rows)
     kept = {**found["memory"], **{f"{name}, on disk": size for name, size in found["disk"].items()}}
     print_table("Bytes", ["what", "size"], [[name, size_of(size)] for name, size in kept.items()])
-    price = f", {money(total['cost'], fleet)}" if fleet.price else ""
+    price = f", {money(total['cost'])}" if fleet.price else ""
     say(f"In all {total['flops']:.2e} operations, {time_of(total['hours'])}{price}.", essential=True)
     for line in found["remarks"]:
         say(line, essential=True)
@@ -74,12 +74,15 @@ def fleet_of(values: Mapping[str, Any]) -> Fleet:
 
 
 def document(workload: Workload, fleet: Fleet) -> dict[str, Any]:
-    """All figures; what `--json` prints. Operations, hours, money, bytes."""
-    phases = {
-        name: {"flops": flops, "hours": fleet.hours(flops), "cost": fleet.cost(flops)}
-        for name, flops in workload.phases().items()
-    }
-    total = {key: sum(one[key] for one in phases.values()) for key in ("flops", "hours", "cost")}
+    """All figures; what `--json` prints. Operations, hours, bytes, and money where there is a price."""
+
+    def price_of(flops: float) -> dict[str, float | None]:
+        cost = fleet.cost(flops) if fleet.price else None
+        return {"flops": flops, "hours": fleet.hours(flops), "cost": cost}
+
+    operations = workload.phases()
+    phases = {name: price_of(flops) for name, flops in operations.items()}
+    total = price_of(sum(operations.values()))
     return {
         "schema": 1,
         "phases": phases,
@@ -140,6 +143,6 @@ def size_of(size: float) -> str:
     return f"{size:.3g} PB"
 
 
-def money(cost: float, fleet: Fleet) -> str:
+def money(cost: float | None) -> str:
     """Nothing without a price."""
-    return f"{cost:,.2f}" if fleet.price else "–"
+    return "–" if cost is None else f"{cost:,.2f}"
