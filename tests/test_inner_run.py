@@ -83,7 +83,10 @@ def test_the_weight_of_the_retain_term_is_that_of_the_problem(tmp_path):
 @pytest.mark.parametrize(
     "options, name, value, bound",
     [
-        (OuterOptions, "kl_budget", float("nan"), "at least 0"),
+        (OuterOptions, "kl_budget", float("nan"), "a finite number"),
+        (OuterOptions, "min_gain", float("nan"), "a finite number"),
+        (UnlearnOptions, "learning_rate", float("inf"), "a finite number"),
+        (UnlearnOptions, "max_steps", None, "a finite number"),
         (OuterOptions, "measurements", 0, "at least 1"),
         (OuterOptions, "outer_steps", 0, "at least 1"),
         (OuterOptions, "max_repetition_rise", 1.5, "at most 1"),

@@ -12,6 +12,7 @@ from u2a.checkpoints import refuse_other_settings
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.impact.table import score_impact
 from u2a.ledger import snapshot
+from u2a.measured_run import MeasuredRun
 from u2a.outer_loop import align
 from u2a.types import GuardStop, UserError
 
@@ -86,6 +87,28 @@ def test_a_utility_budget_is_held_by_measurement():
     held = run(problem(), unlearn=strong, outer={"utility_budget": max(falls) / 2})
     assert held.start.utility - held.best.utility <= max(falls) / 2
     assert not all(p.admissible for p in held.points)
+
+
+def test_a_utility_budget_that_no_weights_would_keep_ends_the_loop(monkeypatch):
+    """What is kept is what the steps before it found; no step is made on the one cheapest negative."""
+    from u2a import outer_loop
+
+    monkeypatch.setattr(outer_loop, "within_budget", lambda *_: None)
+    monkeypatch.setattr("u2a.measured_run.MeasuredRun.__call__", costly(MeasuredRun.__call__))
+    result = run(problem(), outer={"outer_steps": 3, "utility_budget": 100.0})
+    assert result.outcome.startswith("Stopped after outer step 1: no weights would keep within")
+    assert len(result.history) == 1
+    assert {p.outer_step for p in result.points} == {0, 1}
+
+
+def costly(real):
+    """An inner run that calibrates, whether or not U fell in it."""
+
+    def call(self, state, position, begin):
+        real(self, state, position, begin)
+        state.cost_calibration = 1.0
+
+    return call
 
 
 def test_nothing_worth_unlearning_is_a_result(monkeypatch):

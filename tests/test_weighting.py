@@ -13,6 +13,7 @@ from u2a.weighting import (
     Weighting,
     exchange,
     impact_scale,
+    mean_cost,
     mirror_ascent,
     parse_selection,
     select_greedily,
@@ -110,7 +111,7 @@ def test_budget_moves_weight_to_cheap_negatives():
     weights, impact, cost = np.ones(3), np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.1, 0.1])
     free = mirror_ascent(weights, impact, 1.0, Weighting())
     assert free @ cost > 1.0
-    held = within_budget(weights, impact, cost, 1.0, 1.0, Weighting())
+    held = within_budget(weights, impact, cost, 1.0, 1.0 / 3, Weighting())  # in the mean over Ω = 3
     assert held @ cost == pytest.approx(1.0, abs=1e-6)
     assert held.sum() == pytest.approx(3)
 
@@ -152,14 +153,24 @@ def test_the_budget_holds_for_impacts_and_costs_of_any_size():
     for unit in (1e-6, 1.0, 1e4, 1e9):
         scale = impact_scale(unit * impact, weights)
         assert mirror_ascent(weights, unit * impact, scale, Weighting()) @ cost > 0.015
-        held = within_budget(weights, unit * impact, cost, scale, 0.01, Weighting())
+        held = within_budget(weights, unit * impact, cost, scale, 0.01 / 48, Weighting())
         assert held @ cost == pytest.approx(0.01)
         assert held.sum() == pytest.approx(48)
 
 
-def test_a_budget_that_no_weights_hold_is_told(caplog):
-    weights, cost = np.ones(3), np.array([0.2, 0.3, 0.4])
-    held = within_budget(weights, np.ones(3), cost, 1.0, 0.1, Weighting())
-    assert held @ cost == pytest.approx(0.6)
-    assert "within the 0.1 nats per token that are left" in caplog.text
-    assert "the cheapest found have 0.6" in caplog.text
+def test_a_budget_that_no_weights_hold_has_none():
+    """The cheapest negative alone costs 0.2 in the mean."""
+    weights, impact, cost = np.ones(3), np.ones(3), np.array([0.2, 0.3, 0.4])
+    assert within_budget(weights, impact, cost, 1.0, 0.19, Weighting()) is None
+    held = within_budget(weights, impact, cost, 1.0, 0.21, Weighting())
+    assert mean_cost(held, cost) == pytest.approx(0.21)
+
+
+def test_what_a_budget_leaves_of_the_selection_keeps_it_too():
+    """Weights under the floor leave, Ω falls with them, and what is trained is divided by Ω."""
+    rng = np.random.default_rng(0)
+    impact, cost, prior = np.exp(rng.normal(size=48)), rng.uniform(0.1, 1.0, size=48), np.ones(48)
+    held = within_budget(np.ones(48), impact, cost, impact_scale(impact, prior), 0.2, Weighting())
+    left = exchange(held, impact, prior, Weighting())
+    assert 1 < np.count_nonzero(left) < 48
+    assert mean_cost(left, cost) == pytest.approx(0.2, abs=0.02)

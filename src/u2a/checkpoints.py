@@ -31,6 +31,8 @@ _OURS = re.compile(
     rf"|\.(outer|scores)-\d{{3,}}\.safetensors\.[0-9a-f]{{16}}{re.escape(PART)}"
 )
 """Names of what a run keeps, and of what a kill cut off."""
+FORMAT = 2
+"""Of checkpoints; 1, without a number, did not know the objective, nor where responses begin."""
 _SAME_MODEL = 0.01
 """Largest relative difference of U at the original that arithmetic may make between two machines."""
 
@@ -86,6 +88,7 @@ class Checkpoints:
         content = {
             "state": {key: value for key, value in vars(state).items() if key not in ("weights", "history")},
             "points": [vars(point) for point in ledger.points],
+            "format": FORMAT,
             "texts": fingerprint(ledger.problem),
             "settings": dict(self.settings),
         }
@@ -103,11 +106,7 @@ class Checkpoints:
         tensors, saved = processes.from_main(found) or ({}, None)
         if saved is None:
             return state
-        if saved["texts"] != fingerprint(ledger.problem):
-            raise UserError(
-                "--resume: the negatives, the validation or the retain rows, or their tokens, changed since "
-                "the run began: keep them as they were, or begin a new run in another --output"
-            )
+        refuse_other_texts(saved, ledger.problem)
         refuse_other_settings(saved, self.settings)
         ledger.points = [Point(**point) for point in saved["points"]]
         refuse_another_model(ledger)
@@ -155,6 +154,23 @@ def settings_of(problem: Problem, options: Sequence[Any], more: Mapping[str, Any
         "retain_weight": problem.retain_weight,
         "trained": f"{len(trained)} tensors of {sum(p.numel() for p in trained)} elements",
     }
+
+
+def refuse_other_texts(saved: Mapping[str, Any], problem: Problem) -> None:
+    """Compares the texts, and what J is, that a checkpoint was made with, with those of now.
+
+    Raises:
+        UserError: they differ, or an earlier version made it.
+    """
+    if saved.get("format") != FORMAT:
+        raise UserError(
+            "--resume: an earlier version of u2a began this run: begin a new one in another --output"
+        )
+    if saved["texts"] != fingerprint(problem):
+        raise UserError(
+            "--resume: the negatives, the validation or the retain rows, or their tokens, changed since "
+            "the run began: keep them as they were, or begin a new run in another --output"
+        )
 
 
 def refuse_other_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

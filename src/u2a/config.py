@@ -6,6 +6,7 @@ classes (those that carry a help text), so that adding one of those adds its opt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -129,9 +130,10 @@ class _Checked:
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]
             value, limits = getattr(self, each.name), each.metadata
-            if limits["choices"] or isinstance(value, (str, bool)):
+            if isinstance(each.default, (str, bool)):
                 continue
-            # written so that NaN fails too
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UserError(f"{type(self).__name__}({each.name}={value}): must be a finite number")
             for bound, kept in (
                 (f"at least {limits['least']}", limits["least"] is None or value >= limits["least"]),
                 (f"above {limits['above']}", limits["above"] is None or value > limits["above"]),
@@ -193,7 +195,9 @@ class OuterOptions(_Checked):
 
     outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)
     measurements: int = option(4, "How often J, U and KL are measured in each inner run.", least=1)
-    min_gain: float = option(1e-3, "Stop when an outer step raises J by no more than this.")
+    min_gain: float = option(
+        1e-3, "Stop when an outer step raises J by no more than this; a run that does is no better."
+    )
     halvings: int = option(
         4, "How often an outer step may halve the learning rate to keep its budgets.", least=0
     )

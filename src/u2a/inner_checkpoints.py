@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from u2a import processes
-from u2a.checkpoints import INNER, OuterState, refuse_another_model, refuse_other_settings, take_best
+from u2a.checkpoints import (
+    FORMAT,
+    INNER,
+    OuterState,
+    refuse_another_model,
+    refuse_other_settings,
+    refuse_other_texts,
+    take_best,
+)
 from u2a.fingerprint import fingerprint
 from u2a.kept_state import Damaged, Tensors, read_state, write_state
 from u2a.ledger import Ledger, Point, snapshot
@@ -39,9 +47,9 @@ class InnerPosition:
     """Where an outer step is within its inner run.
 
     `objective` is J of the best point before this outer step; `utility` U where the inner run begins;
-    `predicted_cost` Σω·c (None without scores). `halving` counts halvings of the learning rate in this outer
-    step. `admissible_points` and `last_utility`, U at the last point, are of the run since the last halving;
-    `folder` is what a trainer resumes from, None = from the beginning.
+    `predicted_cost` Σω·c/Ω (None without scores). `halving` counts halvings of the learning rate in this
+    outer step. `admissible_points` and `last_utility`, U at the last point, are of the run since the last
+    halving; `folder` is what a trainer resumes from, None = from the beginning.
     """
 
     outer_step: int
@@ -82,6 +90,7 @@ class InnerCheckpoints:
             "position": asdict(replace(position, folder=None)),
             "learning_rate": state.learning_rate,
             "points": [vars(point) for point in ledger.points],
+            "format": FORMAT,
             "texts": fingerprint(ledger.problem),
             "settings": dict(self.settings),
         }
@@ -102,9 +111,10 @@ class InnerCheckpoints:
             return None
         path, tensors, saved = found
         position = InnerPosition(**saved["position"])
-        if position.outer_step != state.outer_step + 1 or saved["texts"] != fingerprint(ledger.problem):
+        if position.outer_step != state.outer_step + 1:
             self.clear()  # of steps that will come again
             return None
+        refuse_other_texts(saved, ledger.problem)
         refuse_other_settings(saved, self.settings)
         state.weights = tensors["weights now"].numpy().copy()
         state.history.append(state.weights)

@@ -61,7 +61,7 @@ class MeasuredRun:
             state.learning_rate /= 2
             log.info("learning rate halved to %g: %s", state.learning_rate, why or measuring.passed)
         if position.last_utility is not None and position.predicted_cost is not None:
-            # what one unit of predicted cost, Σω·c, really costs
+            # what one unit of predicted cost, Σω·c/Ω, really costs
             fall = position.utility - position.last_utility
             if position.predicted_cost > 0 and fall > 0:
                 state.cost_calibration = fall / position.predicted_cost

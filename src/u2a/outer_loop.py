@@ -28,6 +28,7 @@ from u2a.weighting import (
     Weighting,
     exchange,
     impact_scale,
+    mean_cost,
     mirror_ascent,
     parse_selection,
     select_greedily,
@@ -245,7 +246,15 @@ class _OuterLoop:
         for k in range(state.outer_step + 1, self.outer.outer_steps + 1):
             try:
                 if position is None:
-                    position, begin = self._begin_step(k, state, original)
+                    started = self._begin_step(k, state, original)
+                    if started is None:
+                        state.outcome = (
+                            f"Stopped after outer step {k - 1}: no weights would keep within what is left of "
+                            "the utility budget."
+                        )
+                        self.checkpoints.save(state, ledger)
+                        break
+                    position, begin = started
                 before = position.objective
                 state.outer_step = k
                 with self.phase("unlearning"):
@@ -275,16 +284,20 @@ class _OuterLoop:
 
     def _begin_step(
         self, k: int, state: OuterState, original: Parameters
-    ) -> tuple[InnerPosition, Parameters]:
-        """Scores at the best φ so far and sets the weights; returns where the inner run begins."""
+    ) -> tuple[InnerPosition, Parameters] | None:
+        """Scores at the best φ so far and sets the weights; returns where the inner run begins, None where no
+        weights keep within the utility budget."""
         ledger, before = self.ledger, self.ledger.best.objective
         restore(self.problem, ledger.best_parameters)
         table = self._table(k)
         restart = self.outer.restart or k == 1
         at, begin = (ledger.start, original) if restart else (ledger.best, ledger.best_parameters)
-        state.weights = processes.from_main(self._new_weights(state, at, table))
+        weights = processes.from_main(self._new_weights(state, at, table))
+        if weights is None:
+            return None
+        state.weights = weights
         state.history.append(state.weights)
-        cost = float(state.weights @ table.utility_cost) if table is not None else None
+        cost = mean_cost(state.weights, table.utility_cost) if table is not None else None
         return InnerPosition(k, before, at.utility, cost), begin
 
     def _table(self, k: int) -> ImpactTable | None:
@@ -296,11 +309,13 @@ class _OuterLoop:
             self._pause()
             return table
 
-    def _new_weights(self, state: OuterState, at: Measurement, table: ImpactTable | None) -> np.ndarray:
+    def _new_weights(
+        self, state: OuterState, at: Measurement, table: ImpactTable | None
+    ) -> np.ndarray | None:
         """One mirror ascent step on the impacts of `table`; without a table the weights stay as they are.
 
         Once a measured step has calibrated the costs, the step stays within what is left of the utility
-        budget.
+        budget; None where it cannot.
         """
         if table is None:
             return state.weights
@@ -310,7 +325,10 @@ class _OuterLoop:
         else:
             cost = table.utility_cost * state.cost_calibration
             left = self.outer.utility_budget - (self.ledger.start.utility - at.utility)
-            weights = within_budget(state.weights, impact, cost, scale, left, self.weighting)
+            within = within_budget(state.weights, impact, cost, scale, left, self.weighting)
+            if within is None:
+                return None
+            weights = within
         return exchange(weights, impact, self.problem.prior, self.weighting)
 
     def _result(self, state: OuterState, outcome: str) -> AlignResult:

@@ -144,36 +144,38 @@ def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) ->
 
 def within_budget(
     weights: Array, impact: Array, cost: Array, scale: float, budget: float, options: Weighting
-) -> Array:
-    """The mirror ascent step with the least pressure ν on costs that keeps Σω_i·c_i ≤ budget.
+) -> Array | None:
+    """The mirror ascent step with the least pressure ν on costs that keeps their mean, Σω_i·c_i/Ω, ≤ budget;
+    None where no ν does.
 
     Ascends on a_i − ν·c_i, ν found by bisection, in a unit in which impacts and costs are of the same size;
-    `cost` and `budget` are in the same, calibrated unit. If no ν holds the budget, that is said and the
-    cheapest weights found are returned: the measured guard has the last word.
+    `cost` and `budget` are in the same, calibrated unit. A mean, since what is trained is divided by Ω too.
     """
     free = mirror_ascent(weights, impact, scale, options)
-    if float(free @ cost) <= budget:
+    if mean_cost(free, cost) <= budget:
         return free
-    unit = scale / impact_scale(cost, weights)
+    size = impact_scale(cost, weights)
+    if size == 0:  # nothing costs or gains anything, and what is left is below 0
+        return None
+    unit = scale / size
 
     def step(pressure: float) -> Array:
         return mirror_ascent(weights, impact - pressure * unit * cost, scale, options)
 
     low, high = 0.0, 1.0
-    while float(step(high) @ cost) > budget and high < _MOST_PRESSURE:
+    while mean_cost(step(high), cost) > budget:
+        if high >= _MOST_PRESSURE:
+            return None
         low, high = high, high * 4
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if float(step(middle) @ cost) <= budget else (middle, high)
-    held = step(high)
-    if float(held @ cost) > budget:
-        log.warning(
-            "no weights of the selected negatives keep the predicted cost within the %.4g nats per token "
-            "that are left of the utility budget: the cheapest found have %.4g",
-            budget,
-            float(held @ cost),
-        )
-    return held
+        low, high = (low, middle) if mean_cost(step(middle), cost) <= budget else (middle, high)
+    return step(high)
+
+
+def mean_cost(weights: Array, cost: Array) -> float:
+    """Σω_i·c_i/Ω."""
+    return float(weights @ cost / weights.sum())
 
 
 def _rescaled(weights: Array) -> Array:

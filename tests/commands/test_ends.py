@@ -1,5 +1,6 @@
 """Every end of `align` has its last line and its exit status."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -40,6 +41,9 @@ ENDS = {
     "held out in doubt": (ended(1.5, before=UP, after=UP - np.array([0.1, -0.1, 0.1])), "Unclear: J changed "
                           "by +0.5, the held-out margin by -0.03333 ± 0.13 nats", 1),
     "too little": (ended(1.0005, min_gain=1e-3), "No better: J rose by 0.0005, no more than", 1),
+    "too little, and better": (ended(1.0005, min_gain=1e-3, before=0 * UP, after=UP), "Better: J rose by", 0),
+    "too little, in doubt": (ended(1.0005, min_gain=1e-3, before=UP, after=UP + np.array([0.1, -0.1, 0.1])),
+                             "No better: J rose by 0.0005, no more than --min-gain 0.001, the held-out", 1),
     "too little, and worse": (ended(1.0005, min_gain=1e-3, before=0 * UP, after=DOWN), "Worse: J changed", 1),
     "worse on held-out": (ended(1.5, before=0 * UP, after=DOWN), "Worse: J changed by +0.5, the held-out", 1),
     "one held-out pair": (ended(1.5, before=UP[:1], after=DOWN[:1]), "Unclear: J changed by +0.5, the margin "
@@ -60,7 +64,12 @@ def test_line_and_status(case):
     end, words, status = ENDS[case]
     assert words in end.line
     assert end.status == status
-    assert end.line.lower().startswith(end.kind)
+
+
+def test_kinds_of_ends_for_programs():
+    assert {end.kind for end, _, _ in ENDS.values()} == {
+        *("better", "better on validation", "unclear", "no better", "worse", "unchanged", "stopped")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,8 @@ def last_line(given, tmp_path, monkeypatch, measured):
 def test_a_run_that_lowers_j_says_so_last(given, tmp_path, monkeypatch):
     line, status = last_line(given, tmp_path, monkeypatch, lambda m: replace(m, objective=m.objective - 9))
     assert line.startswith("Worse: every measured step within the budgets lowered J")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["end"], summary["ended"]) == (line, "worse")
     assert status == 1
 
 

@@ -622,6 +622,8 @@ def test_the_report_shows_every_models_changes(whole):
         ("loss: npo\nretain_loss: nll\nretain: others.jsonl\n", False),
         ("loss: of_my_own:Loss\nretain: good.jsonl\n", False),
         ("- no mapping\n", False),
+        ("loss: [npo]\nretain_loss: nll\nretain: good.jsonl\n", False),
+        ("loss: {a: b}\nretain: 5\n", False),
         (None, False),
     ],
     ids=str,
@@ -633,6 +635,7 @@ def test_retain_rows_that_a_run_was_trained_on_are_said(tmp_path, monkeypatch, c
         (tmp_path / "run" / "config.yaml").write_text(config)
     found = trained_on(["run", "elsewhere"], str(tmp_path / "good.jsonl"))
     assert bool(found) is told
+    assert bool(trained_on(["run/adapter"], "good.jsonl")) is told
     if told:
         assert "run was trained on every other row of --retain (its retain term nll)" in found[0]
     assert trained_on(["run"], "") == []
@@ -640,7 +643,7 @@ def test_retain_rows_that_a_run_was_trained_on_are_said(tmp_path, monkeypatch, c
 
 def test_a_run_folder_without_a_model_is_refused_by_name(tmp_path):
     (tmp_path / "config.yaml").write_text("model: demo\n")
-    with pytest.raises(
-        UserError, match="this run folder holds no model; take that of"
-    ):
+    with pytest.raises(UserError, match="this run folder holds no model; take that of"):
         model_names([str(tmp_path)], "")
+    (tmp_path / "adapter_config.json").write_text("{}")  # a tool's own config beside an adapter
+    assert str(tmp_path) in model_names([str(tmp_path)], "demo").values()

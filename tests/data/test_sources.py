@@ -62,7 +62,7 @@ def test_unknown_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names",
     [("train.jsonl", "test.jsonl"), ("train-00000-of-00002.parquet", "validation-00000-of-00001.parquet"),
-     ("forget.jsonl", "retain.jsonl", "original.jsonl")],
+     ("forget.jsonl", "retain.jsonl", "original.jsonl"), ("hh-train.jsonl", "hh-test.jsonl")],
     ids=str,
 )  # fmt: skip
 def test_a_folder_of_several_parts_is_no_set(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -73,9 +73,18 @@ def test_a_folder_of_several_parts_is_no_set(tmp_path: Path, names: tuple[str, .
 
 
 def test_a_folder_of_one_part_is_a_set(tmp_path: Path) -> None:
-    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "trainer.jsonl", "more.jsonl"):
-        (tmp_path / name).write_bytes(LINE)
-    assert len(load_negatives(tmp_path)) == 4
+    for part in ("one", "two"):
+        (tmp_path / part).mkdir()
+    for name in (
+        "train-00000-of-00002.jsonl",
+        "train-00001-of-00002.jsonl",
+        "trainer.jsonl",
+        "contest.jsonl",
+    ):
+        (tmp_path / "one" / name).write_bytes(LINE)
+    for name in ("val.jsonl", "validation-2.jsonl", "my_dev.jsonl", "retained.jsonl"):
+        (tmp_path / "two" / name).write_bytes(LINE)
+    assert len(load_negatives(tmp_path / "one")) == len(load_negatives(tmp_path / "two")) == 4
 
 
 def test_folder_without_data(tmp_path: Path) -> None:

@@ -133,6 +133,13 @@ def test_beaver_tails_labels_count():
         ({"feedback": "please shorten it"}, False),
         ({"score": None}, False),
         ({"tokens": 3}, False),
+        ({"feedback_id": 7}, False),
+        ({"thumbs_down_at": 1700000000}, False),
+        ({"score_chosen": 3.5}, False),
+        ({"score": float("nan")}, False),
+        ({"user_feedback": "thumbs_down"}, True),
+        ({"thumbsUp": True}, True),
+        ({"upvotes": 3}, True),
     ],
 )
 @pytest.mark.parametrize("load", [load_negatives, load_retain])

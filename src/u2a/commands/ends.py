@@ -66,10 +66,11 @@ def end_of(
 _KEPT = "the best measured step is kept"
 
 
-def _gained(gain: float, min_gain: float) -> End | None:
+def _gained(gain: float, min_gain: float, held_out: str = "") -> End | None:
     if gain > min_gain:
         return None
-    return End(f"No better: J rose by {gain:.4g}, no more than --min-gain {min_gain:g}; {_KEPT}.", FINDINGS)
+    few = f"J rose by {gain:.4g}, no more than --min-gain {min_gain:g}{held_out}"
+    return End(f"No better: {few}; {_KEPT}.", FINDINGS)
 
 
 def _held_out_end(gain: float, changes: NDArray[np.float64], min_gain: float) -> End:
@@ -85,7 +86,9 @@ def _held_out_end(gain: float, changes: NDArray[np.float64], min_gain: float) ->
             "hold on others: do not use this model.",
             FINDINGS,
         )
-    if few := _gained(gain, min_gain):
+    if change > noise:
+        return End(f"Better: J rose by {gain:.4g}, {shown}; {_KEPT}.", DONE)
+    if few := _gained(gain, min_gain, f", {shown}"):
         return few
     if change <= 0:
         return End(
@@ -93,9 +96,7 @@ def _held_out_end(gain: float, changes: NDArray[np.float64], min_gain: float) ->
             f"others is not shown: more pairs would tell; {_KEPT}.",
             FINDINGS,
         )
-    if change <= noise:
-        return End(f"Better on validation: J rose by {gain:.4g}, {shown}, within noise; {_KEPT}.", DONE)
-    return End(f"Better: J rose by {gain:.4g}, {shown}; {_KEPT}.", DONE)
+    return End(f"Better on validation: J rose by {gain:.4g}, {shown}, within noise; {_KEPT}.", DONE)
 
 
 def _without_gain(result: AlignResult) -> str:

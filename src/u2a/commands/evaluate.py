@@ -195,7 +195,8 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
                 source = str((path / made).parent)
                 if not started_from and (path / "config.yaml").is_file():
                     started_from = _original_of(path / "config.yaml")
-        if source == model and (path / "config.yaml").is_file() and not (path / "config.json").is_file():
+        whole_or_adapter = any((path / n).is_file() for n in ("config.json", "adapter_config.json"))
+        if source == model and (path / "config.yaml").is_file() and not whole_or_adapter:
             raise UserError(f"{model}: this run folder holds no model; take that of a finished `u2a align`")
         names = (path.name or model, model, whole := str(path.resolve()))
         found[next((name for name in names if name not in (ORIGINAL, *found)), whole)] = source

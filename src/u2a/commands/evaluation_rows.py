@@ -93,15 +93,16 @@ def trained_on(models: Sequence[str], retain: str) -> list[str]:
 
     found = []
     for model in models if retain else ():
-        config = Path(model).expanduser() / "config.yaml"
+        path = Path(model).expanduser()
+        run = path if (path / "config.yaml").is_file() else path.parent  # of its adapter/ or model/
         try:
-            given = plain_values(config.read_text(encoding="utf-8")) or {}
-            _, term = resolve_loss(given.get("loss", ""), given.get("retain_loss") or None)
-        except (OSError, ValueError, AttributeError, UserError):  # no run, or one that says nothing of it
+            given = plain_values((run / "config.yaml").read_text(encoding="utf-8")) or {}
+            source, loss, term = (given.get(name) or "" for name in ("retain", "loss", "retain_loss"))
+            _, term = resolve_loss(loss, term or None)
+            same = Path(source).resolve() == Path(retain).resolve()
+        except (OSError, ValueError, TypeError, AttributeError, UserError):  # no run of `u2a align`
             continue
-        source = given.get("retain")
-        same = isinstance(source, str) and source and Path(source).resolve() == Path(retain).resolve()
-        if same and term in ("nll", "kl"):
+        if source and same and term in ("nll", "kl"):
             found.append(
                 f"{model} was trained on every other row of --retain (its retain term {term}): perplexity "
                 "and KL look better on those than on others; give good texts that no model was trained on"

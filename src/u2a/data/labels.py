@@ -14,7 +14,7 @@ log = logging.getLogger("u2a")
 
 _LIKE_A_LABEL = re.compile(
     "accepted|appropriate|bad|chosen|correct|disliked?|feedback|flagged|good|grade|harmful|harmless|labels?|"
-    "liked?|ok|preferred|ratings?|rejected|reward|safe|score|stars|thumbs?|toxic|unsafe|upvoted|votes?"
+    "liked?|ok|preferred|ratings?|rejected|reward|safe|score|stars|thumbs?|toxic|unsafe|upvoted|upvotes?|votes?"
 )
 """Words in the names of columns that may say which answers are good."""
 _VERDICTS = {
@@ -42,23 +42,27 @@ def warn_of_unread_labels(raw: Row, role: str) -> None:
     unread = [
         key
         for key, value in raw.values.items()
-        if key not in formats.READ_KEYS
-        and _may_be_a_verdict(value)
-        and any(map(_LIKE_A_LABEL.fullmatch, re.split(r"[^a-z]+", key.lower())))
+        if key not in formats.READ_KEYS and _may_be_a_verdict(key, value)
     ]
     if unread:
         log.warning(
-            "%s: `%s` is not read, and every answer counts as one of the %s; if it says which are good, "
+            "%s: `%s` is not read, and every answer counts as one of the %s rows; if it says which are good, "
             "write it as a column `label` (true = good)",
             *(raw.where, printable(unread[0]), role),
         )
 
 
-def _may_be_a_verdict(value: object) -> bool:
-    if isinstance(value, (bool, int, float)):
+def _may_be_a_verdict(key: str, value: object) -> bool:
+    """By the last word of the column's name (`user_feedback`, not `feedback_id`) and by the value."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()) or [""]
+    said = words[-2] if words[-1] in ("up", "down") and len(words) > 1 else words[-1]
+    if not _LIKE_A_LABEL.fullmatch(said):
+        return False
+    text = re.sub(r"^thumbs?[ _-]", "", str(value).strip().lower())
+    if isinstance(value, bool) or text in _VERDICTS:
         return True
-    text = str(value).strip().lower()
-    return text in _VERDICTS or re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
+    number = re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
+    return number and said not in ("chosen", "rejected", "preferred", "accepted")  # scores of answers
 
 
 def labelled_alike(labelled: bool | None, raw: Row) -> bool | None:

@@ -112,15 +112,19 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
     return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)
 
 
-_PART = re.compile(
-    r"(train|test|validation|valid|val|dev|eval|original|forget|retain)(?![a-z])", re.IGNORECASE
-)
-"""How the name of a file begins that is a part of a data set: of the hub's, and of `u2a split`'s."""
+_PART = re.compile(r"(?:^|.*?[-_.])(train|test|validation|valid|val|dev|eval)(?![^-_.])", re.I)
+_SPLIT = re.compile(r"(original|forget|retain)\.", re.I)
+"""Names of files that are parts of a data set: as on the hub, and as `u2a split` writes them."""
+_SAME = dict.fromkeys(("valid", "val", "dev", "eval"), "validation")
 
 
 def _refuse_several_parts(paths: Sequence[Path], name: str) -> None:
     """Rows to be kept apart are no one set: held-out ones would be validation, good ones negatives."""
-    parts = {match[1].lower(): path.name for path in paths if (match := _PART.match(path.name))}
+    parts = {}
+    for path in paths:
+        if match := _PART.match(path.name) or _SPLIT.match(path.name):
+            part = match[1].lower()
+            parts[_SAME.get(part, part)] = path.name
     if len(parts) > 1:
         files = ", ".join(map(printable, sorted(parts.values())))
         raise UserError(
