@@ -44,7 +44,7 @@ FIGURES = (
     *("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus"),
     *("relearned_logprob", "relearned_gap", "relearned_at"),
     *("margin_8bit", "margin_4bit", "perplexity_retain_4bit"),
-    *("answer_tokens", "answer_empty", "answer_repetition", "answer_distinct_2"),
+    *("answer_tokens", "answer_empty", "answer_repetition", "answer_overlap", "answer_distinct_2"),
     "harness_true_or_false_acc",
 )
 

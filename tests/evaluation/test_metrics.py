@@ -168,6 +168,8 @@ def test_a_collapsed_model_looks_collapsed():
     fine, broken = (by_name(Fluency().measure(written(prompts=a), material)) for a in (good, bad))
     assert fine["answer_repetition"].value == fine["answer_same"].value == fine["answer_empty"].value == 0
     assert broken["answer_repetition"].value == pytest.approx((4 / 5 + 4 / 5 + 0) / 3)
+    assert fine["answer_overlap"].value == 0
+    assert broken["answer_overlap"].value == pytest.approx((1 + 1 + 0) / 3)
     assert broken["answer_same"].value == pytest.approx(2 / 3)
     assert broken["answer_empty"].value == pytest.approx(1 / 3)
     assert fine["answer_distinct_2"].value == 1.0

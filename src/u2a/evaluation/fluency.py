@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from u2a.evaluation.figure import Array, Figure
-from u2a.ngrams import ngrams, repetition
+from u2a.ngrams import ngrams, overlaps, repetition
 
 if TYPE_CHECKING:
     from u2a.evaluation.material import Material
@@ -39,7 +39,8 @@ def different_over_all(values: Array) -> Array:
 class Fluency:
     """Of the answers to the held-out prompts: `answer_tokens`, mean length; `answer_empty`, share without a
     letter or digit, ↓; `answer_unended`, share cut off at the limit, ↓; `answer_repetition`, share of 4-grams
-    that stood before in the same answer, ↓ (Welleck et al. 2020); `answer_same`, share of answers that
+    that stood before in the same answer, ↓ (Welleck et al. 2020); `answer_overlap`, share of 2-grams that
+    another answer has too, ↓ (Self-BLEU's precision, Zhu et al. 2018); `answer_same`, share of answers that
     another prompt got word for word, ↓; `answer_distinct_2`, different bigrams of all answers over all of
     them, ↑ (Li et al. 2016; falls with more or longer answers, so compare models and not data sets; no
     interval)."""
@@ -58,6 +59,7 @@ class Fluency:
             "answer_empty": ([not any(map(str.isalnum, a.text)) for a in answers], "lower", "share"),
             "answer_unended": ([not a.ended for a in answers], "lower", "share"),
             "answer_repetition": ([repetition(w) for w in words], "lower", "share"),
+            "answer_overlap": (overlaps(words), "lower", "share"),
             "answer_same": ([times[a.text] > 1 for a in answers], "lower", "share"),
         }
         found = [Figure(name, np.array(v, float), better, unit) for name, (v, better, unit) in each.items()]

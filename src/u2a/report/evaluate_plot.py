@@ -31,6 +31,7 @@ _WORDS = {
     "answer_empty": "empty answers",
     "answer_unended": "answers without an end",
     "answer_repetition": "repetition within answers",
+    "answer_overlap": "what answers have in common",
     "answer_same": "answers given more than once",
     "answer_distinct_2": "different bigrams in answers",
 }
