@@ -41,7 +41,7 @@ def commands(folder):
         "check": f"--model {model}",
         "split": f"--output {folder / 'parts'} --validation 1 --test 1",
         "impact": f"--model {model} --output {folder / 'impact'}",
-        "align": f"--output {run} --outer-steps 1 --merge",
+        "align": f"--output {run} --outer-steps 1 --min-gain -1 --merge",
         "verify": f"--output {folder / 'verify'} --subsets 4 --repeats 0 --embedding-model=",
         "evaluate": f"--output {folder / 'evaluate'} --max-new-tokens 4 "
         "--metrics preference,perplexity,kl,forgetting,fluency",

@@ -72,8 +72,8 @@ def test_a_guard_in_one_process_stops_all(tmp_path):
     """One row has no finite loss; only the process that comes to it can tell."""
 
     def stopped():
-        with pytest.raises(GuardStop, match=r"the negative row 4 is nan at step \d") as stop:
-            trained(tmp_path, [0.0] * 4 + [float("nan"), 0.0])
+        with pytest.raises(GuardStop, match=r"the negative row 4 is inf at step \d") as stop:
+            trained(tmp_path, [0.0] * 4 + [-1.7e308, 0.0])
         return stop.value.elsewhere
 
     assert sorted(by_processes(2, tmp_path / "several", stopped)) == [False, True]

@@ -14,6 +14,7 @@ import inspect
 import os
 import shlex
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -243,6 +244,12 @@ def _tell(message: str, error: BaseException | None = None) -> None:
     """To standard error; of several processes one says it."""
     if processes.speaks(error):
         print(printable_lines(message), file=sys.stderr)
+    elif processes.launched() and processes.count() == 1:
+        time.sleep(_HEAD_START)  # the launcher ends all as soon as one ends, and that one has said nothing
+
+
+_HEAD_START = 10.0
+"""Seconds at most that a silent process waits for the one that speaks, which may still be importing."""
 
 
 def _again() -> str:

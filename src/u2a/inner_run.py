@@ -124,7 +124,8 @@ def check_options(problem: Problem, options: UnlearnOptions) -> None:
             f"UnlearnOptions(retain_loss={options.retain_loss!r}): the problem was prepared with the retain "
             f"term {problem.retain_loss}, which counts: give it to prepare(retain_loss=...)"
         )
-    if options.retain_weight not in (UnlearnOptions.retain_weight, problem.retain_weight):
+    known = (UnlearnOptions.retain_weight, problem.retain_weight)
+    if problem.retain_loss != "none" and options.retain_weight not in known:
         raise UserError(
             f"UnlearnOptions(retain_weight={options.retain_weight:g}): the problem was prepared with "
             f"{problem.retain_weight:g}, which counts: give it to prepare(retain_weight=...)"

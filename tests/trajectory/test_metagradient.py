@@ -19,6 +19,11 @@ pytestmark = pytest.mark.usefixtures("true_float64")
 WEIGHTS = np.array([1.0, 2.0, 0.5, 1.5, 0.8, 1.2])
 
 
+def with_half(*args, **options):
+    """A problem whose retain term weighs 0.5, as in `run`."""
+    return tiny_problem(*args, retain_weight=0.5, **options)
+
+
 def run(steps=3, accumulation=1, **options):
     size = 1 if accumulation > 1 else 2
     return UnlearnOptions(
@@ -68,12 +73,12 @@ def assert_predicts_real_runs(problem, unlearn, *, weights=WEIGHTS, seed=0, delt
     ids=str,
 )
 def test_it_is_the_derivative_of_the_whole_run(family, problem, options):
-    assert_predicts_real_runs(tiny_problem(family, **problem), run(**options))
+    assert_predicts_real_runs(with_half(family, **problem), run(**options))
 
 
 def test_two_weights_moved_in_opposite_directions():
     pair = np.eye(6)[0] - np.eye(6)[4]
-    assert_predicts_real_runs(tiny_problem("llama", retain_loss="nll"), run(), delta=pair)
+    assert_predicts_real_runs(with_half("llama", retain_loss="nll"), run(), delta=pair)
 
 
 def test_two_passes_with_an_uneven_last_step_and_a_weight_of_zero():
@@ -82,7 +87,7 @@ def test_two_passes_with_an_uneven_last_step_and_a_weight_of_zero():
     options = UnlearnOptions(
         learning_rate=3e-3, epochs=2.0, batch_size=1, gradient_accumulation=2, retain_weight=0.5
     )
-    problem = tiny_problem("llama", loss="npo", retain_loss="l2")
+    problem = with_half("llama", loss="npo", retain_loss="l2")
     found = assert_predicts_real_runs(problem, options, weights=weights, seed=3)
     assert found.impact[2] == found.utility_cost[2] == 0.0
 
@@ -90,14 +95,14 @@ def test_two_passes_with_an_uneven_last_step_and_a_weight_of_zero():
 @pytest.mark.parametrize("retain_loss", ["none", "nll"])
 def test_adam_does_not_see_the_scale_of_a_gradient(retain_loss):
     """Σ ω_i·a_i is 0 without a retain term, and not with one."""
-    found = metagradient_impact(tiny_problem(loss="ga", retain_loss=retain_loss), run(), weights=WEIGHTS)
+    found = metagradient_impact(with_half(loss="ga", retain_loss=retain_loss), run(), weights=WEIGHTS)
     share = abs(WEIGHTS @ found.impact) / np.abs(WEIGHTS * found.impact).sum()
     assert share < 1e-3 if retain_loss == "none" else share > 1e-2
 
 
 def test_omega_is_a_constant():
     """With all weights doubled the run is the same, and a unit of weight counts half."""
-    problem = tiny_problem(retain_loss="nll")
+    problem = with_half(retain_loss="nll")
     once = metagradient_impact(problem, run(), weights=WEIGHTS)
     twice = metagradient_impact(problem, run(), weights=2 * WEIGHTS)
     np.testing.assert_allclose(twice.impact, once.impact / 2, rtol=1e-6)
@@ -105,7 +110,7 @@ def test_omega_is_a_constant():
 
 @pytest.mark.parametrize("family, random_b", [("llama", True), ("gpt2", False)])
 def test_differences_of_gradients_give_the_same(family, random_b):
-    problem = tiny_problem(family, random_b=random_b, retain_loss="nll")
+    problem = with_half(family, random_b=random_b, retain_loss="nll")
     exact = metagradient_impact(problem, run(accumulation=2))
     near = metagradient_impact(problem, run(accumulation=2), hvp="fd")
     for one, other in ((exact.impact, near.impact), (exact.utility_cost, near.utility_cost)):
@@ -114,7 +119,7 @@ def test_differences_of_gradients_give_the_same(family, random_b):
 
 
 def test_negatives_that_no_step_reaches_have_none():
-    problem = tiny_problem()
+    problem = with_half()
     with recorded_run(problem, run(steps=2)) as recording:
         used = {int(row) for step in recording.steps for row in step.rows}
     found = metagradient_impact(problem, run(steps=2))
@@ -123,14 +128,14 @@ def test_negatives_that_no_step_reaches_have_none():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    plain = metagradient_impact(tiny_problem(), run(steps=2))
-    saving = metagradient_impact(tiny_problem(), run(steps=2, gradient_checkpointing=True))
+    plain = metagradient_impact(with_half(), run(steps=2))
+    saving = metagradient_impact(with_half(), run(steps=2, gradient_checkpointing=True))
     np.testing.assert_allclose(saving.impact, plain.impact, rtol=1e-9)
 
 
 def test_the_policy_stays_and_the_cost_is_counted():
     """12 a pass over the negatives (the run 2, the replay 10) and 3 over the texts of J and of U."""
-    problem = tiny_problem()
+    problem = with_half()
     before = snapshot(problem)
     found = metagradient_impact(problem, UnlearnOptions(epochs=1.0, batch_size=3))
     assert all(torch.equal(p, before[name]) for name, p in snapshot(problem).items())
@@ -158,4 +163,4 @@ def test_a_run_with_dropout_cannot_be_replayed():
 
 def test_an_unknown_route_is_refused():
     with pytest.raises(UserError, match="take one of exact, fd"):
-        metagradient_impact(tiny_problem(), run(), hvp="magic")
+        metagradient_impact(with_half(), run(), hvp="magic")
