@@ -17,7 +17,11 @@ from u2a.types import UserError
     [
         ({}, {"retain_loss": "nll"}, r"prepared with the retain term none.*prepare\(retain_loss="),
         ({"retain_loss": "nll"}, {"retain_loss": "none"}, "prepared with the retain term nll"),
-        ({"retain_weight": 0.1}, {"retain_weight": 0.5}, r"prepared with 0.1.*prepare\(retain_weight="),
+        (
+            {"retain_loss": "nll", "retain_weight": 0.1},
+            {"retain_weight": 0.5},
+            r"prepared with 0.1.*prepare\(retain_weight=",
+        ),
         ({}, {"joint": 1.0}, r"needs pairs to train on: prepare\(joint_share="),
         ({"joint_share": 0.5}, {"joint": 1.0, "joint_share": 0.25}, "prepared with 0.5"),
     ],
