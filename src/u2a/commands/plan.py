@@ -76,13 +76,13 @@ def fleet_of(values: Mapping[str, Any]) -> Fleet:
 def document(workload: Workload, fleet: Fleet) -> dict[str, Any]:
     """All figures; what `--json` prints. Operations, hours, bytes, and money where there is a price."""
 
-    def price_of(flops: float) -> dict[str, float | None]:
+    def figures_of(flops: float) -> dict[str, float | None]:
         cost = fleet.cost(flops) if fleet.price else None
         return {"flops": flops, "hours": fleet.hours(flops), "cost": cost}
 
     operations = workload.phases()
-    phases = {name: price_of(flops) for name, flops in operations.items()}
-    total = price_of(sum(operations.values()))
+    phases = {name: figures_of(flops) for name, flops in operations.items()}
+    total = figures_of(sum(operations.values()))
     return {
         "schema": 1,
         "phases": phases,
