@@ -45,7 +45,7 @@ def gradients(data: Path, work: Path) -> None:
     from cases import plenty, read_parts
     from u2a.data.load import load_negatives, load_preferences, load_retain
     from u2a.impact.context import ScoringContext
-    from u2a.models import load_policy
+    from u2a.models.policy import load_policy
     from u2a.preparation import prepare
 
     parts = read_parts(data, work / "split")

@@ -35,7 +35,7 @@ from u2a.data.collate import tokenize_rows
 from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.data.render import Renderer
 from u2a.losses import LOSSES, resolve_loss
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
 from u2a.preparation import prepare
 from u2a.problem import Measurement, Problem
 from u2a.verification.cells import Cells, settings_of

@@ -17,7 +17,7 @@ from u2a.impact.context import Direction
 from u2a.impact.curvature import CURVATURES, Curvature, Solution, Solver
 from u2a.impact.several import score_curvatures
 from u2a.problem import Problem, Task, silent
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 from u2a.trajectory.partition import partition_impact
 from u2a.verification.controls import control_scores
 from u2a.verification.estimators import ESTIMATORS

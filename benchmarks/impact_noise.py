@@ -22,8 +22,8 @@ from transformers import AutoTokenizer
 from u2a.data.collate import tokenize_rows
 from u2a.data.load import load_negatives
 from u2a.data.render import Renderer
-from u2a.demo_model import demo_model
-from u2a.runs import write_json
+from u2a.models.demo_model import demo_model
+from u2a.runs.run_folder import write_json
 
 RESULT = Path(__file__).parent / "results" / "impact_noise.json"
 

@@ -37,10 +37,10 @@ from u2a.impact.context import ScoringContext
 from u2a.impact.finite_difference import SelfCheck
 from u2a.impact.gradient import objective_gradient
 from u2a.impact.scores import directional_derivatives, impact
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
 from u2a.preparation import prepare
 from u2a.problem import Problem
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 
 CELLS = Path(__file__).parent / "results" / "invariance"
 B_SCALE = 0.003

@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 from sections import machine
 from u2a import load_policy
 from u2a.commands.align import save_merged
-from u2a.demo_model import demo_model
-from u2a.runs import write_json
+from u2a.models.demo_model import demo_model
+from u2a.runs.run_folder import write_json
 
 HERE = Path(__file__).parent
 CELL = HERE / "results" / "llama_cpp.json"

@@ -32,22 +32,22 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from u2a.alignment.ledger import restore, snapshot
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.data.collate import tokenize_rows
 from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.data.render import Renderer
 from u2a.data.split import split_rows, write_split
-from u2a.finetune import fine_tune
 from u2a.impact.curvature import Identity
 from u2a.impact.table import ImpactTable, score_impact
-from u2a.ledger import restore, snapshot
 from u2a.losses import LOSSES as LOSS_CLASSES
 from u2a.losses import resolve_loss
-from u2a.models import load_policy
-from u2a.outer_loop import align
+from u2a.models.policy import load_policy
 from u2a.preparation import prepare
 from u2a.problem import Measurement, Problem
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
+from u2a.training.finetune import fine_tune
 from u2a.validation import pair_texts
 from u2a.weighting import parse_selection
 

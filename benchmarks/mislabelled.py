@@ -39,11 +39,11 @@ from mislabelled_rows import DATA_SETS, Material, Row, Sizes, retain_rows
 from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.impact.curvature import EKFAC, KFAC, Adam, Diagonal, GaussNewton, Hessian, Identity
 from u2a.impact.several import score_curvatures
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
 from u2a.objectives.preference import Preference
 from u2a.preparation import prepare
 from u2a.problem import Measurement, Problem
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 from u2a.validation import pair_texts
 from u2a.verification.controls import control_scores
 

@@ -34,8 +34,8 @@ from scoring import QUERY_TEXTS, ragged_negatives
 from sections import write_section
 from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
-from u2a.models import load_policy
-from u2a.runs import write_json, write_text
+from u2a.models.policy import load_policy
+from u2a.runs.run_folder import write_json, write_text
 
 HERE = Path(__file__).parent
 OURS = ("forward", "fd", "exact", "exact-19", "authors")

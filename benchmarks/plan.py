@@ -29,12 +29,12 @@ from u2a.cost_model import SCORING_PASSES, Workload
 from u2a.data.collate import tokenize_rows
 from u2a.data.load import load_negatives
 from u2a.data.render import Renderer
-from u2a.demo_model import demo_model
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.impact.scores import directional_derivatives
-from u2a.models import load_policy
-from u2a.runs import write_json
+from u2a.models.demo_model import demo_model
+from u2a.models.policy import load_policy
+from u2a.runs.run_folder import write_json
 
 HERE = Path(__file__).parent
 CELL = HERE / "results" / "plan.json"

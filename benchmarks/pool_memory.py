@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 
 HERE = Path(__file__).parent
 CELL = HERE / "results" / "pool_memory.json"
@@ -37,7 +37,7 @@ def made_model(work: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from u2a.demo_model import demo_model
+    from u2a.models.demo_model import demo_model
 
     folder = work / "model"
     if not folder.is_dir():

@@ -30,9 +30,9 @@ from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.impact.aims import aim
 from u2a.impact.proxy_layers import keep_layers
 from u2a.impact.shard_scores import ShardScorer
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
 from u2a.preparation import prepare
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -37,9 +37,9 @@ from sections import machine, write_section
 from u2a.data.load import load_preferences, load_prompts
 from u2a.data.render import Renderer
 from u2a.data.validate import prompt_key
-from u2a.demo_model import demo_model
 from u2a.evaluation.figure import Array, Figure
-from u2a.runs import write_json
+from u2a.models.demo_model import demo_model
+from u2a.runs.run_folder import write_json
 from u2a.scorers import Scorer, model_scorer
 
 CELL = Path(__file__).parent / "results" / "reward_model.json"

@@ -37,8 +37,8 @@ from u2a.data.render import Renderer
 from u2a.impact.context import Direction, ScoringContext, inner_product
 from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.impact.scores import directional_derivatives
-from u2a.models import Policy, load_policy
-from u2a.runs import PhaseCost, RunFolder, write_json
+from u2a.models.policy import Policy, load_policy
+from u2a.runs.run_folder import PhaseCost, RunFolder, write_json
 
 METHODS = ("forward", "fd", "exact", "exact-19", "jvp", "authors")
 RESULT = Path(__file__).parent / "results" / "scoring.json"

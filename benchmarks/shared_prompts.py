@@ -21,8 +21,8 @@ from u2a import packable, passes
 from u2a.data.load import load_preferences
 from u2a.data.packing import plan
 from u2a.data.render import Renderer
-from u2a.models import load_policy
-from u2a.runs import write_json
+from u2a.models.policy import load_policy
+from u2a.runs.run_folder import write_json
 from u2a.validation import pair_texts
 
 RESULT = Path(__file__).parent / "results" / "shared_prompts.json"

@@ -41,11 +41,11 @@ from u2a.impact.curvature import Adam, Diagonal, Identity
 from u2a.impact.gradient import objective_coefficients, objective_gradient, weighted_logprob_gradient
 from u2a.impact.scores import directional_derivatives, impact
 from u2a.impact.several import score_curvatures
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
 from u2a.objectives.preference import Preference
 from u2a.preparation import prepare
 from u2a.problem import Measurement, Problem
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 from u2a.validation import pair_texts
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
 FAMILIES = ("llama", "qwen", "gemma", "gpt2", "mistral")
 
@@ -277,7 +277,7 @@ def tiny_policy(
 
     With `random_b`, B is not zero: φ₀ differs from the reference, and ∇_A is not zero either.
     """
-    from u2a.models import Policy, add_adapter, ensure_pad_token
+    from u2a.models.policy import Policy, add_adapter, ensure_pad_token
 
     tokenizer = tiny_tokenizer(family)
     model: Any = tiny_model(family, dtype=dtype, seed=seed, tokenizer=tokenizer)

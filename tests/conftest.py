@@ -24,7 +24,7 @@ import u2a.answers
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
 torch.set_num_threads(1)
 u2a.answers.NEW_TOKENS = 8  # tiny random models never end an answer

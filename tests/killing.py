@@ -85,7 +85,7 @@ class Trace:
             self.event("file")
 
     def install(self) -> None:
-        from u2a.runs import RunFolder
+        from u2a.runs.run_folder import RunFolder
 
         sys.addaudithook(self.audit)
         forward = transformers.LlamaForCausalLM.forward

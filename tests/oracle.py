@@ -33,7 +33,7 @@ def small_problem(*, rank: int = 2, targets: str = "v_proj", seed: int = 0, **op
     """A float64 Llama problem of few short texts and few parameters: LoRA with random B on some layers."""
     from unittest.mock import patch
 
-    from u2a.models import Policy, add_adapter, ensure_pad_token
+    from u2a.models.policy import Policy, add_adapter, ensure_pad_token
 
     def few_parameters(family: str, **_options: Any) -> Policy:
         tokenizer = cases.tiny_tokenizer(family)

@@ -130,9 +130,9 @@ BAD_FILES = {
 
 
 def test_impact_refuses_a_retain_term_without_rows_before_loading(given, tmp_path, monkeypatch):
-    import u2a.models
+    import u2a.models.policy
 
-    monkeypatch.setattr(u2a.models, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(u2a.models.policy, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     result = call("impact", {**given, "--loss": "graddiff"})
     assert result.exit_code == 2
     assert "--retain" in result.output
@@ -160,12 +160,12 @@ def test_bad_files_exit_2_and_write_nothing(given, tmp_path, case, monkeypatch):
 
 
 def _refused(options, words, tmp_path, monkeypatch):
-    import u2a.models
+    import u2a.models.policy
 
     def never(*_, **__):
         raise AssertionError("a model was loaded before the data had been checked")
 
-    monkeypatch.setattr(u2a.models, "load_policy", never)
+    monkeypatch.setattr(u2a.models.policy, "load_policy", never)
     result = call("align", options)
     assert result.exit_code == 2, result.output
     message = result.stderr.strip()
@@ -323,7 +323,7 @@ def test_resume_goes_on_and_equals_the_uninterrupted_run(given, tmp_path, monkey
     options = {**given, **SMALL, "--outer-steps": "2", "--min-gain": "-100"}
     assert call("align", {**options, "--output": str(tmp_path / "whole")}).exit_code in (0, 1)
 
-    from u2a.measured_run import MeasuredRun
+    from u2a.alignment.measured_run import MeasuredRun
 
     real, calls = MeasuredRun.__call__, []
 
@@ -347,7 +347,7 @@ def test_resume_goes_on_and_equals_the_uninterrupted_run(given, tmp_path, monkey
 
 
 def test_a_signal_saves_and_says_how_to_go_on(given, monkeypatch):
-    from u2a.runs import RunFolder
+    from u2a.runs.run_folder import RunFolder
 
     options = {**given, **SMALL, "--max-steps": "4", "--measurements": "4"}
     words = [word for pair in options.items() for word in pair]

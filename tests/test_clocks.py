@@ -8,14 +8,14 @@ import numpy as np
 
 import u2a
 from problems import tiny_problem
+from u2a.alignment.inner_run import unlearning_trainer
 from u2a.baselines import Budget, Watch
 from u2a.config import UnlearnOptions
 from u2a.evaluation.endpoint import retry_after
-from u2a.inner_run import unlearning_trainer
-from u2a.runs import RunFolder
+from u2a.runs.run_folder import RunFolder
 
 YEAR = 365 * 86_400.0
-WALL_CLOCK = {"runs.py", "evaluation/endpoint.py"}
+WALL_CLOCK = {"runs/run_folder.py", "evaluation/endpoint.py"}
 """Who may ask for the time of day: the stamps in `metrics.jsonl`, and a server that names a date."""
 
 

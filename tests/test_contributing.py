@@ -105,7 +105,7 @@ def test_the_citation_is_whole():
     [
         "README.md",
         "docs/index.md",
-        "src/u2a/training_card.py",
+        "src/u2a/training/card.py",
         "src/u2a/report/templates/model_card.md.j2",
         "src/u2a/report/templates/report.html.j2",
     ],

@@ -10,14 +10,14 @@ from transformers import TrainingArguments
 
 from cases import save_tiny
 from problems import BAD, GOOD, answers, pairs
+from u2a.alignment.ledger import snapshot
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.impact.curvature import Identity
 from u2a.impact.table import score_impact
-from u2a.ledger import snapshot
-from u2a.models import load_policy
-from u2a.outer_loop import align
+from u2a.models.policy import load_policy
 from u2a.preparation import prepare
-from u2a.training_config import U2AConfig, on_one_card
+from u2a.training.config import U2AConfig, on_one_card
 from u2a.types import UserError
 
 ACCELERATOR = [

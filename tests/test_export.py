@@ -129,7 +129,7 @@ def test_it_can_be_aligned_again(tmp_path):
 
 
 def test_a_model_of_the_hub_is_taken_from_the_cache(tmp_path, monkeypatch):
-    from u2a.base_files import restore_base_files
+    from u2a.models.base_files import restore_base_files
 
     cached = save_tiny(tmp_path / "cached", "llama")
     saved = tmp_path / "saved"

@@ -5,10 +5,10 @@ import pytest
 
 from problems import tiny_problem
 from u2a import measuring, outer_loop
+from u2a.alignment.outer_loop import align
 from u2a.answers import greedy_answers, rise_beyond_noise
 from u2a.config import OuterOptions, UnlearnOptions
 from u2a.ngrams import AnswerShares, overlaps, repetition
-from u2a.outer_loop import align
 
 
 def test_share_of_repeated_n_grams():

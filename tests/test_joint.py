@@ -9,10 +9,10 @@ import torch
 from cases import tiny_policy
 from problems import BAD, PAIRS, answers, pairs, tiny_problem
 from test_trainer import full_pass_gradient
+from u2a.alignment.inner_run import unlearning_trainer
 from u2a.config import UnlearnOptions
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
-from u2a.inner_run import unlearning_trainer
 from u2a.objectives.preference import Preference
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.trajectory.metagradient import metagradient_impact

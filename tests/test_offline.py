@@ -11,7 +11,7 @@ import pytest
 
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
-from u2a.demo_model import NAME
+from u2a.models.demo_model import NAME
 
 HERE = Path(__file__).parent
 SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")

@@ -9,7 +9,7 @@ import cases
 from cases import tiny_policy, tiny_tokenizer
 from u2a.data.load import load_preferences
 from u2a.data.render import Renderer
-from u2a.passes import dataset_logprobs
+from u2a.passes.dataset import dataset_logprobs
 from u2a.validation import pair_texts
 
 LONG = "".join(f"fact {i}; " for i in range(20)) + "Which?"

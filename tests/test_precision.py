@@ -6,13 +6,13 @@ import torch
 
 from cases import tiny_policy
 from problems import BAD, answers, tiny_problem
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions
 from u2a.data.collate import tokenize_rows
 from u2a.data.render import Renderer
-from u2a.finetune import fine_tune
-from u2a.outer_loop import align
 from u2a.trainer import U2AConfig, UnlearnTrainer
-from u2a.training_config import arguments_for
+from u2a.training.config import arguments_for
+from u2a.training.finetune import fine_tune
 
 STILL = 1e-30
 """A learning rate that moves nothing."""

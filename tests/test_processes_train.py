@@ -8,10 +8,10 @@ from cases import tiny_policy
 from problems import BAD, GOOD, answers, tiny_problem
 from several import by_processes
 from u2a import interruption, processes
+from u2a.alignment.inner_checkpoints import InnerCheckpoints
+from u2a.alignment.ledger import snapshot
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.inner_checkpoints import InnerCheckpoints
-from u2a.ledger import snapshot
-from u2a.outer_loop import align
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import GuardStop
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from u2a.data.collate import collate, token_rows
 from u2a.logprobs import response_logprobs
-from u2a.models import Policy, add_adapter
+from u2a.models.policy import Policy, add_adapter
 
 if TYPE_CHECKING:
     from u2a.problem import Problem

@@ -32,7 +32,7 @@ from typing import Any
 
 import seeds
 
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 
 HERE = Path(__file__).parent
 RESULT = HERE.parent / "results" / "fuzz.json"

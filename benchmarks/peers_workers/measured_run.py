@@ -29,7 +29,7 @@ IGNORE = -100
 
 
 class MeasuredRun:
-    """Seconds and peak resident memory (sampled every 50 ms, as `u2a.runs` does) of one phase at a time."""
+    """Seconds and peak resident memory of one phase at a time, sampled as in u2a.runs.phase_cost."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options

@@ -28,8 +28,8 @@ SEEDS = (0, 1)
 STEPS, BATCH = 16, 8
 
 if TYPE_CHECKING:
+    from u2a.alignment.ledger import Parameters
     from u2a.impact.table import ImpactTable
-    from u2a.ledger import Parameters
     from u2a.problem import Measurement, Problem
 
 
@@ -90,10 +90,10 @@ class Bench:
 
     def cell(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Aligns once and measures the kept point on the held-out pairs."""
+        from u2a.alignment.ledger import restore
+        from u2a.alignment.outer_loop import align
         from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
         from u2a.impact.curvature import CURVATURES
-        from u2a.ledger import restore
-        from u2a.outer_loop import align
 
         restore(self.first, self.original)
         self.first.policy.redraw_adapter(seed)
@@ -133,9 +133,9 @@ def make_bench(data: Path, work: Path) -> Bench:
 
     from study import CELLS as STUDY_CELLS
     from study import prepared
+    from u2a.alignment.ledger import snapshot
     from u2a.data.load import load_negatives, load_preferences, load_retain
-    from u2a.ledger import snapshot
-    from u2a.models import load_policy
+    from u2a.models.policy import load_policy
     from u2a.preparation import prepare
     from u2a.validation import pair_texts
 

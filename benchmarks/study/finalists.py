@@ -66,7 +66,7 @@ def run_all(data: Path, work: Path, groups: Sequence[str] = tuple(GROUPS)) -> No
 
     from cases import read_parts
     from study import CELLS, prepared
-    from u2a.runs import write_json
+    from u2a.runs.run_folder import write_json
 
     missing = [group for group in groups if not (FOUND / f"{group}.json").is_file()]
     if not missing:

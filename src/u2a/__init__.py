@@ -7,9 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` loads them
+    from u2a.alignment.outer_loop import align as align
+    from u2a.alignment.result import AlignResult as AlignResult
     from u2a.data.load import load_negatives as load_negatives
     from u2a.data.load import load_preferences as load_preferences
     from u2a.data.load import load_retain as load_retain
+    from u2a.data.weighted_rows import drawn_by_weight as drawn_by_weight
+    from u2a.data.weighted_rows import weighted_negatives as weighted_negatives
     from u2a.evaluation.evaluate import Evaluation as Evaluation
     from u2a.evaluation.evaluate import evaluate as evaluate
     from u2a.impact.curvature import EKFAC as EKFAC
@@ -25,29 +29,25 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` lo
     from u2a.losses import NPO as NPO
     from u2a.losses import GradientAscent as GradientAscent
     from u2a.losses import SimNPO as SimNPO
-    from u2a.models import Policy as Policy
-    from u2a.models import load_policy as load_policy
+    from u2a.models.policy import Policy as Policy
+    from u2a.models.policy import load_policy as load_policy
     from u2a.objectives import MeanLogProb as MeanLogProb
     from u2a.objectives import Preference as Preference
     from u2a.objectives import Reward as Reward
-    from u2a.outer_loop import AlignResult as AlignResult
-    from u2a.outer_loop import align as align
     from u2a.preparation import prepare as prepare
     from u2a.problem import Problem as Problem
     from u2a.trainer import UnlearnTrainer as UnlearnTrainer
-    from u2a.training_config import U2AConfig as U2AConfig
+    from u2a.training.config import U2AConfig as U2AConfig
     from u2a.trajectory.first_order import first_order_impact as first_order_impact
     from u2a.trajectory.metagradient import metagradient_impact as metagradient_impact
     from u2a.verification.verify import Verification as Verification
     from u2a.verification.verify import verify as verify
-    from u2a.weighted_rows import drawn_by_weight as drawn_by_weight
-    from u2a.weighted_rows import weighted_negatives as weighted_negatives
 
 __version__ = version("u2a")
 
 _HOME = {
     "Adam": "u2a.impact.curvature",
-    "AlignResult": "u2a.outer_loop",
+    "AlignResult": "u2a.alignment.result",
     "Diagonal": "u2a.impact.curvature",
     "EKFAC": "u2a.impact.curvature",
     "Evaluation": "u2a.evaluation.evaluate",
@@ -59,20 +59,20 @@ _HOME = {
     "KFAC": "u2a.impact.curvature",
     "MeanLogProb": "u2a.objectives",
     "NPO": "u2a.losses",
-    "Policy": "u2a.models",
+    "Policy": "u2a.models.policy",
     "Preference": "u2a.objectives",
     "Problem": "u2a.problem",
     "Reward": "u2a.objectives",
     "SimNPO": "u2a.losses",
-    "U2AConfig": "u2a.training_config",
+    "U2AConfig": "u2a.training.config",
     "UnlearnTrainer": "u2a.trainer",
     "Verification": "u2a.verification.verify",
-    "align": "u2a.outer_loop",
-    "drawn_by_weight": "u2a.weighted_rows",
+    "align": "u2a.alignment.outer_loop",
+    "drawn_by_weight": "u2a.data.weighted_rows",
     "evaluate": "u2a.evaluation.evaluate",
     "first_order_impact": "u2a.trajectory.first_order",
     "load_negatives": "u2a.data.load",
-    "load_policy": "u2a.models",
+    "load_policy": "u2a.models.policy",
     "load_preferences": "u2a.data.load",
     "load_retain": "u2a.data.load",
     "metagradient_impact": "u2a.trajectory.metagradient",
@@ -80,7 +80,7 @@ _HOME = {
     "score_curvatures": "u2a.impact.several",
     "score_impact": "u2a.impact.table",
     "verify": "u2a.verification.verify",
-    "weighted_negatives": "u2a.weighted_rows",
+    "weighted_negatives": "u2a.data.weighted_rows",
 }
 
 __all__ = sorted(_HOME)

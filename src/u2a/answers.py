@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2a import processes
-from u2a.generation import greedy
 from u2a.ngrams import AnswerShares, overlaps, repetition
 from u2a.objectives import Reward
-from u2a.positions import table_of_positions
+from u2a.passes.generation import greedy
+from u2a.passes.positions import table_of_positions
 from u2a.problem import Problem, Task, silent
 
 Array = NDArray[np.float64]

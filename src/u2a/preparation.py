@@ -14,8 +14,8 @@ from u2a.losses import UnlearningLoss, built_loss
 from u2a.losses.contract import check_loss
 from u2a.objectives import MeanLogProb, Reward
 from u2a.objectives.preference import Preference
-from u2a.passes import Task, dataset_logprobs, silent
-from u2a.positions import fitting
+from u2a.passes.dataset import Task, dataset_logprobs, silent
+from u2a.passes.positions import fitting
 from u2a.problem import Problem
 from u2a.types import UserError
 from u2a.validation import objective_of_rows, shared_out
@@ -23,7 +23,7 @@ from u2a.validation import objective_of_rows, shared_out
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.scorers import Scorer
 
 
@@ -51,7 +51,7 @@ def prepare(
     """Tokenises everything and measures the reference log-probs, at φ₀.
 
     Args:
-        policy: from `u2a.models.load_policy`.
+        policy: from `u2a.models.policy.load_policy`.
         negatives, preferences, retain: canonical rows from `u2a.data.load`. With the objective `nll`,
             `preferences` has the columns of retain rows, with `reward` prompts are enough. Without `retain`,
             U is taken on the preferred validation answers and overlaps with J; with `reward` on what the
@@ -73,7 +73,7 @@ def prepare(
 
     Example:
         >>> from u2a import load_negatives, load_policy, load_preferences, prepare
-        >>> from u2a.tiny_model import tiny_model
+        >>> from u2a.models.tiny_model import tiny_model
         >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
         >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
         >>> problem = prepare(

@@ -15,16 +15,16 @@ from u2a import processes
 from u2a.data.render import Renderer
 from u2a.logprobs import evaluating, kl_per_token, response_logits
 from u2a.losses import UnlearningLoss
-from u2a.memory import working
 from u2a.objectives import DrawnReward, MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
-from u2a.passes import Progress, Task, dataset_logprobs, fitting_apart, refuse_non_finite, silent
+from u2a.passes.dataset import Progress, Task, dataset_logprobs, fitting_apart, refuse_non_finite, silent
+from u2a.passes.memory import working
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.ngrams import AnswerShares
 
 

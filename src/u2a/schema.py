@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from u2a.plain_yaml import plain_values
 from u2a.plugins import Named, installed, named_parts
+from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError, shown
 
 

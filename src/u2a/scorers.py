@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from u2a.model_source import TOKENIZER_FILES, check_weights, has_tokenizer
+from u2a.models.source import TOKENIZER_FILES, check_weights, has_tokenizer
 from u2a.plugins import import_path
 from u2a.types import Message, UserError
 

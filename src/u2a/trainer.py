@@ -20,23 +20,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from u2a import processes
 from u2a.data.collate import row_name
 from u2a.data.render import Renderer
-from u2a.gradient_guard import FiniteGradients
-from u2a.held_out import held_out, held_out_loss
 from u2a.logprobs import response_lengths, response_logprobs
 from u2a.losses import UnlearningLoss, built_loss, resolve_loss
 from u2a.losses.contract import check_loss
-from u2a.micro_batches import in_parts
-from u2a.own_dropout import own_dropout_off
-from u2a.positions import fitting
-from u2a.sharding import is_sharded
-from u2a.side_terms import SideTerms
-from u2a.trained_model import trained_model
-from u2a.training_batches import Collator, as_batch, pad_token_id_of
-from u2a.training_card import write_card
-from u2a.training_config import U2AConfig
-from u2a.training_reference import Reference
-from u2a.training_rows import EvenOrder, PositiveRows, prepared_negatives, prepared_texts
-from u2a.training_state import KeptTraining
+from u2a.models.sharding import is_sharded
+from u2a.passes.positions import fitting
+from u2a.training.batches import Collator, as_batch, pad_token_id_of
+from u2a.training.card import write_card
+from u2a.training.config import U2AConfig
+from u2a.training.gradient_guard import FiniteGradients
+from u2a.training.held_out import held_out, held_out_loss
+from u2a.training.micro_batches import in_parts
+from u2a.training.own_dropout import own_dropout_off
+from u2a.training.reference import Reference
+from u2a.training.rows import EvenOrder, PositiveRows, prepared_negatives, prepared_texts
+from u2a.training.side_terms import SideTerms
+from u2a.training.state import KeptTraining
+from u2a.training.trained_model import trained_model
 from u2a.types import Batch, GuardStop
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class UnlearnTrainer(Trainer):
         >>> from transformers import AutoModelForCausalLM
         >>> from peft import LoraConfig
         >>> from u2a import U2AConfig, UnlearnTrainer
-        >>> from u2a.tiny_model import tiny_model
+        >>> from u2a.models.tiny_model import tiny_model
         >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
         >>> trainer = UnlearnTrainer(
         ...     model=AutoModelForCausalLM.from_pretrained(tiny_model()),

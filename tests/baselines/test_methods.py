@@ -6,15 +6,15 @@ import torch
 
 from problems import BAD, answers
 from stages import tiny_stage
+from u2a.alignment.ledger import snapshot
 from u2a.baselines import METHODS, Budget, Watch
 from u2a.baselines import preference as preference_methods
 from u2a.baselines import unlearning as unlearning_methods
 from u2a.baselines.preference import D2o, Dpo, Kto
 from u2a.baselines.unlearning import first_weights
-from u2a.generation import ending_tokens, sampled
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient
-from u2a.ledger import snapshot
+from u2a.passes.generation import ending_tokens, sampled
 from u2a.types import UserError
 from u2a.weighting import Weighting, impact_scale, mirror_ascent
 

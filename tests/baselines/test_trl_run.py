@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset
 
 from stages import tiny_stage
+from u2a.alignment.ledger import snapshot
 from u2a.baselines.preference import with_neighbours
 from u2a.baselines.trl_run import answer_rows, lent, one_prompt, pair_rows, run
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import objective_gradient, weighted_logprob_gradient
-from u2a.ledger import snapshot
 from u2a.types import UserError
 from u2a.validation import pair_texts
 

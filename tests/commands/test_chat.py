@@ -18,7 +18,7 @@ from u2a.commands import chat as command
 from u2a.commands.chat import talk
 from u2a.data.render import Renderer
 from u2a.evaluation.subject import Sampling, Subject
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
 from u2a.report.wording import visible
 from u2a.types import UserError
 

@@ -15,7 +15,7 @@ from u2a.commands.comparison_plan import read_rows
 from u2a.commands.comparison_results import CORE_FIGURES
 from u2a.commands.schemas import COMPARE
 from u2a.compare.cells import CellStore
-from u2a.run_lock import RunLock
+from u2a.runs.run_lock import RunLock
 from u2a.types import UserError
 
 PAIRS = [

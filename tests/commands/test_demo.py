@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cases import save_tiny
 from u2a.cli import app
-from u2a.demo_model import NAME
+from u2a.models.demo_model import NAME
 
 
 @pytest.fixture

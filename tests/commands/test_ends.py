@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
+from u2a.alignment.ledger import Point
 from u2a.cli import app
 from u2a.commands.ends import end_of
-from u2a.ledger import Point
 from u2a.types import GuardStop
 
 UP, DOWN = np.array([1.0, 1.2, 0.9]), np.array([-1.0, -1.2, -0.9])
@@ -90,7 +90,7 @@ def given(tmp_path_factory):
 
 def last_line(given, tmp_path, monkeypatch, measured):
     """Of a run whose measured steps `measured` changes or stops."""
-    from u2a.measuring import Measuring
+    from u2a.alignment.measuring import Measuring
 
     real = Measuring.measured
     monkeypatch.setattr(Measuring, "measured", lambda self: measured(real(self)))

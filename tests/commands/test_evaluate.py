@@ -188,7 +188,9 @@ def test_only_what_has_data_is_measured_and_it_says_so(given, tmp_path):
     ],
 )  # fmt: skip
 def test_bad_input_exits_2_with_one_message_and_writes_nothing(given, tmp_path, change, words, monkeypatch):
-    monkeypatch.setattr("u2a.models.load_policy", lambda *_, **__: pytest.fail("no model may be loaded"))
+    monkeypatch.setattr(
+        "u2a.models.policy.load_policy", lambda *_, **__: pytest.fail("no model may be loaded")
+    )
     _, options = given
     run = tmp_path / "run"
     result = call({**options, "--output": str(run), **change}, options["--original"])
@@ -220,7 +222,9 @@ def test_no_model_takes_the_name_of_another(tmp_path, monkeypatch):
 
 
 def test_an_empty_answer_is_found_before_a_model_is_loaded(given, tmp_path, monkeypatch):
-    monkeypatch.setattr("u2a.models.load_policy", lambda *_, **__: pytest.fail("no model may be loaded"))
+    monkeypatch.setattr(
+        "u2a.models.policy.load_policy", lambda *_, **__: pytest.fail("no model may be loaded")
+    )
     _, options = given
     for flag, good, bad, column in (
         ("--held-out-negatives", BAD[0], {"prompt": "a", "completion": " "}, "response"),
@@ -399,7 +403,9 @@ def test_a_judge_that_was_down_is_asked_again_by_resume(given, second, tmp_path,
         assert said in down.output
         asked = len(server.asked)
         assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]["second"]["figures"]
-        monkeypatch.setattr("u2a.models.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(
+            "u2a.models.policy.load_policy", lambda *_, **__: pytest.fail("a model was loaded")
+        )
         server.script = {}
         again = call(few, second, "--send-to-judge", "--resume")
         assert again.exit_code == 0, again.output + again.stderr

@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_made(given, tmp_path, where):
 
 
 def test_a_folder_that_vanishes(given, tmp_path, monkeypatch):
-    from u2a.measured_run import MeasuredRun
+    from u2a.alignment.measured_run import MeasuredRun
 
     real = MeasuredRun.__call__
 
@@ -118,7 +118,7 @@ def test_a_folder_that_vanishes(given, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_turns_read_only_at_the_model(given, tmp_path, monkeypatch):
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
     def refuse(_self, folder, _state):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))

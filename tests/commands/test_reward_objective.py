@@ -123,9 +123,9 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_options_exit_2_before_a_model_is_loaded(given, tmp_path, case, monkeypatch):
-    import u2a.models
+    import u2a.models.policy
 
-    monkeypatch.setattr(u2a.models, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(u2a.models.policy, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     changed, words = BAD_INPUT[case]
     result = call("align", {k: v for k, v in {**given, **changed}.items() if v})
     assert result.exit_code == 2, result.output + result.stderr

@@ -245,12 +245,12 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_exits_2_with_one_message_and_writes_nothing(given, tmp_path, case, monkeypatch):
-    import u2a.models
+    import u2a.models.policy
 
     def never(*_, **__):
         raise AssertionError("a model was loaded before the input had been checked")
 
-    monkeypatch.setattr(u2a.models, "load_policy", never)
+    monkeypatch.setattr(u2a.models.policy, "load_policy", never)
     changed, words = BAD_INPUT[case]
     options = {**given, "--output": str(tmp_path / "run"), **changed}
     bad = "".join(json.dumps(row) + "\n" for row in BAD)

@@ -15,8 +15,8 @@ from u2a.data.packing import ROW_TOKENS, packed_batches, plan
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.logprobs import response_logprobs
-from u2a.packable import can_pack
-from u2a.passes import dataset_logprobs
+from u2a.passes.dataset import dataset_logprobs
+from u2a.passes.packable import can_pack
 
 
 def texts(prompts=5, answers=3, seed=0):

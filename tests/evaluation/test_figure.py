@@ -105,7 +105,9 @@ def test_figures_survive_being_written():
     assert again.counts == {"ties": 3}
 
 
-@pytest.mark.parametrize("statistic", ["os:system", "u2a.evaluation.figure:a.b", "u2a.models:load_policy"])
+@pytest.mark.parametrize(
+    "statistic", ["os:system", "u2a.evaluation.figure:a.b", "u2a.models.policy:load_policy"]
+)
 def test_only_our_own_statistics_are_called(statistic):
     kept = {"values": [[1.0]], "better": "lower", "unit": "x", "statistic": statistic, "resampled": True}
     with pytest.raises(ValueError, match="unknown statistic"):

@@ -17,7 +17,7 @@ from u2a.data.render import Renderer
 from u2a.evaluation.harness import Harness, task_figures
 from u2a.evaluation.material import Material
 from u2a.evaluation.subject import Sampling, Subject
-from u2a.passes import dataset_logprobs
+from u2a.passes.dataset import dataset_logprobs
 from u2a.types import UserError
 
 CHOICES = ["tea", "the park", "a locksmith", "an hour of rest"]

@@ -14,8 +14,8 @@ from u2a.data.render import Renderer
 from u2a.evaluation.material import Material
 from u2a.evaluation.relearning import Relearning, first_back
 from u2a.evaluation.subject import Sampling, Subject
-from u2a.models import add_adapter
-from u2a.passes import dataset_logprobs
+from u2a.models.policy import add_adapter
+from u2a.passes.dataset import dataset_logprobs
 from u2a.problem import silent
 from u2a.types import GuardStop, UserError
 
@@ -190,7 +190,7 @@ def test_the_model_is_what_it_was_when_the_steps_fail(monkeypatch):
         assert any(isinstance(m, BaseTunerLayer) for m in policy.model.modules())
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("u2a.finetune.fine_tune", broken)
+    monkeypatch.setattr("u2a.training.finetune.fine_tune", broken)
     with pytest.raises(RuntimeError, match="boom"):
         Relearning(2, RATE).measure(subject, material_of(subject))
     assert_same(before, fingerprint(subject.policy.model))

@@ -8,7 +8,7 @@ from cases import tiny_policy
 from problems import tiny_problem
 from u2a.impact.proxy_layers import keep_layers, layer_of
 from u2a.impact.table import score_impact
-from u2a.models import Policy, add_adapter, ensure_pad_token
+from u2a.models.policy import Policy, add_adapter, ensure_pad_token
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ from datasets import Dataset
 import tiny_language as language
 from cases import jsonl, tiny_policy
 from problems import GOOD, answers, tiny_problem
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.data.load import load_prompts
 from u2a.data.render import Renderer
-from u2a.generation import sampled
 from u2a.impact.curvature import Identity
 from u2a.impact.gradient import objective_coefficients, objective_gradient
 from u2a.impact.table import score_impact
 from u2a.objectives import DrawnReward, Reward
-from u2a.outer_loop import align
-from u2a.passes import silent
+from u2a.passes.dataset import silent
+from u2a.passes.generation import sampled
 from u2a.preparation import prepare
 from u2a.trajectory.first_order import first_order_impact
 from u2a.trajectory.metagradient import metagradient_impact

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from problems import tiny_problem
+from u2a.alignment.ledger import snapshot
 from u2a.config import UnlearnOptions
 from u2a.impact.context import shifted
-from u2a.ledger import snapshot
 from u2a.logprobs import response_logprobs
 from u2a.trajectory.first_order import evenly_spaced, first_order_impact
 from u2a.trajectory.recording import recorded_run, set_parameters

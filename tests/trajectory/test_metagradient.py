@@ -6,9 +6,9 @@ import torch
 
 import cases
 from problems import BAD, GOOD, answers, pairs, tiny_problem
+from u2a.alignment.ledger import snapshot
 from u2a.config import UnlearnOptions
-from u2a.ledger import snapshot
-from u2a.models import Policy, add_adapter
+from u2a.models.policy import Policy, add_adapter
 from u2a.preparation import prepare
 from u2a.trajectory.metagradient import metagradient_impact
 from u2a.trajectory.recording import recorded_run

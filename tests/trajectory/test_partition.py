@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from problems import tiny_problem
+from u2a.alignment.ledger import snapshot
 from u2a.config import UnlearnOptions
 from u2a.impact.scores import directional_derivatives
-from u2a.ledger import snapshot
 from u2a.trajectory.first_order import first_order_impact
 from u2a.trajectory.partition import deal, partition_impact, restricted
 from u2a.types import UserError

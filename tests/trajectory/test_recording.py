@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from problems import tiny_problem
+from u2a.alignment.ledger import snapshot
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions
-from u2a.ledger import snapshot
-from u2a.outer_loop import align
 from u2a.trajectory.recording import recorded_run
 from u2a.types import UserError
 

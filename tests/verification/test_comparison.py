@@ -9,7 +9,7 @@ import pytest
 
 from u2a.config import UnlearnOptions
 from u2a.report.verify_plot import verify_plots
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
 from u2a.types import UserError
 from u2a.verification.cells import Cell
 from u2a.verification.comparison import Comparison, verdict

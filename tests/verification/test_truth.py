@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from problems import pairs, tiny_problem
+from u2a.alignment.ledger import snapshot
+from u2a.alignment.outer_loop import align
 from u2a.config import UnlearnOptions
-from u2a.ledger import snapshot
 from u2a.objectives.preference import Preference
-from u2a.outer_loop import align
 from u2a.problem import Problem
 from u2a.types import GuardStop, UserError
 from u2a.verification import truth as truth_module

@@ -9,8 +9,8 @@ from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
 from u2a.config import option
 from u2a.data.collate import tokenize_rows
-from u2a.finetune import fine_tune
-from u2a.models import load_policy
+from u2a.models.policy import load_policy
+from u2a.training.finetune import fine_tune
 from u2a.types import UserError
 
 PAIRS = "Pairs to learn from: training (--pairs), or validation (those that J is measured on)."

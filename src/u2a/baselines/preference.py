@@ -16,8 +16,8 @@ from u2a.baselines.trl_run import answer_rows, one_prompt, pair_rows, run, seede
 from u2a.baselines.unlearning import ETA, SELECT, first_weights
 from u2a.config import option
 from u2a.data.collate import tokenize_rows
-from u2a.generation import sampled
-from u2a.positions import with_room
+from u2a.passes.generation import sampled
+from u2a.passes.positions import with_room
 from u2a.types import UserError
 
 AT_ONCE = 16

@@ -13,7 +13,7 @@ from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
 from u2a.baselines.trl_run import classes, common_arguments, lent, own_numbers
 from u2a.config import option
-from u2a.training_config import arguments_for
+from u2a.training.config import arguments_for
 from u2a.types import Message, UserError
 
 

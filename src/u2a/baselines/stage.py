@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.scorers import Scorer
 
 

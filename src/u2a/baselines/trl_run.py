@@ -15,12 +15,12 @@ from transformers import PrinterCallback
 from u2a.baselines.stage import Stage
 from u2a.data.render import is_cut_of
 from u2a.data.scratch import no_progress_bars
-from u2a.training_config import arguments_for
+from u2a.training.config import arguments_for
 from u2a.types import UserError
 from u2a.validation import pair_texts
 
 if TYPE_CHECKING:
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
 Tokens = tuple[list[int], list[int]]
 """Prompt and answer."""

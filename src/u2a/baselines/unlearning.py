@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from u2a.alignment.inner_run import unlearning_trainer
 from u2a.baselines.method_options import Checked
 from u2a.baselines.stage import Stage
 from u2a.config import UnlearnOptions, option
-from u2a.inner_run import unlearning_trainer
 from u2a.types import UserError
 from u2a.weighting import (
     Weighting,

@@ -40,15 +40,15 @@ from u2a.commands.summary import (
 )
 from u2a.commands.terminal import Bars, say
 from u2a.config import MOST_OVERLAP_RISE, MOST_REPETITION_RISE, OuterOptions, UnlearnOptions, WeightOptions
-from u2a.runs import RunFolder, whole_file, whole_folder, write_text
+from u2a.runs.run_folder import RunFolder, whole_file, whole_folder, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from u2a.models import Policy
+    from u2a.alignment.outer_loop import AlignResult
+    from u2a.models.policy import Policy
     from u2a.ngrams import AnswerShares
-    from u2a.outer_loop import AlignResult
     from u2a.problem import Measurement, Problem
 
 
@@ -63,7 +63,7 @@ def run(values: Mapping[str, Any]) -> int:
             RunFolder.check(folder, resume=values["resume"])
         data = load_data(values, ALIGN)
 
-        from u2a.models import check_source
+        from u2a.models.policy import check_source
 
         check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
@@ -125,8 +125,8 @@ def _collapses(before: AnswerShares, after: AnswerShares) -> list[str]:
 def _align(
     problem: Problem, start: Measurement, values: Mapping[str, Any], run: RunFolder, bars: Bars
 ) -> AlignResult:
+    from u2a.alignment.outer_loop import align
     from u2a.impact.curvature import CURVATURES
-    from u2a.outer_loop import align
 
     return align(
         problem,

@@ -28,7 +28,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     if values["serve"]:
         need_served("u2a chat --serve")
     from u2a.chat.conversation import Chat
-    from u2a.model_source import check_source
+    from u2a.models.source import check_source
 
     names = model_names(models, values["original"])
     for source in names.values():
@@ -47,7 +47,7 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
 
 
 def _load_all(names: Mapping[str, str], values: Mapping[str, Any], bars: Bars) -> list[Subject]:
-    from u2a.shared_base import policy_beside
+    from u2a.models.shared_base import policy_beside
 
     usual = ChatOptions.max_length
     subjects: list[Subject] = []

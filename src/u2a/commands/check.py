@@ -73,9 +73,9 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 def _token_counter(values: Mapping[str, Any]) -> Callable[[list[Message], str], int]:
     from u2a.data.render import Renderer
-    from u2a.demo_model import demo_model
-    from u2a.model_loading import load_tokenizer
-    from u2a.model_source import check_source
+    from u2a.models.demo_model import demo_model
+    from u2a.models.loading import load_tokenizer
+    from u2a.models.source import check_source
 
     unlimited = 1 << 30
     source = check_source(str(demo_model()) if values["model"] == "demo" else values["model"])

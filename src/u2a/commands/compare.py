@@ -35,7 +35,7 @@ from u2a.commands.session import (
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.config import MOST_REPETITION_RISE
-from u2a.runs import RunFolder, write_json
+from u2a.runs.run_folder import RunFolder, write_json
 from u2a.types import GuardStop, OutOfMemory, UserError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _cell(bench: Bench, entry: Entry, name: CellName) -> Cell:
     except (GuardStop, UserError, OutOfMemory) as error:
         return {**failed, "failed": str(error)}
     except (RuntimeError, MemoryError) as error:
-        from u2a.memory import WHAT_TO_DO, is_out_of_memory
+        from u2a.passes.memory import WHAT_TO_DO, is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

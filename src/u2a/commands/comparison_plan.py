@@ -13,8 +13,8 @@ from u2a.commands.requirements import enough_retain_rows
 from u2a.commands.schemas import COMPARE
 from u2a.commands.session import Data, load_data
 from u2a.data.digest import rows_digest
-from u2a.files import file_digest
 from u2a.losses import resolve_loss
+from u2a.storage.files import file_digest
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def check_models(values: Mapping[str, Any], plan: Plan) -> None:
     Raises:
         UserError: as `check_source`; or the tokenizer has no chat template, by which TRL renders prompts.
     """
-    from u2a.model_loading import load_tokenizer
-    from u2a.models import check_source
+    from u2a.models.loading import load_tokenizer
+    from u2a.models.policy import check_source
 
     trust = values["trust_remote_code"]
     source = check_source(values["model"], trust_remote_code=trust)
@@ -219,7 +219,7 @@ def load_scorer(values: Mapping[str, Any], plan: Plan) -> Scorer | None:
     """The reward model, where a method needs one."""
     if not any("reward" in entry.method.needs for entry in plan.entries):
         return None
-    from u2a.model_options import device_of
+    from u2a.models.options import device_of
     from u2a.scorers import model_scorer
 
     return model_scorer(values["reward_model"], device_of(values["device"] or None))

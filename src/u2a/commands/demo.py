@@ -17,10 +17,10 @@ import numpy as np
 
 from u2a.commands.schemas import ALIGN
 from u2a.commands.terminal import Bars, give, print_table, printable, say
-from u2a.runs import RunFolder, write_text
+from u2a.runs.run_folder import RunFolder, write_text
 
 if TYPE_CHECKING:
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.types import Message
 
 SPOILING: dict[str, Any] = {"epochs": 3.0, "learning_rate": 1e-3, "batch_size": 8}
@@ -106,8 +106,8 @@ def _spoil(
     from u2a.data.load import load_negatives, load_retain
     from u2a.data.render import Renderer
     from u2a.evaluation.answers import answer
-    from u2a.finetune import fine_tune
-    from u2a.models import load_policy
+    from u2a.models.policy import load_policy
+    from u2a.training.finetune import fine_tune
 
     policy = load_policy("demo", lora_rank=16, seed=seed)
     renderer = Renderer(policy.tokenizer, max_length=SETTINGS["max_length"])
@@ -146,7 +146,7 @@ def _answers_of(
 
     from u2a.data.render import Renderer
     from u2a.evaluation.answers import answer
-    from u2a.models import load_policy
+    from u2a.models.policy import load_policy
 
     policy = load_policy(str(folder / "original"), lora_rank=0, trained=False)
     policy.model = PeftModel.from_pretrained(policy.model, str(adapter))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from u2a.outer_loop import AlignResult
+    from u2a.alignment.outer_loop import AlignResult
 
 DONE, FINDINGS, STOPPED = 0, 1, 3
 """Exit statuses (design, section 4)."""

@@ -17,8 +17,8 @@ from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say, terminal_width
 from u2a.evaluation.readings import ORIGINAL, Reading, estimates
-from u2a.plain_yaml import plain_values
-from u2a.runs import RunFolder, write_json
+from u2a.runs.run_folder import RunFolder, write_json
+from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from u2a.evaluation.figure import Figure
     from u2a.evaluation.material import Material
     from u2a.evaluation.subject import Subject
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.types import Message
 
 ROLES = (
@@ -153,7 +153,7 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     """
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
     from u2a.evaluation.material import Plan, prompts_of
-    from u2a.model_source import check_source
+    from u2a.models.source import check_source
 
     names = model_names(models, values["original"])
     for source in names.values():
@@ -226,8 +226,8 @@ def load_subject(
     `usual_length`: the default of `--max-length`."""
     from u2a.data.render import Renderer
     from u2a.evaluation.subject import Sampling, Subject
-    from u2a.models import load_policy
-    from u2a.positions import fitting
+    from u2a.models.policy import load_policy
+    from u2a.passes.positions import fitting
 
     if policy is None:
         policy = load_policy(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2a.data.as_text import as_text
 from u2a.data.digest import rows_digest
-from u2a.runs import write_json, write_text
+from u2a.runs.run_folder import write_json, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

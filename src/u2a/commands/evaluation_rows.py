@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2a.plain_yaml import plain_values
+from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from u2a.commands.session import (
 )
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
 from u2a.commands.terminal import Bars, say
-from u2a.runs import RunFolder
+from u2a.runs.run_folder import RunFolder
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(values: Mapping[str, Any]) -> int:
             RunFolder.check(folder, resume=values["resume"])
         data = load_data(values, IMPACT)
 
-        from u2a.models import check_source
+        from u2a.models.policy import check_source
 
         for model in filter(None, (values["model"], values["proxy_model"])):
             check_source(model, trust_remote_code=values["trust_remote_code"])

@@ -29,7 +29,7 @@ from u2a.commands.session import (
 from u2a.commands.summary import measurement_rows, print_summary, write_summary
 from u2a.commands.terminal import Bars, say
 from u2a.cost_model import SCORING_PASSES
-from u2a.runs import RunFolder
+from u2a.runs.run_folder import RunFolder
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from u2a.impact.aims import Aimed
     from u2a.impact.best_rows import BestRows
     from u2a.impact.shard_scores import Parts, ShardScorer
-    from u2a.passes import Progress as Advance
+    from u2a.passes.dataset import Progress as Advance
     from u2a.problem import Measurement, Problem
 
 HEAD = 512
@@ -93,7 +93,7 @@ def refuse_unused(values: Mapping[str, Any]) -> None:
 def run_pool(values: Mapping[str, Any]) -> int:
     """Scores every row of the pool once, at the original model, and keeps the best."""
     from u2a.data.pool import Pool
-    from u2a.models import check_source
+    from u2a.models.policy import check_source
 
     if processes.launched():
         raise UserError("a launcher's processes do not share a pool: start one, with --engine ray")

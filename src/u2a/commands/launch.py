@@ -37,7 +37,7 @@ _NEED_ALL_OF_PHI = ("ggn", "kfac", "ekfac", "hessian")
 def _check_sharing(values: Mapping[str, Any]) -> None:
     """Refuses what a model whose parameters are sharded over processes cannot do."""
     from u2a.losses import resolve_loss
-    from u2a.sharding import is_asked_for
+    from u2a.models.sharding import is_asked_for
 
     processes.refuse_launcher()
     if not is_asked_for():

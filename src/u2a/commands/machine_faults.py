@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
-from u2a.storage import storage_message
+from u2a.storage.disk_faults import storage_message
 from u2a.types import OutOfMemory
 
 
@@ -41,7 +41,7 @@ def _memory_message(error: BaseException) -> str | None:
     chain: Sequence[BaseException | None] = (error, error.__cause__, error.__context__)
     if any(isinstance(e, OSError) and e.errno == errno.ENOMEM for e in chain):
         return "out of memory: the system gave no more"
-    from u2a.memory import WHAT_TO_DO, is_out_of_memory
+    from u2a.passes.memory import WHAT_TO_DO, is_out_of_memory
 
     if any(is_out_of_memory(e) for e in chain):
         return f"out of memory ({str(error).splitlines()[0][:200] if str(error) else 'Python'}). {WHAT_TO_DO}"

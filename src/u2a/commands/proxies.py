@@ -21,7 +21,7 @@ from u2a.types import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
 log = logging.getLogger("u2a")
 

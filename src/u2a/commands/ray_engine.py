@@ -111,7 +111,7 @@ class Actor:
         from u2a.commands.proxies import load_scorer
         from u2a.data.render import Renderer
         from u2a.impact.shard_scores import ShardScorer
-        from u2a.positions import fitting
+        from u2a.passes.positions import fitting
 
         values = self.job.values
         try:

@@ -60,7 +60,7 @@ def check_choices(values: Mapping[str, Any], schema: Schema) -> None:
         named = f"--retain-loss {retain_loss}" if values.get("retain_loss") else f"--loss {values['loss']}"
         raise UserError(f"{named} needs --retain: good texts to train on")
     if values["device"]:
-        from u2a.model_options import check_device
+        from u2a.models.options import check_device
 
         check_device(values["device"])
     CURVATURES[values["curvature"]](**schema.chosen_options("curvature", values))

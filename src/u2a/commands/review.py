@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.terminal import give, say
-from u2a.run_lock import RunLock
+from u2a.runs.run_lock import RunLock
 from u2a.types import UserError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.data.validate import CountTokens, Finding
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.objectives import Objective, Reward
     from u2a.problem import Problem
 
@@ -155,8 +155,8 @@ def load_options(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
 
 def load_model(values: Mapping[str, Any], schema: Schema) -> Policy:
     """The policy that the model options name; spread over the processes where their launcher asks for it."""
-    from u2a.models import load_policy
-    from u2a.sharding import is_asked_for
+    from u2a.models.policy import load_policy
+    from u2a.models.sharding import is_asked_for
 
     spread = is_asked_for()
     with processes.as_one():

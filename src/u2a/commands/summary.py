@@ -14,7 +14,7 @@ from u2a.commands.session import minutes
 from u2a.commands.terminal import give, print_table, say
 from u2a.impact.difference import CERTAIN
 from u2a.report.wording import NOTHING, number
-from u2a.runs import RunFolder, write_json
+from u2a.runs.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,7 +31,7 @@ from u2a import processes
 from u2a.printable import printable, printable_lines
 
 if TYPE_CHECKING:
-    from u2a.passes import Progress as Advance
+    from u2a.passes.dataset import Progress as Advance
 
 __all__ = [
     "Bars",

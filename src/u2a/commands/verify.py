@@ -31,8 +31,8 @@ from u2a.commands.session import (
 from u2a.commands.summary import measurement_rows, write_summary
 from u2a.commands.terminal import Bars, give, print_table, say
 from u2a.config import ModelOptions, UnlearnOptions
-from u2a.plain_yaml import plain_values
-from u2a.runs import RunFolder, write_json, write_text
+from u2a.runs.run_folder import RunFolder, write_json, write_text
+from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(values: Mapping[str, Any]) -> int:
     names = estimator_names(values["estimators"], values["curvature"])
     data = read_data(values)
 
-    from u2a.models import check_source
+    from u2a.models.policy import check_source
 
     check_source(values["model"], trust_remote_code=values["trust_remote_code"])
     with run_folder(folder, values) as run, Bars() as bars:

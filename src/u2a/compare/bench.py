@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from u2a.alignment.ledger import Parameters, restore, snapshot
 from u2a.answers import greedy_answers, rise_beyond_noise
 from u2a.baselines import Budget, Spent, Stage, Watch
 from u2a.compare.plan import CellName, Entry
 from u2a.evaluation import METRICS
 from u2a.evaluation.material import Material, different_prompts, drawn_prompts
 from u2a.evaluation.subject import Sampling, Subject
-from u2a.files import whole_folder
 from u2a.fingerprint import fingerprint
 from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
-from u2a.ledger import Parameters, restore, snapshot
 from u2a.losses import LOSSES, resolve_loss
 from u2a.ngrams import AnswerShares
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.runs import write_json
+from u2a.runs.run_folder import write_json
+from u2a.storage.files import whole_folder
 from u2a.types import UserError
 from u2a.validation import pair_texts, shared_out
 

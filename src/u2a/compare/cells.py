@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from u2a.compare.plan import CellName
-from u2a.files import set_aside, write_json
+from u2a.storage.files import set_aside, write_json
 from u2a.types import UserError
 
 Cell = dict[str, Any]

@@ -20,7 +20,7 @@ from datasets import Dataset
 from u2a.data.reading import Row, read_file
 from u2a.data.scratch import new_folder
 from u2a.data.sources import Source, find_source
-from u2a.files import whole_file
+from u2a.storage.files import whole_file
 
 _CHUNK = 1 << 20
 

@@ -16,8 +16,8 @@ from datasets import Dataset
 
 from u2a.data.reading import READERS, DataFile
 from u2a.data.scratch import new_folder, no_progress_bars
-from u2a.links import refuse_links_out
 from u2a.printable import printable
+from u2a.storage.links import refuse_links_out
 from u2a.types import UserError
 
 log = logging.getLogger("u2a")

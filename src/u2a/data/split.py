@@ -26,7 +26,7 @@ from u2a.data.formats import READ_KEYS
 from u2a.data.load import FEATURES
 from u2a.data.scratch import write_rows
 from u2a.data.validate import prompt_key
-from u2a.files import force
+from u2a.storage.files import force
 from u2a.types import UserError
 
 PARTS = ("original", "forget", "retain", "validation", "test")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from u2a.generation import ending_tokens
 from u2a.logprobs import evaluating
-from u2a.positions import with_room
+from u2a.passes.generation import ending_tokens
+from u2a.passes.positions import with_room
 
 if TYPE_CHECKING:
     from u2a.data.render import Renderer
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.types import Message
 
 

@@ -56,7 +56,7 @@ def _sums(subject: Subject, original: Subject, texts: Dataset) -> np.ndarray:
     import torch
 
     from u2a.logprobs import evaluating, kl_per_token, response_logits
-    from u2a.passes import fitting_apart
+    from u2a.passes.dataset import fitting_apart
 
     model, reference = subject.policy.model, original.policy.model
     found = torch.zeros(len(texts), dtype=torch.float64)

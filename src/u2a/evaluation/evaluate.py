@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from u2a.evaluation import Metric
     from u2a.evaluation.figure import Figure
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
     Model = str | Path | Policy
 
@@ -91,7 +91,7 @@ def evaluate(
 
     Example:
         >>> from u2a import evaluate, load_preferences
-        >>> from u2a.tiny_model import tiny_model
+        >>> from u2a.models.tiny_model import tiny_model
         >>> pairs = [{"prompt": f"Is {i} odd?", "chosen": "Maybe.", "rejected": "No."} for i in range(4)]
         >>> found = evaluate(
         ...     tiny_model(seed=0), {"other": tiny_model(seed=1)},
@@ -169,8 +169,8 @@ def _subject(
     device: str | torch.device | None,
 ) -> Subject:
     from u2a.data.render import Renderer
-    from u2a.models import Policy, load_policy
-    from u2a.positions import fitting
+    from u2a.models.policy import Policy, load_policy
+    from u2a.passes.positions import fitting
 
     if isinstance(model, Policy):
         policy = model

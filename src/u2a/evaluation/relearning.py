@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from u2a.evaluation.material import Material
     from u2a.evaluation.subject import Subject
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
 
 RANK = 16
 """Of the adapter that relearns, on all linear layers."""
@@ -83,7 +83,7 @@ class Relearning:
 
     def _relearned(self, subject: Subject, texts: Dataset) -> dict[int, Array]:
         """Steps at each look -> log-probs (N,) of the texts then, summed over tokens; the last after all."""
-        from u2a.finetune import AfterSteps, fine_tune
+        from u2a.training.finetune import AfterSteps, fine_tune
 
         seed = subject.sampling.seed
         every = {-(-self.relearn_steps * part // LOOKS) for part in range(1, LOOKS)} - {self.relearn_steps}
@@ -117,7 +117,7 @@ def relearner(model: Any, tokenizer: Any, seed: int) -> Iterator[Policy]:
     """Within, a policy that trains a new adapter on `model`, its A drawn from `seed`; `model` has it as well.
     After it the model is as it was: its layers, what of it is trained, its mode, and the cache that a trainer
     turns off."""
-    from u2a.models import Policy, add_adapter
+    from u2a.models.policy import Policy, add_adapter
 
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     training, use_cache = model.training, model.config.use_cache

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from u2a.data.collate import row_name
-from u2a.generation import continuations, ending_tokens
 from u2a.logprobs import evaluating, response_logits
-from u2a.passes import dataset_logprobs, fitting_apart
+from u2a.passes.dataset import dataset_logprobs, fitting_apart
+from u2a.passes.generation import continuations, ending_tokens
 from u2a.problem import Task, silent
 from u2a.types import GuardStop, UserError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from u2a.data.render import Renderer
-    from u2a.models import Policy
+    from u2a.models.policy import Policy
     from u2a.types import Message
 
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from u2a.data.raw_rows import json_line
-from u2a.files import whole_file
 from u2a.impact.table import SCHEMA, as_text
+from u2a.storage.files import whole_file
 
 _BLOCK = 1000
 

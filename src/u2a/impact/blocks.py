@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from u2a import interruption, processes
-from u2a.files import PART
-from u2a.kept_state import Damaged, Tensors, read_state, write_state
+from u2a.storage.files import PART
+from u2a.storage.kept_state import Damaged, Tensors, read_state, write_state
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from u2a.passes import Progress
+    from u2a.passes.dataset import Progress
 
 BLOCK = 512
 """Negatives in a block: some dozens of batches, so that neither a kill nor the cut costs much."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from u2a.data.collate import length_sorted_batches
-from u2a.memory import Attempt
-from u2a.passes import Progress, dataset_logprobs, fitting_apart, fitting_batches
-from u2a.sharding import added_up, at_rest, is_sharded, own_part
+from u2a.models.sharding import added_up, at_rest, is_sharded, own_part
+from u2a.passes.dataset import Progress, dataset_logprobs, fitting_apart, fitting_batches
+from u2a.passes.memory import Attempt
 from u2a.types import Batch, PackedBatch
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ScoringContext:
     def shared_attempts(self, texts: Dataset, kind: str) -> Iterator[Attempt[Batch | PackedBatch]]:
         """`texts` in the cheapest layout, where prompts may be shared, on the device of φ; each batch is
         worked on in a block that may run out of memory. `kind` of pass, and how batches are dealt to the
-        processes, as in `u2a.memory.fitting`."""
+        processes, as in `u2a.passes.memory.fitting`."""
         sizes = {"max_tokens": self.max_tokens, "pad_token_id": self.pad_token_id}
         return fitting_batches(self.model, texts, **sizes, kind=kind, deal=True)
 

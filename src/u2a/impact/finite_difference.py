@@ -17,7 +17,7 @@ from u2a.impact.blocks import WHOLE, Blocks
 from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.per_example import per_example_derivatives
 from u2a.logprobs import forward_precision
-from u2a.passes import Progress
+from u2a.passes.dataset import Progress
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,9 +14,9 @@ from u2a.data.collate import row_name
 from u2a.impact.context import Direction, ScoringContext
 from u2a.impact.per_example import BACKWARD
 from u2a.logprobs import evaluating, response_logprobs
-from u2a.memory import working
-from u2a.passes import Progress
-from u2a.sharding import own_part
+from u2a.models.sharding import own_part
+from u2a.passes.dataset import Progress
+from u2a.passes.memory import working
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from u2a.impact.blocks import Blocks
 from u2a.impact.curvature import Solution
 from u2a.impact.scores import SelfCheck
 from u2a.impact.table import ImpactTable
-from u2a.kept_state import Damaged, read_state, write_state
+from u2a.storage.kept_state import Damaged, read_state, write_state
 
 
 def _file(blocks: Blocks) -> Path | None:

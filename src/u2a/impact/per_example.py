@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from u2a import processes
 from u2a.impact.context import Direction, ScoringContext
 from u2a.logprobs import evaluating, response_logprobs, unwrapped
-from u2a.memory import working
-from u2a.passes import Progress
-from u2a.sharding import own_part
+from u2a.models.sharding import own_part
+from u2a.passes.dataset import Progress
+from u2a.passes.memory import working
 from u2a.types import Batch
 
 if TYPE_CHECKING:

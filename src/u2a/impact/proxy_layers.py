@@ -8,7 +8,7 @@ import re
 import numpy as np
 from peft.tuners.lora import LoraLayer
 
-from u2a.models import Policy
+from u2a.models.policy import Policy
 from u2a.types import UserError
 
 

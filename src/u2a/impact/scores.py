@@ -20,7 +20,7 @@ from u2a.impact.context import Direction, ScoringContext, norm, shifted
 from u2a.impact.finite_difference import SELF_CHECK_TOLERANCE, SelfCheck, finite_differences
 from u2a.impact.forward_mode import forward_mode
 from u2a.impact.per_example import is_batched, per_example_derivatives
-from u2a.passes import Progress, refuse_non_finite
+from u2a.passes.dataset import Progress, refuse_non_finite
 from u2a.types import GuardStop, UserError
 
 if TYPE_CHECKING:

@@ -19,16 +19,16 @@ from torch import Tensor
 from u2a.data.collate import tokenize_rows
 from u2a.data.pool import Shard
 from u2a.data.render import Renderer
-from u2a.files import whole_file
 from u2a.fingerprint import fingerprint, fingerprint_of_model
 from u2a.impact.aims import Aimed
 from u2a.impact.context import ScoringContext, norm
 from u2a.impact.scores import directional_derivatives
 from u2a.impact.table import SCHEMA, ImpactTable, scored_rows
 from u2a.losses import UnlearningLoss
-from u2a.models import Policy
-from u2a.passes import dataset_logprobs
+from u2a.models.policy import Policy
+from u2a.passes.dataset import dataset_logprobs
 from u2a.problem import Problem
+from u2a.storage.files import whole_file
 
 PART_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("prompt", "response")])
 """Columns of a part: those of `impact.parquet` without the texts, which the pool has."""

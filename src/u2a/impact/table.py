@@ -26,10 +26,10 @@ from u2a.impact.scores import (
     utility_cost,
 )
 from u2a.losses import UnlearningLoss
-from u2a.passes import refuse_non_finite
+from u2a.models.sharding import is_sharded
+from u2a.passes.dataset import refuse_non_finite
 from u2a.problem import Measurement, Problem, Task, silent
-from u2a.runs import whole_file
-from u2a.sharding import is_sharded
+from u2a.runs.run_folder import whole_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -127,7 +127,7 @@ def score_impact(
 
     Example:
         >>> from u2a import load_negatives, load_policy, load_preferences, prepare, score_impact
-        >>> from u2a.tiny_model import tiny_model
+        >>> from u2a.models.tiny_model import tiny_model
         >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
         >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
         >>> problem = prepare(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from u2a.logprobs import response_logits, token_logprobs
-from u2a.sharding import added_up, own_part
+from u2a.models.sharding import added_up, own_part
 from u2a.types import Batch
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from u2a.data.render import Renderer
-    from u2a.models import Policy
-    from u2a.passes import Task
+    from u2a.models.policy import Policy
+    from u2a.passes.dataset import Task
     from u2a.scorers import Scorer
 
 
@@ -66,7 +66,7 @@ class Reward:
 
     Example:
         >>> from u2a import load_negatives, load_policy, prepare
-        >>> from u2a.tiny_model import tiny_model
+        >>> from u2a.models.tiny_model import tiny_model
         >>> rows = load_negatives([{"prompt": "Hello!", "completion": "Go away."}])
         >>> problem = prepare(
         ...     load_policy(tiny_model(), lora_rank=2),
@@ -165,8 +165,8 @@ class Reward:
             max_tokens: padded tokens of a batch. The batches, and so the draws, are the same for every φ; of
                 several processes each draws some batches.
         """
-        from u2a.generation import sampled
-        from u2a.sharding import is_sharded
+        from u2a.models.sharding import is_sharded
+        from u2a.passes.generation import sampled
 
         prompts = [prompt for prompt in self.prompts for _ in range(self.samples)]
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -225,7 +225,7 @@ class Reward:
 
     def _answers(self, texts: Dataset, policy: Policy) -> list[str]:
         """What the scorer reads: without the token that ended the answer."""
-        from u2a.generation import ending_tokens
+        from u2a.passes.generation import ending_tokens
 
         ends, decode = ending_tokens(policy), policy.tokenizer.decode
         found, columns = [], texts[:]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from u2a.links import refuse_links_out
-from u2a.plain_yaml import plain_values
 from u2a.report.record import Record
 from u2a.report.wording import is_hub_id, public_value
+from u2a.storage.links import refuse_links_out
+from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError
 
 DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"

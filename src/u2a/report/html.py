@@ -6,7 +6,7 @@ from pathlib import Path
 
 from u2a.report.page import render
 from u2a.report.run_view import read_run
-from u2a.runs import write_text
+from u2a.runs.run_folder import write_text
 from u2a.types import UserError
 
 

@@ -26,7 +26,7 @@ from u2a.report.wording import (
     without_paths,
     without_secrets,
 )
-from u2a.runs import write_text
+from u2a.runs.run_folder import write_text
 
 FEW_PAIRS = 30
 """Fewer validation rows than this are called noisy."""

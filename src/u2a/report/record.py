@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from u2a.links import refuse_links_out
-from u2a.plain_yaml import plain_values
 from u2a.report.wording import NOTHING
+from u2a.storage.links import refuse_links_out
+from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError
 
 Interval = tuple[float, float]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2a.files import whole_file
 from u2a.report.figure import Plot
 from u2a.report.run_view import read_run
 from u2a.report.runs_table import run_names
+from u2a.storage.files import whole_file
 from u2a.types import UserError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 
 from u2a.data.load import locate
 from u2a.data.raw_rows import RawRows
-from u2a.files import write_json
+from u2a.storage.files import write_json
 from u2a.types import UserError
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from u2a.alignment.inner_run import left_as_found, unlearning_trainer
 from u2a.config import UnlearnOptions
-from u2a.finetune import ShowSteps
 from u2a.impact.context import Direction
-from u2a.inner_run import left_as_found, unlearning_trainer
 from u2a.problem import Problem, Task, silent
 from u2a.trainer import UnlearnTrainer
+from u2a.training.finetune import ShowSteps
 from u2a.trajectory.adamw import AdamWStep
 
 

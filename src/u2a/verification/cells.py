@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from u2a.config import UnlearnOptions
-from u2a.files import set_aside, write_json
 from u2a.fingerprint import described, digest_of_texts
+from u2a.storage.files import set_aside, write_json
 from u2a.types import UserError
 from u2a.verification.plan import Plan, Run
 

@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from u2a.runs import whole_file
+from u2a.runs.run_folder import whole_file
 from u2a.verification.agreement import agreement, noise_ceiling
 from u2a.verification.cells import Cell
 from u2a.verification.estimators import Estimate

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2a import interruption
+from u2a.alignment.ledger import Parameters, restore, snapshot
+from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions
-from u2a.ledger import Parameters, restore, snapshot
 from u2a.objectives import MeanLogProb, Objective, Reward
 from u2a.objectives.preference import Preference
-from u2a.outer_loop import align
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.types import GuardStop
 from u2a.validation import pair_texts

@@ -48,7 +48,7 @@ class Diagonal:
 
 
 def _trace_and_size(diagonal: dict) -> tuple[float, int]:
-    from u2a.sharding import added_up, own_part
+    from u2a.models.sharding import added_up, own_part
 
     total = added_up({name: own_part(value).double().sum() for name, value in diagonal.items()}, diagonal)
     return float(total), sum(value.numel() for value in diagonal.values())

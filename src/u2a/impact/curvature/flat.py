@@ -12,7 +12,7 @@ from torch import Tensor
 
 from u2a.impact.context import Direction
 from u2a.impact.curvature.interface import Solution
-from u2a.passes import Progress
+from u2a.passes.dataset import Progress
 from u2a.types import GuardStop
 
 log = logging.getLogger("u2a")

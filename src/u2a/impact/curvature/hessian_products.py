@@ -15,7 +15,7 @@ from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
 from u2a.impact.curvature.kept_texts import drawn_rows, wide
 from u2a.impact.forward_mode import eager_attention
 from u2a.logprobs import evaluating
-from u2a.memory import whole_pass
+from u2a.passes.memory import whole_pass
 
 if TYPE_CHECKING:
     from u2a.problem import Problem

@@ -15,8 +15,8 @@ from u2a.impact.curvature.options import DAMPING_SHARE
 from u2a.impact.gradient import first_not_finite
 from u2a.impact.per_example import Layer, NotLinear, backward_through, linear_layers
 from u2a.logprobs import evaluating, response_lengths, response_logits, response_logprobs
-from u2a.memory import Result, whole_pass
-from u2a.passes import Progress
+from u2a.passes.dataset import Progress
+from u2a.passes.memory import Result, whole_pass
 from u2a.types import IGNORE, Batch, GuardStop
 
 if TYPE_CHECKING:

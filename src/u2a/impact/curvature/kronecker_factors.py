@@ -12,7 +12,7 @@ from u2a.impact.context import ScoringContext
 from u2a.impact.curvature.kept_texts import KeptTexts, example_gradients, wide
 from u2a.impact.per_example import Layer, NotLinear, backward_through, linear_layers
 from u2a.logprobs import evaluating
-from u2a.passes import Progress
+from u2a.passes.dataset import Progress
 from u2a.types import Batch, GuardStop, UserError
 
 _WHAT_TO_DO = (

@@ -16,7 +16,7 @@ from u2a.impact.curvature.inner_objective import retain_parts, unlearning_parts
 from u2a.impact.curvature.kept_texts import wide
 from u2a.impact.gradient import first_not_finite
 from u2a.logprobs import evaluating
-from u2a.memory import whole_pass
+from u2a.passes.memory import whole_pass
 from u2a.types import GuardStop
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The parts of `UnlearnTrainer`: its rows, batches, terms, state and guards; and plain fine-tuning."""
