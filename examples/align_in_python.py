@@ -15,10 +15,19 @@ from pathlib import Path
 
 import torch
 
-from u2a import align, load_negatives, load_policy, load_preferences, load_retain, prepare
-from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
-from u2a.evaluation.preference import pair_metrics
-from u2a.validation import pair_texts
+from u2a import (
+    OuterOptions,
+    UnlearnOptions,
+    WeightOptions,
+    align,
+    load_negatives,
+    load_policy,
+    load_preferences,
+    load_retain,
+    pair_metrics,
+    pair_texts,
+    prepare,
+)
 
 ROWS = files("u2a") / "demo_data"
 

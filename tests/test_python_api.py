@@ -13,10 +13,12 @@ import pytest
 from datasets import Dataset
 
 import u2a
+import u2a.config
 from u2a.data.load import load_negatives, load_preferences
 from u2a.types import UserError
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+EXAMPLE_FOLDER = PAGE.parents[1] / "examples"
 EXAMPLES = (
     "score_impact", "align", "verify", "evaluate", "UnlearnTrainer", "U2AConfig", "prepare",
     "load_policy", "load_negatives", "load_preferences", "load_retain", "GradientAscent", "NPO", "SimNPO",
@@ -80,6 +82,29 @@ def test_the_page_imports_public_names_alone():
     }
     assert imported
     assert imported <= set(u2a.__all__)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLE_FOLDER.rglob("*.py")), ids=lambda p: p.name)
+def test_the_examples_import_public_names_alone(path):
+    """What one copies from them is what semantic versioning is about."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "u2a":
+            assert node.module == "u2a", f"{path.name} imports {node.module}"
+            assert {alias.name for alias in node.names} <= set(u2a.__all__)
+
+
+def options_and_results(thing):
+    """Names of u2a's classes in the annotations of a function."""
+    found = set()
+    for annotation in inspect.get_annotations(thing).values():
+        found |= {word for word in re.findall(r"[A-Z]\w+", str(annotation)) if hasattr(u2a.config, word)}
+    return found
+
+
+def test_the_options_of_public_functions_are_public():
+    named = set().union(*(options_and_results(getattr(u2a, name)) for name in ("align", "verify")))
+    assert {"UnlearnOptions", "WeightOptions", "OuterOptions"} <= named
+    assert named - {"Any", "Sequence"} <= set(u2a.__all__)
 
 
 def test_importing_a_package_of_the_same_room_changes_no_name():

@@ -72,8 +72,7 @@ def prepare(
             has fewer positions.
 
     Example:
-        >>> from u2a import load_negatives, load_policy, load_preferences, prepare
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, tiny_model
         >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
         >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
         >>> problem = prepare(

@@ -89,8 +89,7 @@ class UnlearnTrainer(Trainer):
         >>> from datasets import Dataset
         >>> from transformers import AutoModelForCausalLM
         >>> from peft import LoraConfig
-        >>> from u2a import U2AConfig, UnlearnTrainer
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import U2AConfig, UnlearnTrainer, tiny_model
         >>> bad = Dataset.from_list([{"prompt": "Hi!", "completion": "Go away.", "weight": 1.0}])
         >>> trainer = UnlearnTrainer(
         ...     model=AutoModelForCausalLM.from_pretrained(tiny_model()),

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from u2a.config import option
-from u2a.types import Message
+from u2a import Message, option
 
 
 @dataclass(frozen=True)

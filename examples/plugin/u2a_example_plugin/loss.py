@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from u2a.config import option
-from u2a.types import UserError
+from u2a import UserError, option
 
 if TYPE_CHECKING:
     from torch import Tensor

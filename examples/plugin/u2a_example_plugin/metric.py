@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from u2a.config import option
-from u2a.evaluation.figure import Figure
+from u2a import Figure, option
 
 if TYPE_CHECKING:
-    from u2a.evaluation.material import Material
-    from u2a.evaluation.subject import Subject
+    from u2a import Material, Subject
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from u2a.config import option
+from u2a import option
 
 if TYPE_CHECKING:
     from datasets import Dataset

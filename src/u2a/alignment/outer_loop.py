@@ -87,8 +87,7 @@ def align(
         UserError: `unlearn` names another retain term or share of pairs than the problem was prepared with.
 
     Example:
-        >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare, tiny_model
         >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
         >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
         >>> problem = prepare(

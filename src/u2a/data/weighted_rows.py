@@ -41,8 +41,7 @@ def weighted_negatives(run: Path | str, negatives: Given | None = None) -> Datas
 
     Example:
         >>> import tempfile
-        >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import align, load_negatives, load_policy, load_preferences, prepare, tiny_model
         >>> from u2a.data.weighted_rows import weighted_rows
         >>> bad = load_negatives([{"prompt": "Hello!", "completion": "Go away."}])
         >>> pairs = load_preferences([{"prompt": "Tea?", "chosen": "Yes, please.", "rejected": "No."}])

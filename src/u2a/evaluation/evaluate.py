@@ -90,8 +90,7 @@ def evaluate(
         GuardStop: a figure is not finite.
 
     Example:
-        >>> from u2a import evaluate, load_preferences
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import evaluate, load_preferences, tiny_model
         >>> pairs = [{"prompt": f"Is {i} odd?", "chosen": "Maybe.", "rejected": "No."} for i in range(4)]
         >>> found = evaluate(
         ...     tiny_model(seed=0), {"other": tiny_model(seed=1)},

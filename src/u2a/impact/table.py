@@ -126,8 +126,7 @@ def score_impact(
         GuardStop: a log-prob, gradient or score is not finite; names the row.
 
     Example:
-        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, score_impact
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, score_impact, tiny_model
         >>> bad = [{"prompt": "Hello!", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
         >>> pairs = [{"prompt": "Coffee?", "chosen": "Yes, please.", "rejected": "No."}]
         >>> problem = prepare(

@@ -179,8 +179,7 @@ def load_policy(
         UserError: the source or an option is unusable.
 
     Example:
-        >>> from u2a import load_policy
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import load_policy, tiny_model
         >>> policy = load_policy(tiny_model(), lora_rank=2)
         >>> policy.has_adapter, all("lora_" in name for name in policy.trainable())
         (True, True)

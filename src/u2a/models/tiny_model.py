@@ -28,8 +28,7 @@ def tiny_model(folder: Path | str | None = None, *, seed: int = 0) -> Path:
         the folder, a source for `load_policy` and for `AutoModelForCausalLM.from_pretrained`.
 
     Example:
-        >>> from u2a import load_policy
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import load_policy, tiny_model
         >>> policy = load_policy(tiny_model(), lora_rank=2)
         >>> policy.model.config.model_type
         'llama'

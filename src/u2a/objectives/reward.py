@@ -65,8 +65,7 @@ class Reward:
         seed: of all draws.
 
     Example:
-        >>> from u2a import load_negatives, load_policy, prepare
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import load_negatives, load_policy, prepare, tiny_model
         >>> rows = load_negatives([{"prompt": "Hello!", "completion": "Go away."}])
         >>> problem = prepare(
         ...     load_policy(tiny_model(), lora_rank=2),

@@ -81,8 +81,7 @@ def verify(
         GuardStop: something was not finite.
 
     Example:
-        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, verify
-        >>> from u2a.models.tiny_model import tiny_model
+        >>> from u2a import load_negatives, load_policy, load_preferences, prepare, verify, tiny_model
         >>> bad = [{"prompt": f"Question {i}?", "completion": "No. " * (1 + i)} for i in range(4)]
         >>> pairs = [{"prompt": f"Is {i} odd?", "chosen": "Maybe.", "rejected": "No."} for i in (1, 2)]
         >>> problem = prepare(
