@@ -57,7 +57,7 @@ def test_options_of_what_was_not_chosen_are_left_out_and_refused():
         ({"size": 2.5}, "whole number"),
         ({"size": True}, "whole number"),
         ({"rate": 0.0}, "above 0"),
-        ({"rate": float("nan")}, "above 0"),
+        ({"rate": float("nan")}, "finite"),
         ({"rate": float("inf")}, "finite"),
         ({"mode": "z"}, "one of x, y"),
         ({"kind": "c"}, "unknown"),

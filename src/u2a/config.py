@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
-from u2a.types import UserError
+from u2a.types import UserError, shown
 
 LARGEST_SEED = 2**31 - 1
 """So that the seeds derived from it stay below numpy's limit of 2³²."""
@@ -44,6 +45,66 @@ def option(
     """
     bounds = {"least": least, "above": above, "most": most, "flag_only": flag_only}
     return field(default=default, metadata={"help": help, "choices": tuple(choices), **bounds})
+
+
+def refusal(
+    value: Any,
+    *,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    **_others: Any,
+) -> str:
+    """Why an option with these limits cannot be `value`, in words that follow its name; "" where it can."""
+    if choices and value not in choices:
+        return f"take one of {', '.join(choices)}"
+    if isinstance(value, (str, bool)):
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be finite"
+    if least is not None and value < least:
+        return f"must be at least {least:g}"
+    if above is not None and value <= above:
+        return f"must be above {above:g}"
+    if most is not None and value > most:
+        return f"must be at most {most:g}"
+    return ""
+
+
+def check_options(part: Any) -> None:
+    """Checks each option of a dataclass instance that Python code made, where no command has done it.
+
+    Raises:
+        UserError: a value is of another type than its default, or outside its choices or bounds.
+    """
+    for each in fields(part):
+        if "help" not in each.metadata:
+            continue
+        value = getattr(part, each.name)
+        wrong = _wrong_type(value, each.default) or refusal(value, **each.metadata)
+        if wrong:
+            raise UserError(f"{type(part).__name__}({each.name}={shown(value)}): {wrong}")
+
+
+def _wrong_type(value: Any, default: Any) -> str:
+    for kind, fits, words in (
+        (bool, bool, "true or false"),
+        (str, str, "text"),
+        (int, Integral, "a whole number"),
+        (float, Real, "a number"),
+    ):
+        if isinstance(default, kind):
+            right = isinstance(value, fits) and (kind is bool or not isinstance(value, bool))
+            return "" if right else f"must be {words}"
+    return ""
+
+
+class Checked:
+    """A dataclass whose options are checked when it is made (`check_options`)."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -124,27 +185,8 @@ class ImpactOptions:
     )
 
 
-class _Checked:
-    """Options that Python code makes too, where no command has checked them."""
-
-    def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]
-            value, limits = getattr(self, each.name), each.metadata
-            if isinstance(each.default, (str, bool)):
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise UserError(f"{type(self).__name__}({each.name}={value}): must be a finite number")
-            for bound, kept in (
-                (f"at least {limits['least']}", limits["least"] is None or value >= limits["least"]),
-                (f"above {limits['above']}", limits["above"] is None or value > limits["above"]),
-                (f"at most {limits['most']}", limits["most"] is None or value <= limits["most"]),
-            ):
-                if not kept:
-                    raise UserError(f"{type(self).__name__}({each.name}={value}): must be {bound}")
-
-
 @dataclass(frozen=True)
-class WeightOptions(_Checked):
+class WeightOptions(Checked):
     """Selection and weights: how impacts become weights."""
 
     select: str = option("50%", "How many negatives at most: a percentage, or a number.")
@@ -158,7 +200,7 @@ class WeightOptions(_Checked):
 
 
 @dataclass(frozen=True)
-class UnlearnOptions(_Checked):
+class UnlearnOptions(Checked):
     """Unlearning, the inner loop: weighted unlearning steps."""
 
     retain_loss: str = option("", "Retain term: none, nll, kl, l2; empty = what --loss says, else none.")
@@ -190,7 +232,7 @@ class UnlearnOptions(_Checked):
 
 
 @dataclass(frozen=True)
-class OuterOptions(_Checked):
+class OuterOptions(Checked):
     """Outer loop, budgets and guards."""
 
     outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from u2a.config import refusal
 from u2a.plugins import Named, installed, named_parts
 from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError, shown
@@ -185,27 +185,17 @@ class Schema:
 
     def _checked(self, spec: OptionSpec, value: Any, source: str) -> Any:
         value = _as_number_or_text(spec, value)
-        number: Any = value
         if type(value) is not spec.type:
             raise UserError(
                 f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {shown(value)} ({type(value).__name__}) "
                 f"in {source}"
             )
-        if spec.type is str and not _is_text(number):
+        if spec.type is str and not _is_text(value):
             raise UserError(
                 f"{spec.flag} {shown(value)}: holds a character that no text or file name can hold"
             )
-        if spec.choices and value not in spec.choices:
-            raise UserError(f"{spec.flag} {number[:80]}: take one of {', '.join(spec.choices)}")
-        # written so that NaN fails too
-        if spec.least is not None and not number >= spec.least:
-            raise UserError(f"{spec.flag} {shown(value)}: must be at least {spec.least:g}")
-        if spec.above is not None and not number > spec.above:
-            raise UserError(f"{spec.flag} {shown(value)}: must be above {spec.above:g}")
-        if spec.most is not None and not number <= spec.most:
-            raise UserError(f"{spec.flag} {shown(value)}: must be at most {spec.most:g}")
-        if spec.type is float and not math.isfinite(number):
-            raise UserError(f"{spec.flag} {value}: must be finite")
+        if wrong := refusal(value, choices=spec.choices, least=spec.least, above=spec.above, most=spec.most):
+            raise UserError(f"{spec.flag} {value if spec.type is str else shown(value)}: {wrong}"[:400])
         return value
 
     def part(self, cls: type, values: Mapping[str, Any]) -> Any:

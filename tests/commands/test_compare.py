@@ -277,7 +277,7 @@ def test_a_method_that_cannot_do_its_work_does_not_stop_the_others(given, tmp_pa
         ),
         ({"methods": [{"method": "retrain"}], "mixture": "x.jsonl"}, "retrain needs `pretrained`"),
         ({"objective": "reward", "objective_reward_model": "x", "methods": ["climb"]}, "take rloo"),
-        ({"methods": [{"method": "u2a", "outer_steps": 0}]}, "outer_steps is 0: take at least 1"),
+        ({"methods": [{"method": "u2a", "outer_steps": 0}]}, "outer_steps is 0: must be at least 1"),
         ({"methods": [{"method": "u2a", "loss": "graddiff"}], "retain": ""}, "u2a: graddiff needs --retain"),
         *(
             (

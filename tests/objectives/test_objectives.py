@@ -38,7 +38,7 @@ def test_preference_grows_with_chosen_and_falls_with_rejected():
 def test_preference_needs_pairs_and_a_positive_beta():
     with pytest.raises(ValueError, match="as many rejected"):
         Preference(Dataset.from_dict({"n_tokens": [1, 2, 3]}), torch.zeros(3))
-    with pytest.raises(UserError, match="positive"):
+    with pytest.raises(UserError, match="must be above 0"):
         Preference(PAIRS, torch.zeros(4), beta=0.0)
 
 

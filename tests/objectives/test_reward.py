@@ -346,10 +346,10 @@ def test_a_bad_score_names_the_file_and_row_of_the_prompt(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"samples": 1}, "--objective-samples 1"),
-        ({"beta": -0.1}, "--objective-beta -0.1"),
-        ({"beta": math.nan}, "--objective-beta nan"),
-        ({"max_new_tokens": 0}, "--objective-max-new-tokens 0"),
+        ({"samples": 1}, "samples=1"),
+        ({"beta": -0.1}, "beta=-0.1"),
+        ({"beta": math.nan}, "beta=nan"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": 11}, "--objective-max-new-tokens 11 leaves no room"),
     ],
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
+from u2a.config import refusal
 from u2a.types import UserError, shown
 from u2a.weighting import HOW_MANY, parse_selection
 
@@ -20,28 +20,16 @@ class Checked:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            if wanted := _wanted(f, value):
-                raise UserError(f"{f.name} is {shown(value)}: {wanted}")
+            if wrong := _refusal(f, value):
+                raise UserError(f"{f.name} is {shown(value)}: {wrong}")
 
 
-def _wanted(option: dataclasses.Field[Any], value: Any) -> str:
+def _refusal(option: dataclasses.Field[Any], value: Any) -> str:
     """What to take instead; empty where the value is fine."""
-    choices, least, above = (option.metadata[key] for key in ("choices", "least", "above"))
-    if option.name == "select":
-        return "" if _selects(value) else HOW_MANY
-    if choices and value not in choices:
-        return f"take {' or '.join(choices)}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "take a finite number"
-    if least is not None and value < least:
-        return f"take at least {least:g}"
-    if above is not None and value <= above:
-        return f"take a number above {above:g}"
-    return ""
-
-
-def _selects(value: str) -> bool:
+    if option.name != "select":
+        return refusal(value, **option.metadata)
     try:
-        return parse_selection(value, 1) == 1
+        parse_selection(value, 1)
     except UserError:
-        return False
+        return HOW_MANY
+    return ""

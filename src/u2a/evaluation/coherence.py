@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from u2a.config import option
 from u2a.evaluation.figure import Figure
 from u2a.types import UserError
 
@@ -25,11 +26,8 @@ class Coherence:
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("prompts",),)
     asks: ClassVar[tuple[str, ...]] = ("coherence_model",)
 
-    coherence_model: str = field(
-        default="",
-        metadata={
-            "help": "coherence: a sentence-transformers model (extra `embeddings`); empty = leave it out."
-        },
+    coherence_model: str = option(
+        "", "coherence: a sentence-transformers model (extra `embeddings`); empty = leave it out."
     )
 
     def check(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from u2a.config import option
 from u2a.evaluation.figure import Array, Figure, auc
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ class Membership:
 
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("negatives",), ("held_out_negatives",))
 
-    mia_share: float = field(
-        default=0.2,
-        metadata={"help": "mia_min_k, mia_min_k_plus: share of least likely tokens.", "above": 0, "most": 1},
+    mia_share: float = option(
+        0.2, "mia_min_k, mia_min_k_plus: share of least likely tokens.", above=0, most=1
     )
 
     def measure(self, subject: Subject, material: Material) -> list[Figure]:

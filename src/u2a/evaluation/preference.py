@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from u2a.config import option
 from u2a.evaluation.figure import Figure
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class PreferenceMetric:
 
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("test",),)
 
-    reward_beta: float = field(default=0.1, metadata={"help": "implicit_reward_margin: β.", "above": 0})
+    reward_beta: float = option(0.1, "implicit_reward_margin: β.", above=0)
 
     def measure(self, subject: Subject, material: Material) -> list[Figure]:
         """A value a pair."""

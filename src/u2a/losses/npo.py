@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from u2a.types import UserError
+from u2a.config import Checked, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class NPO:
+class NPO(Checked):
     """ℓ = −(2/β)·log σ(−β·(s − s_ref)) (Zhang et al. 2024, arXiv 2404.05868, eq. 3).
 
     dℓ/ds = 2σ(β·(s − s_ref)): 1 at the reference, so the gradient there is |y| times that of `ga`; it
@@ -31,16 +31,8 @@ class NPO:
 
     needs_reference: ClassVar[bool] = True
 
-    beta: float = field(
-        default=0.1, metadata={"help": "npo, simnpo: β of the unlearning loss, per nat. Must be positive."}
-    )
-    length_normalise: bool = field(
-        default=False, metadata={"help": "npo: use log-probs per token, so that length does not count."}
-    )
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"--beta {self.beta}: must be positive")
+    beta: float = option(0.1, "npo, simnpo: β of the unlearning loss, per nat.", above=0)
+    length_normalise: bool = option(False, "npo: use log-probs per token, so that length does not count.")
 
     def _gap(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:
         return (s - s_ref) / length if self.length_normalise else s - s_ref

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from u2a.types import UserError
+from u2a.config import Checked, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class SimNPO:
+class SimNPO(Checked):
     """ℓ = −(2/β)·log σ(−(β/|y|)·s − γ) (Fan et al. 2024, arXiv 2410.07163, eq. 4).
 
     dℓ/ds = (2/|y|)·σ((β/|y|)·s + γ); for β → 0 that is 2σ(γ) times the gradient of `ga`.
@@ -27,14 +27,8 @@ class SimNPO:
 
     needs_reference: ClassVar[bool] = False
 
-    beta: float = field(
-        default=0.1, metadata={"help": "npo, simnpo: β of the unlearning loss, per nat. Must be positive."}
-    )
-    gamma: float = field(default=0.0, metadata={"help": "simnpo: margin γ, in units of β·nats."})
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"--beta {self.beta}: must be positive")
+    beta: float = option(0.1, "npo, simnpo: β of the unlearning loss, per nat.", above=0)
+    gamma: float = option(0.0, "simnpo: margin γ, in units of β·nats.")
 
     def __call__(self, s: Tensor, s_ref: Tensor, length: Tensor) -> Tensor:  # noqa: ARG002
         from torch.nn.functional import softplus

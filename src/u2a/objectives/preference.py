@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from u2a.config import check_options, option
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -36,16 +37,14 @@ class Preference:
 
     texts: Dataset
     reference: Tensor
-    beta: float = field(
-        default=0.1,
-        metadata={
-            "help": "preference: β of the objective, per nat; reward: reward per nat of KL, 0 = no KL."
-        },
+    beta: float = option(
+        0.1, "preference: β of the objective, per nat; reward: reward per nat of KL, 0 = no KL."
     )
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not self.beta > 0:
-            raise UserError(f"--objective-beta {self.beta}: must be positive")
+            raise UserError(f"Preference(beta={self.beta}): must be above 0")
         if len(self.texts) % 2 or len(self.texts) != len(self.reference):
             raise ValueError(
                 "preference needs the chosen texts, then as many rejected ones, and their log-probs"

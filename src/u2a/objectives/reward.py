@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2a import processes
-from u2a.config import option
+from u2a.config import check_options, option
 from u2a.objectives.drawn_reward import DrawnReward
 from u2a.types import GuardStop, UserError
 
@@ -93,12 +93,7 @@ class Reward:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise UserError(f"--objective-beta {self.beta}: must not be negative")
-        if self.samples < 2:
-            raise UserError(f"--objective-samples {self.samples}: leaving one out needs at least 2")
-        if self.max_new_tokens < 1:
-            raise UserError(f"--objective-max-new-tokens {self.max_new_tokens}: must be at least 1")
+        check_options(self)
 
     @classmethod
     def of_rows(

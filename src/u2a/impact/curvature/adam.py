@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from u2a.config import Checked, option
 from u2a.impact.curvature.elementwise import ElementwiseSolver
-from u2a.impact.curvature.options import RETAIN_WEIGHT, SEED, refuse_bad_options, weight_of
+from u2a.impact.curvature.options import RETAIN_WEIGHT, SEED, weight_of
 
 if TYPE_CHECKING:
     from u2a.problem import Problem, Task
@@ -16,7 +17,7 @@ BETA2, EPSILON = 0.999, 1e-8
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Checked):
     """H = diag(√v̂ + ε) (Kingma & Ba, arXiv 1412.6980), with v̂ from the trainer's own minibatches.
 
     v̂ is AdamW's bias-corrected second moment after one seeded pass over the negatives at the current φ, φ
@@ -31,17 +32,10 @@ class Adam:
         "texts, once"
     )
 
-    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
-    batch_size: int = field(
-        default=8, metadata={"help": "adam: negatives in each minibatch, as --batch-size.", "least": 1}
-    )
-    minibatches: int = field(
-        default=64, metadata={"help": "adam: most minibatches to take; 0 = a whole pass.", "least": 0}
-    )
-    seed: int = field(default=0, metadata=SEED)
-
-    def __post_init__(self) -> None:
-        refuse_bad_options(self)
+    retain_weight: float = option(0.0, RETAIN_WEIGHT, least=0)
+    batch_size: int = option(8, "adam: negatives in each minibatch, as --batch-size.", least=1)
+    minibatches: int = option(64, "adam: most minibatches to take; 0 = a whole pass.", least=0)
+    seed: int = option(0, SEED, least=0)
 
     def prepare(self, problem: Problem, task: Task) -> ElementwiseSolver:
         """v̂ from the gradients of minibatches; √v̂ + ε, infinite where v̂ = 0."""

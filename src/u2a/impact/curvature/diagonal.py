@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from u2a.config import Checked, option
 from u2a.impact.curvature.elementwise import ElementwiseSolver, ScalarSolver
-from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
+from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, weight_of
 
 if TYPE_CHECKING:
     from u2a.problem import Problem, Task
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Checked):
     """H = λ·diag(F) + δI, F = Σ_i (∇s_i)∘(∇s_i) / T over the retain texts with their own labels.
 
     T counts their response tokens, so that F has the scale of R = −Σ_i s_i / T's Gauss-Newton matrix; the
@@ -24,13 +25,10 @@ class Diagonal:
 
     passes: ClassVar[str] = "one forward and one backward pass over `rows` retain texts, once"
 
-    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
-    damping: float = field(default=0.0, metadata=DAMPING)
-    rows: int = field(default=64, metadata=ROWS)
-    seed: int = field(default=0, metadata=SEED)
-
-    def __post_init__(self) -> None:
-        refuse_bad_options(self)
+    retain_weight: float = option(0.0, RETAIN_WEIGHT, least=0)
+    damping: float = option(0.0, DAMPING, least=0)
+    rows: int = option(64, ROWS, least=0)
+    seed: int = option(0, SEED, least=0)
 
     def prepare(self, problem: Problem, task: Task) -> ElementwiseSolver | ScalarSolver:
         """Squares the per-example gradients of the retain texts."""

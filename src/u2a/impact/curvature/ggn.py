@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from u2a.config import Checked, option
 from u2a.impact.curvature.elementwise import ScalarSolver
 from u2a.impact.curvature.options import (
     DAMPING,
@@ -13,7 +14,6 @@ from u2a.impact.curvature.options import (
     ROWS,
     SEED,
     TOLERANCE,
-    refuse_bad_options,
     weight_of,
 )
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Checked):
     """H = λ·GGN(R) + δI (Schraudolph 2002; Martens 2010), R the NLL per token of the retain texts.
 
     GGN(R) = Σ_t J_tᵀ·(diag(p_t) − p_t·p_tᵀ)·J_t / T over their T response tokens, J_t the logits' Jacobian,
@@ -41,22 +41,15 @@ class GaussNewton:
         "3 to 4 forward passes over them, at most `max_iterations` products for ∇J and again for ∇U"
     )
 
-    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
-    damping: float = field(default=0.0, metadata=DAMPING)
-    rows: int = field(default=64, metadata=ROWS)
-    seed: int = field(default=0, metadata=SEED)
-    tolerance: float = field(default=1e-2, metadata=TOLERANCE)
-    max_iterations: int = field(default=50, metadata=MAX_ITERATIONS)
-    preconditioner: str = field(
-        default="none",
-        metadata={
-            "help": "ggn: kfac saves products and needs adapters on linear layers.",
-            "choices": ("none", "kfac"),
-        },
+    retain_weight: float = option(0.0, RETAIN_WEIGHT, least=0)
+    damping: float = option(0.0, DAMPING, least=0)
+    rows: int = option(64, ROWS, least=0)
+    seed: int = option(0, SEED, least=0)
+    tolerance: float = option(1e-2, TOLERANCE, above=0)
+    max_iterations: int = option(50, MAX_ITERATIONS, least=1)
+    preconditioner: str = option(
+        "none", "ggn: kfac saves products and needs adapters on linear layers.", ("none", "kfac")
     )
-
-    def __post_init__(self) -> None:
-        refuse_bad_options(self)
 
     def prepare(self, problem: Problem, task: Task) -> GaussNewtonSolver | ScalarSolver:
         """Chooses the texts, the damping and, if asked, the preconditioner."""

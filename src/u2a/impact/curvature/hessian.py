@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from u2a.config import Checked, option
 from u2a.impact.curvature.options import (
     DAMPING,
     MAX_ITERATIONS,
@@ -12,7 +13,6 @@ from u2a.impact.curvature.options import (
     ROWS,
     SEED,
     TOLERANCE,
-    refuse_bad_options,
     weight_of,
 )
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Hessian:
+class Hessian(Checked):
     """H = ∇²[(1/N)·Σ_i ℓ_i + λ·R] + δI at the current φ, every weight 1; solved by MINRES.
 
     Products by double backward. H is indefinite where forgetting outweighs the retain term: then a_i is the
@@ -36,15 +36,12 @@ class Hessian:
         "texts, at most `max_iterations` products for ∇J and again for ∇U"
     )
 
-    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
-    damping: float = field(default=0.0, metadata=DAMPING)
-    rows: int = field(default=64, metadata=ROWS)
-    seed: int = field(default=0, metadata=SEED)
-    tolerance: float = field(default=1e-2, metadata=TOLERANCE)
-    max_iterations: int = field(default=50, metadata=MAX_ITERATIONS)
-
-    def __post_init__(self) -> None:
-        refuse_bad_options(self)
+    retain_weight: float = option(0.0, RETAIN_WEIGHT, least=0)
+    damping: float = option(0.0, DAMPING, least=0)
+    rows: int = option(64, ROWS, least=0)
+    seed: int = option(0, SEED, least=0)
+    tolerance: float = option(1e-2, TOLERANCE, above=0)
+    max_iterations: int = option(50, MAX_ITERATIONS, least=1)
 
     def prepare(self, problem: Problem, task: Task) -> HessianSolver:
         """Nothing to gather: products are taken at the φ of the moment."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from u2a.config import Checked, option
 from u2a.impact.curvature.interface import Solution
-from u2a.types import UserError
 
 if TYPE_CHECKING:
     from u2a.impact.context import Direction
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Checked):
     """H = γ·I: v = g / γ. Exact for the `l2` retain term of weight γ, at no cost.
 
     Scores keep their order for every γ; their size is a prediction of dJ/dω only as far as γ is right.
@@ -22,11 +22,7 @@ class Identity:
 
     passes: ClassVar[str] = "none"
 
-    gamma: float = field(default=1.0, metadata={"help": "identity: γ in H = γ·I. Must be positive."})
-
-    def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise UserError(f"--curvature-gamma {self.gamma}: must be positive")
+    gamma: float = option(1.0, "identity: γ in H = γ·I.", above=0)
 
     def prepare(self, problem: Problem, task: Task) -> IdentitySolver:  # noqa: ARG002
         """Nothing to gather."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from u2a.config import Checked, option
 from u2a.impact.curvature.elementwise import ScalarSolver
 from u2a.impact.curvature.interface import Solution
-from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, refuse_bad_options, weight_of
+from u2a.impact.curvature.options import DAMPING, RETAIN_WEIGHT, ROWS, SEED, weight_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KFAC:
+class KFAC(Checked):
     """One block a linear layer y = W·x, H = λ·(G ⊗ A) + δI (Martens & Grosse 2015, arXiv 1503.05671).
 
     A = mean of x·xᵀ over the tokens (prompt included, padding not), G = Σ g·gᵀ / T, g the gradient of the
@@ -32,13 +33,10 @@ class KFAC:
         "for each side of each layer"
     )
 
-    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
-    damping: float = field(default=0.0, metadata=DAMPING)
-    rows: int = field(default=64, metadata=ROWS)
-    seed: int = field(default=0, metadata=SEED)
-
-    def __post_init__(self) -> None:
-        refuse_bad_options(self)
+    retain_weight: float = option(0.0, RETAIN_WEIGHT, least=0)
+    damping: float = option(0.0, DAMPING, least=0)
+    rows: int = option(64, ROWS, least=0)
+    seed: int = option(0, SEED, least=0)
 
     def prepare(self, problem: Problem, task: Task) -> KroneckerSolver | ScalarSolver:
         """Factors and their eigenvectors."""
@@ -48,7 +46,7 @@ class KFAC:
 
 
 @dataclass(frozen=True)
-class EKFAC:
+class EKFAC(Checked):
     """K-FAC's eigenvectors with measured eigenvalues (George et al. 2018, arXiv 1806.03884).
 
     Each eigenvalue is the second moment of the per-example gradients along its eigenvector,
@@ -60,13 +58,10 @@ class EKFAC:
         "eigendecomposition for each side of each layer"
     )
 
-    retain_weight: float = field(default=0.0, metadata=RETAIN_WEIGHT)
-    damping: float = field(default=0.0, metadata=DAMPING)
-    rows: int = field(default=64, metadata=ROWS)
-    seed: int = field(default=0, metadata=SEED)
-
-    def __post_init__(self) -> None:
-        refuse_bad_options(self)
+    retain_weight: float = option(0.0, RETAIN_WEIGHT, least=0)
+    damping: float = option(0.0, DAMPING, least=0)
+    rows: int = option(64, ROWS, least=0)
+    seed: int = option(0, SEED, least=0)
 
     def prepare(self, problem: Problem, task: Task) -> KroneckerSolver | ScalarSolver:
         """Factors, their eigenvectors, and the second moments along them."""

@@ -1,8 +1,7 @@
-"""Options that several curvatures share, worded once, and their limits, checked for every caller."""
+"""Options that several curvatures share, worded once."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from u2a.types import UserError
@@ -15,24 +14,12 @@ DAMPING_SHARE = 0.1
 Grosse et al. 2023, arXiv 2308.03296, section 2.2, taken over all parameters rather than layer by layer, so
 that a layer whose curvature is zero, as LoRA's A while B = 0, is damped too)."""
 
-RETAIN_WEIGHT: dict[str, Any] = {
-    "help": "all but identity: λ of the retain term; 0 = that of the run, --retain-weight.",
-    "least": 0,
-}
-DAMPING: dict[str, Any] = {
-    "help": "all but identity and adam: δ in H + δI; 0 = a tenth of H's mean diagonal (none for hessian).",
-    "least": 0,
-}
-ROWS: dict[str, Any] = {
-    "help": "all but identity and adam: H is measured on at most this many rows; 0 = all.",
-    "least": 0,
-}
-SEED: dict[str, Any] = {"help": "all but identity: seed of the rows and labels that H draws.", "least": 0}
-TOLERANCE: dict[str, Any] = {
-    "help": "ggn, hessian: stop at this relative residual ‖Hv − g‖/‖g‖.",
-    "above": 0,
-}
-MAX_ITERATIONS: dict[str, Any] = {"help": "ggn, hessian: most products with H in one solve.", "least": 1}
+RETAIN_WEIGHT = "all but identity: λ of the retain term; 0 = that of the run, --retain-weight."
+DAMPING = "all but identity and adam: δ in H + δI; 0 = a tenth of H's mean diagonal (none for hessian)."
+ROWS = "all but identity and adam: H is measured on at most this many rows; 0 = all."
+SEED = "all but identity: seed of the rows and labels that H draws."
+TOLERANCE = "ggn, hessian: stop at this relative residual ‖Hv − g‖/‖g‖."
+MAX_ITERATIONS = "ggn, hessian: most products with H in one solve."
 
 
 def weight_of(curvature: Any, problem: Problem, *, stands_alone: bool = False) -> float:
@@ -51,21 +38,3 @@ def weight_of(curvature: Any, problem: Problem, *, stands_alone: bool = False) -
             "or give --curvature-retain-weight"
         )
     return weight
-
-
-def refuse_bad_options(curvature: Any) -> None:
-    """Checks every field of a curvature against the limits in its metadata.
-
-    Raises:
-        UserError: names the flag, the value and the limit.
-    """
-    for f in dataclasses.fields(curvature):
-        value, limits = getattr(curvature, f.name), f.metadata
-        flag = f"--curvature-{f.name.replace('_', '-')} {value}"
-        # written so that NaN fails too
-        if "above" in limits and not value > limits["above"]:
-            raise UserError(f"{flag}: must be above {limits['above']}")
-        if "least" in limits and not value >= limits["least"]:
-            raise UserError(f"{flag}: must be at least {limits['least']}")
-        if "choices" in limits and value not in limits["choices"]:
-            raise UserError(f"{flag}: take one of {', '.join(limits['choices'])}")
