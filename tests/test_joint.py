@@ -86,7 +86,7 @@ def test_a_weight_without_pairs_is_refused(tmp_path):
 
 def test_pairs_without_a_weight_are_refused(tmp_path):
     problem = tiny_problem()
-    with pytest.raises(UserError, match="joint_objective counts for nothing with joint_weight 0"):
+    with pytest.raises(UserError, match="joint_objective has no effect with joint_weight 0"):
         trainer(tmp_path, problem, problem.objective)
 
 

@@ -138,8 +138,8 @@ class ModelOptions:
     lora_alpha: int = option(0, "LoRA's alpha; 0 = twice the rank.", least=0)
     lora_dropout: float = option(
         0.0,
-        "LoRA's dropout while unlearning; the model's own is off. It is in s and not in s_ref, so it makes "
-        "npo's s - s_ref noisy once B is not 0.",
+        "LoRA's dropout while unlearning; the model's own is off. It makes npo's comparison with the "
+        "original model noisy.",
         least=0,
     )
     lora_targets: str = option(
@@ -208,7 +208,7 @@ class UnlearnOptions(Checked):
     joint: float = option(
         0.0,
         "Weight μ of raising J during unlearning, on a share of the validation pairs; 0 = not at all. With "
-        "npo 20 pulls as hard as the negatives; the log says it of yours.",
+        "npo, 20 gives pairs and negatives equal pull; `u2a align` logs that value for your data.",
         least=0,
     )
     joint_share: float = option(
@@ -218,7 +218,10 @@ class UnlearnOptions(Checked):
         most=0.9,
     )
     learning_rate: float = option(
-        1e-4, "AdamW's learning rate; halved when KL exceeds its budget at the first measurement.", above=0
+        1e-4,
+        "AdamW's learning rate; halved and tried again when the first measured point is past a budget or "
+        "not finite.",
+        above=0,
     )
     epochs: float = option(1.0, "Passes over the selected negatives in each outer step.", above=0)
     max_steps: int = option(0, "Optimiser steps in each outer step; overrides epochs when above 0.", least=0)
@@ -238,7 +241,8 @@ class OuterOptions(Checked):
     outer_steps: int = option(2, "Rounds of scoring, weighting and unlearning.", least=1)
     measurements: int = option(4, "How often J, U and KL are measured in each inner run.", least=1)
     min_gain: float = option(
-        1e-3, "Stop when an outer step raises J by no more than this; a run that does is no better."
+        1e-3,
+        "Stop when an outer step raises J by no more than this; a run that gains no more in all is no better.",
     )
     halvings: int = option(
         4, "How often an outer step may halve the learning rate to keep its budgets.", least=0
@@ -254,8 +258,9 @@ class OuterOptions(Checked):
     )
     max_repetition_rise: float = option(
         MOST_REPETITION_RISE,
-        "Largest rise, beyond noise, of the share of repeated 4-grams in greedy answers to 16 validation "
-        "prompts; they are generated at every measured step; 1 = no limit, and only before and after.",
+        "Stop when greedy answers to 16 validation prompts repeat themselves more than this above the "
+        "original model's (share of repeated 4-grams, beyond noise); 1 = never, and measure only before and "
+        "after.",
         least=0,
         most=1,
     )

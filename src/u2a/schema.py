@@ -190,7 +190,7 @@ class Schema:
                 f"{spec.name} must be {_TYPE_WORDS[spec.type]}, got {shown(value)} ({type(value).__name__}) "
                 f"in {source}"
             )
-        if spec.type is str and not _is_text(value):
+        if spec.type is str and not _is_text(str(value)):
             raise UserError(
                 f"{spec.flag} {shown(value)}: holds a character that no text or file name can hold"
             )

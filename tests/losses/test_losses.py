@@ -86,7 +86,7 @@ def test_npo_stays_finite_far_from_the_reference():
 @pytest.mark.parametrize("cls", [NPO, SimNPO])
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
 def test_beta_must_be_positive(cls, beta):
-    with pytest.raises(UserError, match="beta=.*must be (above 0|finite)"):
+    with pytest.raises(UserError, match=r"beta=.*must be (above 0|finite)"):
         cls(beta=beta)
 
 

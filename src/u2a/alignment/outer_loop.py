@@ -63,7 +63,7 @@ def align(
     task: Task = silent,
     phase: Phase | None = None,
 ) -> AlignResult:
-    """Selects, weights and unlearns negatives so that J rises (design, section 2).
+    """Selects, weights and unlearns negatives so that J rises (docs/explanation/mathematics.md).
 
     Args:
         problem: from `u2a.prepare`, with the policy at the original model.

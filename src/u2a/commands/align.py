@@ -239,7 +239,7 @@ def write_metrics(run: RunFolder, result: AlignResult) -> None:
 
 
 def write_weights(path: Path, negatives: Dataset, weights: np.ndarray, history: list[np.ndarray]) -> None:
-    """Writes `weights.parquet` (design, section 4) whole."""
+    """Writes `weights.parquet` (docs/reference/files.md) whole."""
     columns = {
         "row": pa.array(negatives["row"], pa.int64()),
         "id": pa.array(negatives["id"], pa.string()),

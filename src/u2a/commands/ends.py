@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from u2a.alignment.outer_loop import AlignResult
 
 DONE, FINDINGS, STOPPED = 0, 1, 3
-"""Exit statuses (design, section 4)."""
+"""Exit statuses (docs/reliability.md)."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def idle_options(values: Mapping[str, Any]) -> list[str]:
         (ModelOptions, "lora_targets", values["lora_rank"] == 0, "--lora-rank 0 trains all parameters"),
     )
     found = [
-        f"--{name.replace('_', '-')} counts for nothing here: {why}"
+        f"--{name.replace('_', '-')} has no effect here: {why}"
         for options, name, idle, why in cases
         if idle and values[name] != getattr(options, name)
     ]

@@ -79,7 +79,7 @@ class ImpactTable:
     solutions: tuple[Solution, ...] = ()
 
     def write(self, path: Path, negatives: Dataset) -> None:
-        """Writes `impact.parquet` (design, section 4) whole, block by block, with each negative's text."""
+        """Writes `impact.parquet` (docs/reference/files.md) whole, block by block, with each negative's text."""
         with whole_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
             for begin in range(0, len(self.impact), _BLOCK):
                 rows = negatives[begin : begin + _BLOCK]
@@ -107,7 +107,7 @@ def score_impact(
     keep: Path | str | None = None,
     task: Task = silent,
 ) -> ImpactTable:
-    """Impact and utility cost of every negative at the current φ (design, section 2).
+    """Impact and utility cost of every negative at the current φ (docs/explanation/mathematics.md).
 
     Args:
         curvature: H; default `Diagonal()`, the most faithful for its cost (docs/results.md).

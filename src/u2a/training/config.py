@@ -118,7 +118,7 @@ class U2AConfig(TrainingArguments):
                 whether the log-probs of the original model can be had.
 
         Raises:
-            UserError: a term lacks what it needs, what is there counts for nothing, or negatives would be
+            UserError: a term lacks what it needs, what is there has no effect, or negatives would be
             dropped.
         """
         for name in ("retain_weight", "joint_weight"):
@@ -134,14 +134,14 @@ class U2AConfig(TrainingArguments):
             raise UserError(f"the {self.retain_loss} retain term needs retain data: give retain_dataset")
         if retain and self.retain_loss not in ("nll", "kl"):
             raise UserError(
-                f"retain_dataset counts for nothing with the retain term {self.retain_loss}: give "
+                f"retain_dataset has no effect with the retain term {self.retain_loss}: give "
                 "U2AConfig(retain_loss='nll') or 'kl', or leave it out"
             )
         if self.joint_weight > 0 and not pairs:
             raise UserError("joint_weight needs preference pairs: give joint_objective")
         if pairs and self.joint_weight == 0:
             raise UserError(
-                "joint_objective counts for nothing with joint_weight 0: give U2AConfig(joint_weight=...) "
+                "joint_objective has no effect with joint_weight 0: give U2AConfig(joint_weight=...) "
                 "above 0, or leave it out"
             )
 
