@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from u2a import packable, passes
 from u2a.data.load import load_preferences
 from u2a.data.packing import plan
 from u2a.data.render import Renderer
 from u2a.models.policy import load_policy
+from u2a.passes import dataset as passes
+from u2a.passes import packable
 from u2a.runs.run_folder import write_json
 from u2a.validation import pair_texts
 

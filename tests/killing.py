@@ -334,7 +334,7 @@ def main(folder: Path, seed: int, kills: int, only: list[str]) -> None:
     torch.set_num_threads(1)
     for name in WARM:
         importlib.import_module(f"u2a.{name}")
-    from u2a import measuring
+    from u2a.alignment import measuring
     from u2a.impact import blocks
 
     blocks.BLOCK, measuring.EVERY = 3, 0.0  # else a tiny run has one block, and keeps next to nothing

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from problems import tiny_problem
-from u2a import measuring, outer_loop
+from u2a.alignment import measuring, outer_loop
 from u2a.alignment.outer_loop import align
 from u2a.answers import greedy_answers, rise_beyond_noise
 from u2a.config import OuterOptions, UnlearnOptions

@@ -26,7 +26,8 @@ from u2a.types import GuardStop
 def test_a_log_prob_says_whose_it_is(monkeypatch, role, words):
     tiny = tiny_problem()
     texts = getattr(tiny, role).texts
-    from u2a import logprobs, passes
+    from u2a import logprobs
+    from u2a.passes import dataset as passes
 
     real, wanted = logprobs.response_logits, texts[1]["input_ids"]
 
@@ -78,7 +79,7 @@ def test_a_gradient_names_its_row(monkeypatch):
         zero = torch.where(hit, s - s.detach(), torch.ones_like(s))
         return s + torch.where(hit, zero.abs().sqrt(), torch.zeros_like(s))
 
-    from u2a import passes
+    from u2a.passes import dataset as passes
 
     monkeypatch.setattr(passes, "can_pack", lambda *_: False)
     monkeypatch.setattr(gradient, "response_logprobs", steep)

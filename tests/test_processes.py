@@ -46,7 +46,7 @@ def test_scores_are_those_of_one_process(tmp_path, count):
 
 def test_a_process_that_runs_out_of_memory_repeats_its_own_rows(tmp_path, monkeypatch):
     """Its batches halve, the others' do not, and every row is there once, with the same numbers."""
-    from u2a import passes
+    from u2a.passes import dataset as passes
 
     alone = tiny_problem(max_tokens=96).reference
     real = passes.response_logprobs

@@ -1,10 +1,12 @@
 """The weight contract, on the gradient of one full pass, and the trainer on its own."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from cases import FAMILIES, tiny_model, tiny_policy, tiny_tokenizer
 from problems import BAD, GOOD, answers
@@ -428,3 +430,25 @@ def test_rows_that_are_tokenised_by_halves_are_refused(tmp_path):
     retain = rows.add_column("response_start", [1])
     with pytest.raises(UserError, match="retain_dataset has input_ids and no n_tokens"):
         _trainer(tmp_path, answers(BAD), retain=retain, retain_loss="nll")
+
+
+OVERRIDDEN = [
+    name
+    for name, found in vars(UnlearnTrainer).items()
+    if inspect.isfunction(found) and name in {n for base in UnlearnTrainer.__mro__[1:-1] for n in vars(base)}
+]
+
+
+def test_what_is_overridden_is_known():
+    """A base class that renames one of these would go on without ours: checkpoints would be pickles again."""
+    assert {
+        "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_save_rng_state",
+        "_load_rng_state", "_load_from_checkpoint", "_get_train_sampler", "_defer_fsdp_gradient_reduction",
+        "create_model_card", "get_batch_samples", "compute_loss", "training_step", "evaluation_loop",
+    } <= set(OVERRIDDEN)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in OVERRIDDEN if name != "__init__"])
+def test_what_is_overridden_takes_what_the_base_class_hands_on(name):
+    ours, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (UnlearnTrainer, Trainer))
+    assert list(ours) == list(theirs)

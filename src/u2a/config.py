@@ -242,7 +242,7 @@ class OuterOptions(Checked):
     measurements: int = option(4, "How often J, U and KL are measured in each inner run.", least=1)
     min_gain: float = option(
         1e-3,
-        "Stop when an outer step raises J by no more than this; a run that gains no more in all is no better.",
+        "Stop when an outer step raises J by no more than this; a run that gains no more is no better.",
     )
     halvings: int = option(
         4, "How often an outer step may halve the learning rate to keep its budgets.", least=0

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class Measurement:
     """J, U and KL at one φ.
 
-    `objective` J and `utility` U as defined in docs/explanation/mathematics.md, higher = better; `kl` is KL(π_φ ‖ π_ref) in nats
-    per response token of the utility's texts, exact over the vocabulary (None without a reference);
-    `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
+    `objective` J and `utility` U as in docs/explanation/mathematics.md, higher = better; `kl` is
+    KL(π_φ ‖ π_ref) in nats per response token of the utility's texts, exact over the vocabulary (None without
+    a reference); `negative_logprob` is the mean log-prob per token of the negatives (None unless asked for).
     `s_objective`, `s_utility` and `s_negatives` are the log-probs behind them, one for each text, in the
     order of the texts: scoring at the same φ needs them again. `drawn` is the objective that `s_objective`
     belongs to where responses had to be drawn for it, else None: the problem's own. `answers` are the

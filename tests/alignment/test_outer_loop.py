@@ -91,7 +91,7 @@ def test_a_utility_budget_is_held_by_measurement():
 
 def test_a_utility_budget_that_no_weights_would_keep_ends_the_loop(monkeypatch):
     """What is kept is what the steps before it found; no step is made on the one cheapest negative."""
-    from u2a import outer_loop
+    from u2a.alignment import outer_loop
 
     monkeypatch.setattr(outer_loop, "within_budget", lambda *_: None)
     monkeypatch.setattr("u2a.alignment.measured_run.MeasuredRun.__call__", costly(MeasuredRun.__call__))
@@ -112,7 +112,7 @@ def costly(real):
 
 
 def test_nothing_worth_unlearning_is_a_result(monkeypatch):
-    from u2a import outer_loop
+    from u2a.alignment import outer_loop
 
     tiny = problem()
     table = score_impact(tiny)
@@ -228,7 +228,7 @@ def test_every_retain_term_runs(retain_loss):
 
 
 def test_the_l2_term_holds_phi_near_the_original_in_every_inner_run(monkeypatch):
-    from u2a import measured_run
+    from u2a.alignment import measured_run
 
     tiny = problem(retain_loss="l2")
     original, real, began = snapshot(tiny), measured_run.unlearning_trainer, []

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from cases import jsonl, save_tiny
 from problems import BAD, GOOD, PAIRS
-from u2a import answers, measuring, outer_loop
+from u2a import answers
+from u2a.alignment import measuring, outer_loop
 from u2a.cli import app
 from u2a.ngrams import AnswerShares
 

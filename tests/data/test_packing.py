@@ -10,11 +10,13 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from cases import FAMILIES, tiny_policy
 from problems import tiny_problem
-from u2a import logprobs, packable, passes
+from u2a import logprobs
 from u2a.data.packing import ROW_TOKENS, packed_batches, plan
 from u2a.impact.context import ScoringContext
 from u2a.impact.gradient import weighted_logprob_gradient
 from u2a.logprobs import response_logprobs
+from u2a.passes import dataset as passes
+from u2a.passes import packable
 from u2a.passes.dataset import dataset_logprobs
 from u2a.passes.packable import can_pack
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cases import save_tiny
-from u2a import evaluate, load_negatives, load_policy, load_preferences, load_retain, models
+from u2a import evaluate, load_negatives, load_policy, load_preferences, load_retain
 from u2a.data.render import Renderer
 from u2a.evaluation.preference import PreferenceMetric
+from u2a.models import policy as models
 from u2a.models.options import DTYPES
 from u2a.passes.dataset import dataset_logprobs
 from u2a.types import UserError

@@ -3,9 +3,9 @@
 import torch
 
 from problems import tiny_problem
-from u2a import passes
 from u2a.impact.context import ScoringContext, norm
 from u2a.impact.gradient import weighted_logprob_gradient
+from u2a.passes import dataset as passes
 
 
 def test_a_sum_of_16_bit_gradients_keeps_the_small_ones(monkeypatch):

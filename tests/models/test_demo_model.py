@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import cases
-from u2a import demo_model as module
+from u2a.models import demo_model as module
 from u2a.models.demo_model import MEMBER, NAME, REQUIREMENT, WHEEL, demo_model
 from u2a.models.policy import load_policy
 from u2a.types import UserError

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import cases
-from u2a import model_loading
+from u2a.models import loading as model_loading
 from u2a.models.loading import load_source, load_tokenizer
 from u2a.models.policy import load_policy
 from u2a.models.source import check_source

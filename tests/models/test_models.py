@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import cases
-from u2a import models
+from u2a.models import policy as models
 from u2a.models.policy import Policy, add_adapter, ensure_pad_token, load_policy
 from u2a.types import UserError
 

@@ -94,7 +94,7 @@ def test_what_belongs_to_another_model_is_loaded_whole(tmp_path, base):
 
 
 def test_chat_loads_the_weights_once(tmp_path, base, monkeypatch):
-    from u2a import models
+    from u2a.models import policy as models
 
     loaded = []
 

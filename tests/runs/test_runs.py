@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from u2a import run_lock
+from u2a.runs import run_lock
 from u2a.runs.run_folder import RunFolder, whole_file, whole_folder, write_json, write_text
 from u2a.storage.files import sweep
 from u2a.types import UserError

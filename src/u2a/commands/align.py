@@ -41,6 +41,7 @@ from u2a.commands.summary import (
 from u2a.commands.terminal import Bars, say
 from u2a.config import MOST_OVERLAP_RISE, MOST_REPETITION_RISE, OuterOptions, UnlearnOptions, WeightOptions
 from u2a.runs.run_folder import RunFolder, whole_file, whole_folder, write_text
+from u2a.weighting import parse_selection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,10 +165,9 @@ def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray]
 def _cost(problem: Problem, values: Mapping[str, Any], answering: float) -> str:
     """What lies ahead, where greedy answers took `answering` seconds."""
     sizes, options = Sizes.of(problem), values
-    selected = 0.01 * float(options["select"][:-1]) if options["select"].endswith("%") else 1.0
-    passes = options["epochs"] * selected * sizes.negatives
+    mean = sizes.negatives / len(problem.negatives)
+    passes = options["epochs"] * parse_selection(options["select"], len(problem.negatives)) * mean
     if options["max_steps"]:
-        mean = sizes.negatives / len(problem.negatives)
         passes = options["max_steps"] * options["batch_size"] * options["gradient_accumulation"] * mean
     # a training step costs about two forward passes over the negatives and, at most, as many retain tokens
     unlearning = 4 * passes + options["measurements"] * (sizes.measuring + sizes.negatives)

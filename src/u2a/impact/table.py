@@ -79,7 +79,7 @@ class ImpactTable:
     solutions: tuple[Solution, ...] = ()
 
     def write(self, path: Path, negatives: Dataset) -> None:
-        """Writes `impact.parquet` (docs/reference/files.md) whole, block by block, with each negative's text."""
+        """Writes `impact.parquet` (docs/reference/files.md) whole, in blocks, with each negative's text."""
         with whole_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
             for begin in range(0, len(self.impact), _BLOCK):
                 rows = negatives[begin : begin + _BLOCK]

@@ -6,9 +6,7 @@ To add one: one line in `ESTIMATORS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +16,9 @@ from u2a.impact.curvature import CURVATURES, Curvature
 from u2a.impact.table import score_impact
 from u2a.problem import Measurement, Problem, Task
 from u2a.types import UserError
+
+if TYPE_CHECKING:
+    from u2a.trajectory.estimate import TrajectoryImpact
 
 Array = NDArray[np.float64]
 
@@ -54,37 +55,30 @@ def _trajectory(
     problem: Problem, at: Measurement, unlearn: UnlearnOptions, seed: int, task: Task
 ) -> Estimate:
     """First order along the trainer's own steps, averaged over checkpoints."""
+    from u2a.trajectory.first_order import first_order_impact
+
     del at
-    score = import_module(_TRAJECTORY).first_order_impact
-    return _estimate(score(problem, unlearn, checkpoints=4, seed=seed, task=task))
+    return _estimate(first_order_impact(problem, unlearn, checkpoints=4, seed=seed, task=task))
 
 
 def _metagradient(
     problem: Problem, at: Measurement, unlearn: UnlearnOptions, seed: int, task: Task
 ) -> Estimate:
     """The exact derivative of J after the run through every step of it."""
+    from u2a.trajectory.metagradient import metagradient_impact
+
     del at
-    return _estimate(import_module(_METAGRADIENT).metagradient_impact(problem, unlearn, seed=seed, task=task))
+    return _estimate(metagradient_impact(problem, unlearn, seed=seed, task=task))
 
 
-def _estimate(found: Any) -> Estimate:
+def _estimate(found: TrajectoryImpact) -> Estimate:
     return Estimate(np.asarray(found.impact, np.float64), np.asarray(found.utility_cost, np.float64))
-
-
-_TRAJECTORY, _METAGRADIENT = "u2a.trajectory.first_order", "u2a.trajectory.metagradient"
-
-
-def _present(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 ESTIMATORS: dict[str, Estimator] = {
     **{name: by_curvature(curvature) for name, curvature in CURVATURES.items()},
-    **({"trajectory": _trajectory} if _present(_TRAJECTORY) else {}),
-    **({"metagradient": _metagradient} if _present(_METAGRADIENT) else {}),
+    "trajectory": _trajectory,
+    "metagradient": _metagradient,
 }
 """Name -> estimator: every curvature with its default options, and those that follow the run."""
 
