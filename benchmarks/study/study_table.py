@@ -181,7 +181,7 @@ def row(one: Outcome, by_end: bool) -> str:
 def comparison(one: Outcome, other: Outcome) -> str:
     """A line of the differences."""
     found = difference(one.at_cost, other.at_cost)
-    words = {1: "better", 0: "not to be told apart", -1: "worse"}[found.sign]
+    words = {1: "better", 0: "no significant difference", -1: "worse"}[found.sign]
     value = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
     return f"| {one.name} − {other.name} | {value} | {words} |"
 

@@ -123,7 +123,7 @@ def test_the_verdict_says_what_the_intervals_support():
     assert lines == [
         "mine, held-out margin at a rise of the retain NLL of 0.02 nats per token:",
         "better than less",
-        "not to be told apart from same",
+        "not significantly different from same",
         "worse than more",
         "taken at their end, since they never cost that much: more",
     ]
@@ -147,8 +147,8 @@ def test_the_verdict_of_one_pair_tells_nothing_apart():
     }
     a, b = (outcome(name, "u2a", runs, original, 0.02) for name, runs in cells.items())
     assert verdict(a, [b], 0.02)[1:] == [
-        "not to be told apart from b",
-        "one held-out pair has no interval: nothing can be told apart",
+        "not significantly different from b",
+        "one held-out pair has no interval: no difference can be called significant",
     ]
 
 

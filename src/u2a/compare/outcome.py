@@ -158,10 +158,10 @@ def verdict(
     for other in others:
         found[difference(judged.at_cost, other.at_cost).sign].append(other.name)
     lines = [f"{judged.name}, held-out margin at a rise of the retain NLL of {rise:g} nats per token:"]
-    words = {1: "better than", 0: "not to be told apart from", -1: "worse than"}
+    words = {1: "better than", 0: "not significantly different from", -1: "worse than"}
     lines += [f"{words[sign]} {', '.join(names)}" for sign, names in found.items() if names]
     if judged.at_cost.shape[1] == 1:
-        lines.append("one held-out pair has no interval: nothing can be told apart")
+        lines.append("one held-out pair has no interval: no difference can be called significant")
     else:
         lone = [o.name for o in (judged, *others) if o.seeds == 1 and o.kind != "original"]
         if lone:
