@@ -23,9 +23,6 @@ circles, those below did not (docs/results.md)."""
 MOST_OVERLAP_RISE = 0.3
 """A rise of the share of an answer's 2-grams that other answers have too, of which is told."""
 
-EARLIER = {"max_repetition_rise": 1.0}
-"""Options that came later, and what runs of before did: one of those does not go on in another way."""
-
 
 def option(
     default: Any,

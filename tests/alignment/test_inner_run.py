@@ -87,10 +87,13 @@ def test_the_weight_of_the_retain_term_is_that_of_the_problem(tmp_path):
 @pytest.mark.parametrize(
     "options, name, value, bound",
     [
-        (OuterOptions, "kl_budget", float("nan"), "a finite number"),
-        (OuterOptions, "min_gain", float("nan"), "a finite number"),
-        (UnlearnOptions, "learning_rate", float("inf"), "a finite number"),
-        (UnlearnOptions, "max_steps", None, "a finite number"),
+        (OuterOptions, "kl_budget", float("nan"), "must be finite"),
+        (OuterOptions, "min_gain", float("nan"), "must be finite"),
+        (UnlearnOptions, "learning_rate", float("inf"), "must be finite"),
+        (UnlearnOptions, "max_steps", None, "must be a whole number"),
+        (OuterOptions, "outer_steps", 1.5, "must be a whole number"),
+        (OuterOptions, "restart", 1, "must be true or false"),
+        (WeightOptions, "select", 0.5, "must be text"),
         (OuterOptions, "measurements", 0, "at least 1"),
         (OuterOptions, "outer_steps", 0, "at least 1"),
         (OuterOptions, "max_repetition_rise", 1.5, "at most 1"),

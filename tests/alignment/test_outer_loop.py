@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from problems import tiny_problem
-from u2a.alignment.checkpoints import refuse_other_settings
 from u2a.alignment.ledger import snapshot
 from u2a.alignment.measured_run import MeasuredRun
 from u2a.alignment.outer_loop import align
@@ -419,13 +418,6 @@ def test_resume_refuses_other_settings_by_name(tmp_path, monkeypatch, cut):
     ):
         with pytest.raises(UserError, match=words):
             run(tiny, folder=tmp_path, resume=True, **{**options, **changed})
-
-
-def test_settings_of_before_an_option_are_those_that_it_had_then():
-    saved = {"settings": {"seed": 0}}
-    refuse_other_settings(saved, {"seed": 0, "max_repetition_rise": 1.0})
-    with pytest.raises(UserError, match=r"max_repetition_rise was 1.0 and is 0.1: keep them"):
-        refuse_other_settings(saved, {"seed": 0, "max_repetition_rise": 0.1})
 
 
 def test_a_finished_run_goes_on_with_more_outer_steps(tmp_path):

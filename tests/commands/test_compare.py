@@ -170,23 +170,6 @@ def test_models_of_runs_that_are_there_already_are_not_made_and_that_is_said(who
     assert "delete those files or name another --cells" in logged.text
 
 
-def test_rates_that_are_picked_without_a_look_at_answers_are_said(whole, given, tmp_path, logged):
-    """Cells of before are not made again; without the limit nothing is missing."""
-    cells = shutil.copytree(whole[0] / "run" / "cells", tmp_path / "cells")
-    for path in cells.glob("uniform-*.json"):
-        cell = json.loads(path.read_text())
-        del cell["repetition_rise"]
-        path.write_text(json.dumps(cell))
-    options = {**given, "cells": str(cells)}
-    result = call(tmp_path, options, "--output", str(tmp_path / "run"))
-    assert result.exit_code == 0, result.output + result.stderr
-    assert "the rates of uniform are picked without it" in logged.text
-    logged.clear()
-    off = call(tmp_path, {**options, "max_repetition_rise": 1.0}, "--output", str(tmp_path / "off"))
-    assert off.exit_code == 0, off.output + off.stderr
-    assert "picked without it" not in logged.text
-
-
 def test_further_metrics_have_a_table_of_their_own(given, tmp_path):
     options = {**given, "rates": "1e-3", "seeds": 1, "steps": 1, "looks": 1, "methods": ["uniform"]}
     options |= {"metrics": "preference,fluency", "answers": 2, "max_new_tokens": 2}

@@ -99,7 +99,7 @@ def test_parts_are_kept_and_others_are_not_taken(tmp_path):
     assert parts.read(_shard(rows, index=1)) is None
     assert Parts(tmp_path / "impact", "other").read(_shard(rows)) is None
     parts.write(_shard(rows, index=3), part)
-    (tmp_path / "impact" / "part-00000.parquet").write_bytes(b"of an earlier version")
+    (tmp_path / "impact" / "part-00000.parquet").write_bytes(b"under another name")
     parts.drop_after(1)
     assert [path.name for path in (tmp_path / "impact").iterdir()] == ["part-00000000.parquet"]
 

@@ -15,7 +15,6 @@ import torch
 
 from u2a import processes
 from u2a.alignment.ledger import Ledger, Point, restore
-from u2a.config import EARLIER
 from u2a.fingerprint import described, fingerprint, named
 from u2a.problem import Problem, Task
 from u2a.storage.files import PART
@@ -180,7 +179,6 @@ def refuse_other_settings(saved: Mapping[str, Any], settings: Mapping[str, Any])
         UserError: some differ; names them.
     """
     before = saved.get("settings", {})
-    before = {**EARLIER, **before} if before else before
     changed = [f"{k} was {before[k]} and is {v}" for k, v in settings.items() if before.get(k, v) != v]
     if changed:
         raise UserError(f"resume: {'; '.join(changed)}: keep them, or begin a new run in another folder")

@@ -57,9 +57,7 @@ def run(values: Mapping[str, Any]) -> int:
     from u2a.commands.comparison_cells import (
         forget_failed,
         missing,
-        say_answers_not_looked_at,
         say_models_not_made,
-        say_retain_term_of_before,
         unsure,
     )
     from u2a.compare.cells import CellStore
@@ -90,8 +88,6 @@ def run(values: Mapping[str, Any]) -> int:
             bench = make_bench(values, plan, data, extra, run, bars)
             say(_cost(bench, plan, values))
             make_cells(bench, plan, store, values, bars)
-        say_answers_not_looked_at(plan, store, values)
-        say_retain_term_of_before(plan, store, values)
         failed = _write(run, plan, store, values)
     say(f"Run folder: {run.path}")
     return 1 if failed else 0

@@ -10,7 +10,6 @@ from typing import Any
 from u2a.commands.comparison_plan import Plan
 from u2a.compare.cells import Cell, CellStore
 from u2a.compare.plan import CellName, Entry, finals, grid, pick
-from u2a.losses import resolve_loss
 from u2a.types import GuardStop
 
 log = logging.getLogger("u2a")
@@ -39,46 +38,6 @@ def missing(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> list[tup
             still = [name for name in finals(entry, rate, plan.seeds) if store.read(name) is None]
         found += [(entry, name) for name in still]
     return found
-
-
-def say_answers_not_looked_at(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:
-    """Warns of methods whose rate is picked without a look at answers: their cells are of before there was
-    one, and are not made again."""
-    if values["max_repetition_rise"] == 1:
-        return
-    found = []
-    for entry in plan.entries:
-        cells = [store.read(name) for name in grid(entry, plan.rates, plan.seeds[0])]
-        if any(cell and "failed" not in cell and "repetition_rise" not in cell for cell in cells):
-            found.append(entry.name)
-    if found:
-        log.warning(
-            "--max-repetition-rise: the rates of %s are picked without it, as far as their runs in %s are of "
-            "before answers were looked at; delete those files to have them made again",
-            ", ".join(found),
-            store.folder,
-        )
-
-
-def say_retain_term_of_before(plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:
-    """Warns of methods some of whose cells were trained with the retain term of a step's own tokens: they are
-    of before answers were compared with each other."""
-    found = []
-    for entry in plan.entries:
-        if not entry.takes_loss or resolve_loss(entry.loss, None)[1] not in ("nll", "kl"):
-            continue
-        rate = picked(entry, plan, store, values)
-        names = [*grid(entry, plan.rates, plan.seeds[0]), *finals(entry, rate, plan.seeds)]
-        cells = [cell for name in names if (cell := store.read(name)) and "failed" not in cell]
-        if any("overlap" not in cell for cell in cells):
-            found.append(entry.name)
-    if found:
-        log.warning(
-            "runs of %s in %s are of before the retain term was per token of all retain rows: a little other "
-            "than new ones; delete those files to have them made again",
-            ", ".join(found),
-            store.folder,
-        )
 
 
 def say_models_not_made(folder: Path, plan: Plan, store: CellStore, values: Mapping[str, Any]) -> None:

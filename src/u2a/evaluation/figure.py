@@ -152,7 +152,6 @@ def figure_of_json(name: str, kept: Mapping[str, Any]) -> Figure:
         ValueError: its statistic is none of ours.
     """
     module, _, attribute = str(kept["statistic"]).partition(":")
-    module = module.replace("u2a.evaluate.", "u2a.evaluation.")  # as files of 0.1 have it
     if not module.startswith("u2a.evaluation.") or not attribute.isidentifier():
         raise ValueError(f"{name}: unknown statistic {kept['statistic']!r}")
     statistic = getattr(importlib.import_module(module), attribute)

@@ -168,8 +168,8 @@ class Parts:
         return found if whole else None
 
     def drop_after(self, count: int) -> None:
-        """Removes parts of shards that the pool does not have any more, and those under shorter names, which
-        an earlier version gave: whoever reads the folder would find their rows twice."""
+        """Removes parts of shards that the pool does not have any more, and those under other names: whoever
+        reads the folder would find their rows twice."""
         for path in self.folder.glob("part-*.parquet"):
             number = path.stem.removeprefix("part-")
             if number.isdigit() and (int(number) >= count or path != self.path(int(number))):

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from u2a import interruption, processes
-from u2a.config import EARLIER
 from u2a.printable import printable
 from u2a.runs.phase_cost import PhaseCost, peak_memory
 from u2a.runs.run_lock import NAME as LOCK
@@ -149,14 +148,14 @@ class RunFolder:
         lock = RunLock.take(path, shared=shared and resume)
         try:
             cls.check(path, resume=resume)  # again, now that nobody else writes
-            begins, later = not (path / "config.yaml").is_file(), False
+            begins = not (path / "config.yaml").is_file()
             kept = {key: value for key, value in config.items() if key not in ("resume", "output")}
             if not begins:
-                later = _refuse_changes(path, kept, command)
+                _refuse_changes(path, kept, command)
             if lock is not None and (not lock.shared or lock.alone()):
                 sweep(path)
                 cut_half_line(path / "metrics.jsonl")
-            if begins or later:  # an option that came later is held from now on
+            if begins:
                 write_text(path / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
             if not (path / "versions.json").is_file():
                 write_json(path / "versions.json", {"command": command, **versions()})
@@ -223,8 +222,7 @@ def _holds_nothing(folder: Path) -> bool:
     return all(path.name == LOCK or is_leftover(path) for path in folder.iterdir())
 
 
-def _refuse_changes(path: Path, kept: Mapping[str, Any], command: str) -> bool:
-    """Whether there are options that the version of u2a which began the run did not have."""
+def _refuse_changes(path: Path, kept: Mapping[str, Any], command: str) -> None:
     try:  # a kill may have come before it was written
         began = json.loads((path / "versions.json").read_text(encoding="utf-8")).get("command", "")
     except (OSError, ValueError, AttributeError):
@@ -237,18 +235,12 @@ def _refuse_changes(path: Path, kept: Mapping[str, Any], command: str) -> bool:
         raise UserError(
             f"--resume: {path / 'config.yaml'} is not readable ({error}); begin a new run"
         ) from None
-    later = kept.keys() - before.keys()
-    for key, value in EARLIER.items():
-        if key in later and kept[key] != value:
-            raise UserError(
-                f"--resume: {path} was begun when there was no --{key.replace('_', '-')}: give {value:g} to "
-                "go on as it began, or begin a new run"
-            )
-    changed = sorted({key for key in kept if key in before and before[key] != kept[key]})
-    if changed or (later and not began):
-        names = ", ".join(changed or sorted(later))
-        raise UserError(f"--resume: {names} differ from {path / 'config.yaml'}; keep them")
-    return bool(later)
+    changed = sorted(key for key in kept if key not in before or before[key] != kept[key])
+    if changed:
+        raise UserError(
+            f"--resume: {', '.join(changed)} differ from {path / 'config.yaml'}; keep them, or begin a new "
+            "run"
+        )
 
 
 def _costs_so_far(path: Path) -> dict[str, PhaseCost]:
