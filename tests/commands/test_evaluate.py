@@ -17,6 +17,7 @@ from u2a.cli import app
 from u2a.commands.evaluate import model_names
 from u2a.commands.evaluation_results import outcomes
 from u2a.commands.evaluation_rows import labelled, overlaps, trained_on
+from u2a.commands.evaluation_runs import as_the_runs, other_originals
 from u2a.data.load import load_negatives, load_preferences, load_prompts
 from u2a.evaluation.figure import Figure
 from u2a.evaluation.material import prompts_of
@@ -211,6 +212,99 @@ def test_a_run_folder_stands_for_its_adapter_and_names_the_original(tmp_path):
     }  # fmt: skip
     with pytest.raises(UserError, match="--original is missing"):
         model_names(["some/model"], "")
+
+
+def adapter_run(folder, base, **config):
+    """A run folder with an adapter on `base`, without weights."""
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_the_original_is_the_runs_own_from_whatever_folder(tmp_path, monkeypatch):
+    """From a folder with another ./my-model that one was measured in its place."""
+    for place in ("here", "elsewhere"):
+        (tmp_path / place / "my-model").mkdir(parents=True)
+    run = adapter_run(
+        tmp_path / "here" / "runs" / "lora", str(tmp_path / "here" / "my-model"), model="my-model"
+    )
+    full = tmp_path / "here" / "runs" / "full"
+    (full / "model").mkdir(parents=True)
+    (full / "model" / "config.json").write_text("{}")
+    (full / "config.yaml").write_text("model: my-model\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    theirs = str(tmp_path / "here" / "my-model")
+    for each in (run, str(full)):
+        assert model_names([each], "")["original"] == theirs
+    monkeypatch.chdir(tmp_path / "here")
+    for each in (run, "runs/lora", "runs/full"):
+        assert model_names([each], "")["original"] == "my-model"
+    assert other_originals([run, str(full)], theirs) == []
+
+
+def test_a_run_that_began_with_another_model_is_said(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    runs = [
+        adapter_run(tmp_path / f"run {name}", str(tmp_path / name), model=str(tmp_path / name))
+        for name in ("one", "two")
+    ]
+    (found,) = other_originals(runs, str(tmp_path / "one"))
+    assert found.startswith(
+        f"{runs[1]} began with {tmp_path / 'two'}, and is compared with {tmp_path / 'one'}"
+    )
+
+
+def test_an_original_that_is_not_there_says_how_to_name_it(given, second, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(second, run / "model")
+    (run / "config.yaml").write_text("model: ./gone\n")
+    options = {"--test": given[1]["--test"], "--output": str(tmp_path / "out")}
+    result = call(options, str(run))
+    assert result.exit_code == 2
+    assert "./gone: no such folder" in result.stderr
+    assert "--original" in result.stderr
+
+
+def test_rows_are_read_as_the_first_run_read_them(tmp_path):
+    """They were read with the chat template and 512 tokens whatever the run had."""
+    runs = [
+        adapter_run(tmp_path / f"run{n}", "x", model="x", template=template, max_length=length)
+        for n, (template, length) in enumerate([("none", 64), ("auto", 64), ("nonsense", "64")])
+    ]
+    unsaid = {"template": "run", "max_length": 0, "seed": 3}
+    assert as_the_runs(unsaid, runs[:1]) == ({"template": "none", "max_length": 64, "seed": 3}, [])
+    assert as_the_runs(unsaid, [f"{runs[0]}/adapter"])[0]["template"] == "none"
+    found, (warning,) = as_the_runs(unsaid, runs)
+    assert (found["template"], found["max_length"]) == ("none", 64)
+    assert f"different --template ({runs[0]}: none, {runs[1]}: auto)" in warning
+    said = {"template": "auto", "max_length": 99}
+    assert as_the_runs(said, runs) == (said, [])
+    for models in ([], [runs[2]]):
+        assert as_the_runs(unsaid, models)[0] == {"template": "auto", "max_length": 512, "seed": 3}
+    with pytest.raises(UserError, match="at least 2"):
+        as_the_runs({"template": "auto", "max_length": 1}, runs)
+
+
+def test_the_runs_template_is_measured_with_and_kept(given, second, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(second, run / "model")
+    (run / "config.yaml").write_text(f"model: {given[1]['--original']}\ntemplate: none\nmax_length: 40\n")
+    figures = []
+    for name, more in (
+        ("as the run", {}),
+        ("said", {"--template": "none"}),
+        ("other", {"--template": "auto"}),
+    ):
+        out = tmp_path / name
+        options = {"--test": given[1]["--test"], "--metrics": "preference", "--output": str(out), **more}
+        result = call(options, str(run))
+        assert result.exit_code == 0, result.output + result.stderr
+        found = json.loads((out / "evaluation.json").read_text())["models"]["run"]["figures"]
+        figures.append(found["chosen_logprob"]["value"])
+        assert "max_length: 40\n" in (out / "config.yaml").read_text()
+    assert figures[0] == figures[1] != figures[2]
 
 
 def test_no_model_takes_the_name_of_another(tmp_path, monkeypatch):

@@ -8,9 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.evaluate import load_subject, model_names
+from u2a.commands.evaluation_runs import as_the_runs, check_models, other_originals
 from u2a.commands.options import ChatOptions
 from u2a.commands.review import need_served, serve
+from u2a.commands.session import say_warnings
 from u2a.commands.terminal import Bars, give, print_beside, say
+from u2a.evaluation.readings import ORIGINAL
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -28,11 +31,12 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     if values["serve"]:
         need_served("u2a chat --serve")
     from u2a.chat.conversation import Chat
-    from u2a.models.source import check_source
 
     names = model_names(models, values["original"])
-    for source in names.values():
-        check_source(source, trust_remote_code=values["trust_remote_code"])
+    check_models(names, trust_remote_code=values["trust_remote_code"])
+    # `max_length` is a conversation's here and not a row's, so the run's does not hold for it
+    values, differ = as_the_runs(values, models, {"template": "auto"})
+    say_warnings([*other_originals(models, names[ORIGINAL]), *differ])
     with Bars() as bars:
         chat = Chat(_load_all(names, values, bars))
     give(models=names, turns=chat.turns)

@@ -12,13 +12,12 @@ from u2a.commands.evaluation_metrics import choose_metrics
 from u2a.commands.evaluation_models import Finished, Measured, ask_again, marks_of
 from u2a.commands.evaluation_results import document, outcomes, tables, without_verdict
 from u2a.commands.evaluation_rows import labelled, overlaps, refuse_empty, trained_on
-from u2a.commands.options import EvaluateOptions
+from u2a.commands.evaluation_runs import USUAL, as_the_runs, check_models, other_originals, run_of
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say, terminal_width
 from u2a.evaluation.readings import ORIGINAL, Reading, estimates
 from u2a.runs.run_folder import RunFolder, write_json
-from u2a.storage.plain_yaml import plain_values
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +65,9 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         raise UserError("--output is missing: a new folder for the run")
     RunFolder.check(folder, resume=values["resume"])
     cache = values["judge_cache"] or str(folder / JUDGE_ANSWERS)
+    values, differ = as_the_runs(values, models)
     rows = read_rows({**values, "judge_cache": cache}, models)
+    rows.warnings.extend(differ)
     kept = {**values, "models": list(models)}
     with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
         say_warnings([*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())])
@@ -153,11 +154,9 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     """
     from u2a.data.load import load_negatives, load_preferences, load_prompts, load_retain
     from u2a.evaluation.material import Plan, prompts_of
-    from u2a.models.source import check_source
 
     names = model_names(models, values["original"])
-    for source in names.values():
-        check_source(source, trust_remote_code=values["trust_remote_code"])
+    check_models(names, trust_remote_code=values["trust_remote_code"])
     loaders: dict[str, Callable[[str], Dataset]] = dict.fromkeys(
         ("negatives", "held_out_negatives"), load_negatives
     )
@@ -169,7 +168,8 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     for role in ("safe_prompts", "unsafe_prompts"):
         if role in by_role:
             by_role[role] = labelled(by_role[role], role.removesuffix("_prompts"), values[role])
-    warnings = overlaps(by_role) + trained_on(models, values["retain"])
+    warnings = other_originals(models, names[ORIGINAL]) + overlaps(by_role)
+    warnings += trained_on(models, values["retain"])
     prompts = prompts_of(by_role, values["answers"], values["seed"], say)
     plan = Plan(prompts, len(names), values["max_new_tokens"])
     metrics, left_out = choose_metrics(values, by_role, plan)
@@ -193,8 +193,8 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
         for made in ("adapter/adapter_config.json", "model/config.json"):
             if (path / made).is_file() and not (path / "config.json").is_file():
                 source = str((path / made).parent)
-                if not started_from and (path / "config.yaml").is_file():
-                    started_from = _original_of(path / "config.yaml")
+                run = None if started_from else run_of(model)
+                started_from = run.original if run else started_from
         whole_or_adapter = any((path / n).is_file() for n in ("config.json", "adapter_config.json"))
         if source == model and (path / "config.yaml").is_file() and not whole_or_adapter:
             raise UserError(f"{model}: this run folder holds no model; take that of a finished `u2a align`")
@@ -205,14 +205,6 @@ def model_names(models: Sequence[str], original: str) -> dict[str, str]:
     return {ORIGINAL: started_from, **found}
 
 
-def _original_of(config: Path) -> str:
-    try:
-        model = (plain_values(config.read_text(encoding="utf-8")) or {}).get("model")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{config}: not what a run writes ({error}); name the model by --original") from None
-    return model if isinstance(model, str) else ""
-
-
 def load_subject(
     name: str,
     source: str,
@@ -220,7 +212,7 @@ def load_subject(
     values: Mapping[str, Any],
     bars: Bars,
     policy: Policy | None = None,
-    usual_length: int = EvaluateOptions.max_length,
+    usual_length: int = USUAL["max_length"],
 ) -> Subject:
     """A model as the options have it loaded and answer; an adapter is merged. `policy`: it is there;
     `usual_length`: the default of `--max-length`."""

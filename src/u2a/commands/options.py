@@ -141,8 +141,18 @@ class EvaluateOptions:
     max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
     temperature: float = option(0.0, "Sampling temperature; 0 = greedy.", least=0)
     generation_batch: int = option(8, "Prompts answered at once.", least=1)
-    template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
-    max_length: int = option(512, "Longest prompt + response, in tokens.", least=2)
+    template: str = option(
+        "run",
+        "Chat template: the tokenizer's own (auto), or raw text (none); run = as the first run of "
+        "`u2a align` had it, else auto.",
+        ("run", "auto", "none"),
+    )
+    max_length: int = option(
+        0,
+        "Longest prompt + response, in tokens, 2 or more; 0 = as the first run of `u2a align` had it, else "
+        "512.",
+        least=0,
+    )
     score_tokens: int = option(2048, "Most tokens, padding included, in one forward pass.", least=1)
     dtype: str = option(
         "auto",
@@ -262,7 +272,12 @@ class ChatOptions:
     max_new_tokens: int = option(128, "Longest answer, in tokens.", least=1)
     temperature: float = option(0.0, "Sampling temperature; 0 = greedy.", least=0)
     seed: int = option(0, "Seed of every turn, the same for all models.", least=0, most=LARGEST_SEED)
-    template: str = option("auto", "Chat template: the tokenizer's own, or raw text.", ("auto", "none"))
+    template: str = option(
+        "run",
+        "Chat template: the tokenizer's own (auto), or raw text (none); run = as the first run of "
+        "`u2a align` had it, else auto.",
+        ("run", "auto", "none"),
+    )
     max_length: int = option(2048, "Most tokens of the conversation; the oldest are cut off.", least=2)
     dtype: str = option("auto", "Number format.", ("auto", "float32", "bfloat16", "float16", "float64"))
     device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
