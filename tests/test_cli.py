@@ -216,7 +216,7 @@ def test_bad_yaml_exits_2(given, tmp_path, content, words):
 def test_align_end_to_end(given, tmp_path):
     options = {
         **given,
-        "--test": given["--preferences"],
+        "--test": jsonl(tmp_path / "test.jsonl", [{**p, "prompt": f"{p['prompt']} Really?"} for p in PAIRS]),
         "--retain": jsonl(tmp_path / "good.jsonl", [{"prompt": "Tea?", "completion": "Yes, with milk."}] * 3),
         "--lora-rank": "2",
         "--learning-rate": "1e-2",

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from u2a import processes
 from u2a.commands.ends import End, end_of
+from u2a.commands.held_out import held_out_values, keep_held_out
 from u2a.commands.idle_options import idle_options
 from u2a.commands.impact import counts, describe, self_check_figures
 from u2a.commands.launch import join_processes
@@ -63,6 +64,7 @@ def run(values: Mapping[str, Any]) -> int:
         if values["output"]:
             RunFolder.check(folder, resume=values["resume"])
         data = load_data(values, ALIGN)
+        keep_held_out(data)
 
         from u2a.models.policy import check_source
 
@@ -77,11 +79,11 @@ def run(values: Mapping[str, Any]) -> int:
             begin = time.perf_counter()
             answers = greedy_answers(problem, bars.task)
             say(_cost(problem, values, time.perf_counter() - begin))
-            before = _held_out(problem, data, bars)
+            before = held_out_values(problem, data, bars)
             start = problem.measure(bars.task, negatives=True)
         result = _align(problem, replace(start, answers=answers), values, run, bars)
         with run.phase("evaluation"):
-            after, now = _held_out(problem, data, bars), result.best.answers
+            after, now = held_out_values(problem, data, bars), result.best.answers
             if now is None:  # no guard was on it, or the best point is of before an interruption
                 now = greedy_answers(problem, bars.task)
         found = _collapses(answers, now)
@@ -145,21 +147,6 @@ def _align(
         task=bars.task,
         phase=run.phase,
     )
-
-
-def _held_out(problem: Problem, data: Data, bars: Bars) -> dict[str, np.ndarray] | None:
-    """What each held-out pair contributes to the figures on them; None without such pairs."""
-    if data.test is None:
-        return None
-    import torch
-
-    from u2a.evaluation.preference import pair_values
-    from u2a.validation import pair_texts
-
-    texts, _ = pair_texts(data.test, problem.renderer)
-    with bars.task("held-out pairs", len(texts)) as progress:
-        s = problem.logprobs(texts, progress)
-    return pair_values(s, torch.tensor(texts["n_tokens"]))
 
 
 def _cost(problem: Problem, values: Mapping[str, Any], answering: float) -> str:

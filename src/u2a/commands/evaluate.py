@@ -11,7 +11,7 @@ from u2a.commands.ends import DONE, FINDINGS
 from u2a.commands.evaluation_metrics import choose_metrics
 from u2a.commands.evaluation_models import Finished, Measured, ask_again, marks_of
 from u2a.commands.evaluation_results import document, outcomes, tables, without_verdict
-from u2a.commands.evaluation_rows import labelled, overlaps, refuse_empty, trained_on
+from u2a.commands.evaluation_rows import chosen_by, labelled, overlaps, refuse_empty, trained_on
 from u2a.commands.evaluation_runs import USUAL, as_the_runs, check_models, other_originals, run_of
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
@@ -169,7 +169,7 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
         if role in by_role:
             by_role[role] = labelled(by_role[role], role.removesuffix("_prompts"), values[role])
     warnings = other_originals(models, names[ORIGINAL]) + overlaps(by_role)
-    warnings += trained_on(models, values["retain"])
+    warnings += trained_on(models, values["retain"]) + chosen_by(models, by_role.get("test"))
     prompts = prompts_of(by_role, values["answers"], values["seed"], say)
     plan = Plan(prompts, len(names), values["max_new_tokens"])
     metrics, left_out = choose_metrics(values, by_role, plan)

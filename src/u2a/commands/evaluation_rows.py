@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from u2a.storage.plain_yaml import plain_values
+from u2a.commands.evaluation_runs import runs_of
+from u2a.commands.held_out import prompt_keys, row_prompt_keys
 from u2a.types import UserError
 
 if TYPE_CHECKING:
@@ -92,19 +93,39 @@ def trained_on(models: Sequence[str], retain: str) -> list[str]:
     from u2a.losses import resolve_loss
 
     found = []
-    for model in models if retain else ():
-        path = Path(model).expanduser()
-        run = path if (path / "config.yaml").is_file() else path.parent  # of its adapter/ or model/
+    for run in runs_of(models) if retain else ():
         try:
-            given = plain_values((run / "config.yaml").read_text(encoding="utf-8")) or {}
-            source, loss, term = (given.get(name) or "" for name in ("retain", "loss", "retain_loss"))
+            source, loss, term = (run.config.get(name) or "" for name in ("retain", "loss", "retain_loss"))
             _, term = resolve_loss(loss, term or None)
-            same = Path(source).resolve() == Path(retain).resolve()
+            same = run.place(source).resolve() == Path(retain).expanduser().resolve()
         except (OSError, ValueError, TypeError, AttributeError, UserError):  # no run of `u2a align`
             continue
         if source and same and term in ("nll", "kl"):
             found.append(
-                f"{model} was trained on every other row of --retain (its retain term {term}): perplexity "
+                f"{run.name} was trained on every other row of --retain (its retain term {term}): perplexity "
                 "and KL look better on those than on others; give good texts that no model was trained on"
+            )
+    return found
+
+
+def chosen_by(models: Sequence[str], test: Dataset | None) -> list[str]:
+    """A warning for each run of `u2a align` whose validation rows have prompts of the held-out pairs: those
+    rows weighted its negatives and chose its best step."""
+    from u2a.commands.session import load_validation
+
+    asked = row_prompt_keys(test) if test is not None else []
+    found = []
+    for run in runs_of(models) if asked else ():
+        file = run.place(run.text("preferences"))
+        if not run.text("preferences") or not file.exists():  # nothing is fetched from the Hub for it
+            continue
+        try:
+            met = prompt_keys(load_validation(run.text("objective"), str(file)))
+        except (OSError, UserError):  # it has become another file since
+            continue
+        if same := sum(key in met for key in asked):
+            found.append(
+                f"{same} of {len(asked)} pairs of --test share prompts with the --preferences that "
+                f"{run.name} was chosen by: what they show need not hold for others; give pairs of other prompts"
             )
     return found
