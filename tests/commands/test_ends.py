@@ -114,3 +114,17 @@ def test_a_guard_says_so_last(given, tmp_path, monkeypatch):
     line, status = last_line(given, tmp_path, monkeypatch, stop)
     assert line.startswith("Stopped by a guard")
     assert status == 3
+
+
+def test_what_cannot_be_printed_costs_a_run_none_of_its_files(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("u2a.commands.align.print_summary", lambda *_: 1 / 0)
+    options = {
+        **given,
+        "--measurements": "1",
+        "--max-repetition-rise": "1",
+        "--output": str(tmp_path / "run"),
+    }
+    result = CliRunner().invoke(app, ["align", *(word for pair in options.items() for word in pair)])
+    assert result.exit_code == 70
+    for name in ("summary.json", "report.html", "README.md", "adapter/README.md"):
+        assert (tmp_path / "run" / name).is_file(), name

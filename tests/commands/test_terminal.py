@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import sys
 
 import pytest
 from rich.console import Console
@@ -9,7 +11,7 @@ from rich.console import Console
 from test_printable import ATTACKS
 from u2a import cli
 from u2a.commands import terminal
-from u2a.commands.terminal import Bars, print_table, say, shown_log
+from u2a.commands.terminal import Bars, manners, print_json, print_table, say, shown_log
 from u2a.types import GuardStop, UserError
 
 HOSTILE = "".join(ATTACKS.values()) + "[bold]:smile:[/]\\"
@@ -63,3 +65,26 @@ def test_errors(capsys, kind, status):
 def test_lines_of_a_message_stay_lines(capsys):
     say("one\n  two [3]")
     assert capsys.readouterr().out == "one\n  two [3]\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_characters_that_a_terminal_does_not_have(monkeypatch, encoding):
+    """An arrow in a table ended `align` before its summary was written."""
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(kept, encoding=encoding))
+    with manners():
+        say("J ↑")
+        print_table("Figures", ("metric", "value"), [("J ↑", "−1")])
+    assert kept.getvalue().decode(encoding).startswith("J ?\n")
+
+
+def test_a_pipe_that_nobody_reads(monkeypatch):
+    """`u2a align | head -1` ended with status 1 before its summary was written."""
+    for print_ in (lambda: say("one"), lambda: print_table("a", ("b",), [("c",)]), lambda: print_json({})):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", pipe)
+            with manners():
+                print_()
+                print_()

@@ -100,6 +100,8 @@ def run(values: Mapping[str, Any]) -> int:
                 if values["merge"]:
                     save_merged(policy, run.path)
                 _write_card(run)
+                print_summary(rows, run)
+                say(_outcome(result), essential=True)
     say(f"Run folder: {run.path}")
     say(end.line, essential=True)
     return end.status
@@ -188,11 +190,10 @@ def _write_results(
     with whole_folder(run.path / ("adapter" if policy.has_adapter else "model")) as whole:
         policy.save(whole, state)
     write_metrics(run, result)
-    print_summary(rows, run)
     write_summary(
         run,
         "align",
-        f"{describe(table)} {result.outcome}",
+        _outcome(result),
         rows,
         counts=counts(table, data, selected=int((result.weights > 0).sum())),
         self_check=self_check_figures(table),
@@ -201,6 +202,10 @@ def _write_results(
         ended=end.kind,
     )
     write_report(run.path)
+
+
+def _outcome(result: AlignResult) -> str:
+    return f"{describe(result.impact) if result.impact else ''} {result.outcome}".strip()
 
 
 def _write_card(run: RunFolder) -> None:

@@ -256,19 +256,23 @@ def _write(run: RunFolder, plan: Plan, store: CellStore, values: Mapping[str, An
     results = document(outcomes, cells, failed, lines, values, edges)
     write_json(run.path / "comparison.json", results)
     give(results=results)
+    said = (
+        "; ".join(lines).replace(":;", ":") + "." if lines else f"{plan.judged.name} could not do its work."
+    )
+    write_summary(
+        run,
+        "compare",
+        said,
+        [],
+        counts={"methods": len(outcomes), "runs": sum(len(each) for each in cells.values())},
+        warnings=[f"{name}: {why}" for name, why in failed.items()],
+    )
+    write_report(run.path)
     for title, header, rows in tables(outcomes, rise, edges):
         print_table(title, header, rows)
     if set(plan.metrics) - set(CORE_METRICS):
         print_table(*further_figures(results["methods"]))
     for name, why in failed.items():
         say(f"{name}: {why}")
-    write_summary(
-        run,
-        "compare",
-        "; ".join(lines).replace(":;", ":") + "." if lines else f"{plan.judged.name} could not do its work.",
-        [],
-        counts={"methods": len(outcomes), "runs": sum(len(each) for each in cells.values())},
-        warnings=[f"{name}: {why}" for name, why in failed.items()],
-    )
-    write_report(run.path)
+    say(said, essential=True)
     return failed

@@ -77,9 +77,11 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
         results = document(figures, rows.names, rows.left_out, values["seed"])
         write_json(run.path / "evaluation.json", results)
         give(results=results)
+        outcome = " ".join(outcomes(figures)) or "The original model alone."
+        _write_report(run, figures, rows, outcome)
         for title, header, lines in tables(figures, terminal_width()):
             print_table(title, header, lines)
-        _write_report(run, figures, rows)
+        say(outcome, essential=True)
         for name, each in found.items():
             open_ = [f"{name}: {key}: {n} requests without a reply" for key, n in each.unanswered.items()]
             say_warnings([f"{line}; --resume asks the judge again" for line in open_])
@@ -132,13 +134,15 @@ def _measure_all(rows: Rows, values: Mapping[str, Any], run: RunFolder, bars: Ba
     return found
 
 
-def _write_report(run: RunFolder, figures: Mapping[str, Mapping[str, Reading]], rows: Rows) -> None:
+def _write_report(
+    run: RunFolder, figures: Mapping[str, Mapping[str, Reading]], rows: Rows, outcome: str
+) -> None:
     from u2a.report.html import write_report
 
     write_summary(
         run,
         "evaluate",
-        " ".join(outcomes(figures)) or "The original model alone.",
+        outcome,
         [],
         counts={"models": len(figures), "figures": len(figures[ORIGINAL])},
         warnings=[*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())],

@@ -126,6 +126,6 @@ def chosen_by(models: Sequence[str], test: Dataset | None) -> list[str]:
         if same := sum(key in met for key in asked):
             found.append(
                 f"{same} of {len(asked)} pairs of --test share prompts with the --preferences that "
-                f"{run.name} was chosen by: what they show need not hold for others; give pairs of other prompts"
+                f"{run.name} was chosen by: what they show need not hold for others; take pairs of others"
             )
     return found

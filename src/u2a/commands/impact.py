@@ -143,10 +143,7 @@ def _write_results(
     table.write(run.path / "impact.parquet", data.negatives)
     found = negatives_differ(table, data.negatives, data.preferences)
     findings = [*proxy[0], *describe_difference(found)]
-    for finding in findings:
-        say(finding)
     rows = measurement_rows(start, None)
-    print_summary(rows, run)
     write_summary(
         run,
         "impact",
@@ -161,6 +158,10 @@ def _write_results(
         **proxy[1],
     )
     write_report(run.path)
+    for finding in findings:
+        say(finding)
+    print_summary(rows, run)
+    say(describe(table), essential=True)
     say(f"Run folder: {run.path}")
 
 

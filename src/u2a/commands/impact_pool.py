@@ -272,15 +272,15 @@ def _write_results(
     ]
     if not math.isnan(best.share_of_gain):
         findings.append(f"They hold {best.share_of_gain:.0%} of the predicted gain of all {best.rows} rows.")
-    for finding in findings:
-        say(finding)
     rows = measurement_rows(start, None)
-    print_summary(rows, run)
+    outcome = (
+        f"{best.helpful} of {best.rows} rows of the pool are worth unlearning (positive impact); "
+        f"{best.harmful} would harm alignment."
+    )
     write_summary(
         run,
         "impact",
-        f"{best.helpful} of {best.rows} rows of the pool are worth unlearning (positive impact); "
-        f"{best.harmful} would harm alignment.",
+        outcome,
         rows,
         counts={
             "negatives": best.rows,
@@ -296,6 +296,10 @@ def _write_results(
         **proxy[1],
     )
     write_report(run.path)
+    for finding in findings:
+        say(finding)
+    print_summary(rows, run)
+    say(outcome, essential=True)
     if selected:
         say(f"The best {selected}, for `u2a align --negatives`: {run.path / 'selected.jsonl'}")
     say(f"Run folder: {run.path}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2a.commands.session import minutes
-from u2a.commands.terminal import give, print_table, say
+from u2a.commands.terminal import give, print_table
 from u2a.impact.difference import CERTAIN
 from u2a.report.wording import NOTHING, number
 from u2a.runs.run_folder import RunFolder, write_json
@@ -169,7 +169,8 @@ def print_summary(rows: Sequence[Row], run: RunFolder) -> None:
 
 
 def write_summary(run: RunFolder, command: str, outcome: str, rows: Sequence[Row], **more: Any) -> None:
-    """Writes `summary.json`, says the outcome, and gives it all to `--json`.
+    """Writes `summary.json`, and gives it all to `--json`. Nothing is said: what cannot be printed is to cost
+    a run none of its files.
 
     What is undefined, such as how unequal gains are where there is none, is null there.
     """
@@ -183,7 +184,6 @@ def write_summary(run: RunFolder, command: str, outcome: str, rows: Sequence[Row
     )
     write_json(run.path / "summary.json", {"command": command, **summary})
     give(**summary)
-    say(outcome, essential=True)
 
 
 def _defined(value: Any) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -46,7 +47,25 @@ __all__ = [
     "terminal_width",
 ]
 
-errors = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """What is printed where nobody reads any more (`u2a … | head -1`) goes nowhere: the command ends as it
+    would have ended, with its files and its own status."""
+
+    def on_broken_pipe(self) -> None:
+        """In the place of rich's, which ends the program."""
+        _discard(self.file)
+
+
+def _discard(stream: IO[str]) -> None:
+    """Has a stream write to nowhere: also what it still holds, which Python writes when it ends."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+errors = _Console(stderr=True, highlight=False)
 
 
 @dataclass
@@ -55,7 +74,7 @@ class _Manners:
 
     quiet: bool = False
     json: bool = False
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    console: Console = field(default_factory=lambda: _Console(highlight=False))
     results: dict[str, Any] = field(default_factory=dict)
 
 
@@ -64,9 +83,15 @@ _now = _Manners()
 
 @contextmanager
 def manners(*, quiet: bool = False, json: bool = False) -> Iterator[dict[str, Any]]:
-    """Within, commands speak as `--quiet` and `--json` ask for; gives the results, which fill up."""
+    """Within, commands speak as `--quiet` and `--json` ask for; gives the results, which fill up.
+
+    Characters that a terminal does not have (`PYTHONIOENCODING=latin-1`) become question marks.
+    """
     global _now
-    before, _now = _now, _Manners(quiet, json, errors if json else Console(highlight=False))
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    before, _now = _now, _Manners(quiet, json, errors if json else _Console(highlight=False))
     with ExitStack() as stack:
         if quiet:
             stack.enter_context(warnings.catch_warnings())
@@ -87,7 +112,10 @@ def give(**results: Any) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One object on standard output, in ASCII: no text in it can act on the terminal."""
-    print(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+    try:
+        print(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
+    except BrokenPipeError:
+        _discard(sys.stdout)
 
 
 def say(text: str, *, essential: bool = False) -> None:

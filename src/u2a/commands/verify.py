@@ -248,8 +248,6 @@ def _write_results(run: RunFolder, cells: Cells, start: Measurement, scored: _Sc
     cost = judged.utility_cost if judged.utility_cost is not None else np.full(len(judged.impact), np.nan)
     table = replace(scored.controls.table, impact=judged.impact, utility_cost=cost, self_checks=())
     table.write(run.path / "impact.parquet", data.negatives)
-    print_table("Predicted against measured: rank correlation (LDS)", _HEADER, table_rows(figures))
-    say(f"Run folder: {run.path}")
     plan = cells.plan
     write_summary(
         run,
@@ -260,6 +258,9 @@ def _write_results(run: RunFolder, cells: Cells, start: Measurement, scored: _Sc
         warnings=[*data.warnings, *scored.left_out],
     )
     write_report(run.path)
+    print_table("Predicted against measured: rank correlation (LDS)", _HEADER, table_rows(figures))
+    say(f"Run folder: {run.path}")
+    say(found.sentence, essential=True)
     return 0 if found.trusted else 1
 
 
