@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,27 @@ def test_folders_that_would_be_pushed_have_cards_of_their_own(tmp_path: Path) ->
     assert "A LoRA adapter merged into org/model" in merged
     assert "/home" not in adapter + merged
     assert not (run / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lora_rank": 0}, {"model": '/home/me/it\'s `my` #1 "model"'}],
+    ids=["lora", "full", "local"],
+)
+def test_the_code_of_every_card_is_python(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A comment in it had its `#` escaped as Markdown is."""
+    run = make_run(tmp_path / "run", settings)
+    for name in ("adapter", "model", "merged"):
+        (run / name).mkdir()
+    write_model_card(run)
+    cards = [path.read_text(encoding="utf-8") for path in run.rglob("README.md")]
+    assert len(cards) == 4
+    for card in cards:
+        (code,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.S | re.M)
+        compile(code, "a card", "exec")
+        assert (
+            len(re.findall(r"from_pretrained\(.*\)(  # the folder `\w+` beside this card)?$", code, re.M)) > 1
+        )
 
 
 def test_a_merged_model_of_full_fine_tuning_had_no_adapter(tmp_path: Path) -> None:
