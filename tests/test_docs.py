@@ -104,9 +104,14 @@ def runs(tmp_path_factory):
     pairs = [{"prompt": f"P {i}", "chosen": f"Yes {i}, gladly.", "rejected": "No."} for i in range(4)]
     data = ["--negatives", jsonl(folder / "bad.jsonl", rows), "--preferences"]
     data += [jsonl(folder / "pairs.jsonl", pairs), "--retain", jsonl(folder / "good.jsonl", rows)]
-    for name in ("impact", "align"):
-        options = ["--model", str(folder / "my-model"), "--output", str(folder / "runs" / name), *data]
-        done = CliRunner().invoke(app, [name, *options])
+    again = str(folder / "runs" / "align" / "adapter")
+    for name, command, model in (
+        ("impact", "impact", str(folder / "my-model")),
+        ("align", "align", str(folder / "my-model")),
+        ("again", "align", again),
+    ):
+        options = ["--model", model, "--output", str(folder / "runs" / name), *data]
+        done = CliRunner().invoke(app, [command, *options])
         assert done.exit_code in (0, 1), done.output
     return folder
 

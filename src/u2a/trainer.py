@@ -7,6 +7,7 @@ pass is exactly the objective, whatever the batch size, padding or gradient accu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,12 @@ class UnlearnTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not KeptTraining(self).read_parameters(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with warnings.catch_warnings():
+            # PEFT looks for the base's vocabulary, and an adapter that is a base has no config.json
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
+            super()._save(output_dir, state_dict)
 
     # -- the model card -----------------------------------------------------------------------------------
 

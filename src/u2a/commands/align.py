@@ -68,7 +68,13 @@ def run(values: Mapping[str, Any]) -> int:
 
         from u2a.models.policy import check_source
 
-        check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        source = check_source(values["model"], trust_remote_code=values["trust_remote_code"])
+        if source.kind == "adapter" and values["lora_rank"] and not values["merge"]:
+            data.warnings.append(
+                f"the original model is itself an adapter, {source.name}: the new one will be right only on "
+                "the whole model with that one merged into it, which the model card shows in code, and "
+                "PEFT's AutoPeftModelForCausalLM would load it wrongly. --merge also writes one whole model"
+            )
     with RunFolder.create(folder, values, command="align", resume=values["resume"]) as run, Bars() as bars:
         data.warnings += idle_options(values)
         say_warnings(data.warnings)

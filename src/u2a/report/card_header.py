@@ -62,7 +62,11 @@ class DataRow(NamedTuple):
 
 def base_model(record: Record) -> str | None:
     """The Hub id of the original model; None when it is, or may be, something on this machine."""
-    model = record.config.get("model")
+    return base_of(record.config.get("model"), record)
+
+
+def base_of(model: Any, record: Record) -> str | None:
+    """The same of any model."""
     if model == "demo":
         return DEMO_BASE
     return model if isinstance(model, str) and _on_the_hub(model, record) else None

@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from u2a.report.card_header import base_model, data_rows, front_matter, licence_of_base
+from u2a.report.card_header import base_model, base_of, data_rows, front_matter, licence_of_base
+from u2a.report.first_adapters import below
 from u2a.report.record import Record, read_record
 from u2a.report.wording import (
     memory,
@@ -83,11 +84,14 @@ def _card(record: Record, kind: _Kind) -> str:
         "memory": memory,
     }
     licence = licence_of_base(record)
+    bottom = below(str(record.config.get("model") or ""))
+    whole = base_of(bottom.base, record) if bottom.adapters else base
     return environment.get_template("model_card.md.j2").render(
         record=record,
         front_matter=Markup(front_matter(record, base, licence, kind.peft)),
         base=base,
-        base_code=Markup(base or "path/of/the/original/model"),
+        first_adapters=[Markup(name) for name in bottom.adapters],
+        base_code=Markup(whole or "path/of/the/original/model"),
         model_name=base or public_value(str(record.config.get("model", ""))),
         licence=licence,
         data=data_rows(record),

@@ -33,8 +33,9 @@ def trained_model(
             "the model has an adapter already, which peft_config would overwrite: merge it first "
             "(model.merge_and_unload()), or leave peft_config out to train that adapter"
         )
-    if isinstance(model, str):
-        model, found = load_source(check_source(model), dtype=torch.float32, trust_remote_code=False)
+    source = check_source(model) if isinstance(model, str) else None
+    if source is not None:
+        model, found = load_source(source, dtype=torch.float32, trust_remote_code=False)
         tokenizer = tokenizer or found
     base = unwrapped(model)
     if type(base).__module__.startswith("transformers."):  # of others nothing is known
@@ -54,6 +55,9 @@ def trained_model(
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             model = get_peft_model(model, peft_config)
+        if source is not None and source.path is not None:
+            # PEFT would note the base of an adapter that was merged, and so other weights than were trained
+            model.peft_config["default"].base_model_name_or_path = str(source.path.resolve())
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(
             "nothing of the model is trained, no parameter has requires_grad: load an adapter with "
