@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,12 +44,12 @@ class Measurement:
     objective: float
     utility: float
     kl: float | None
-    s_objective: Tensor
-    s_utility: Tensor
-    s_negatives: Tensor | None = None
+    s_objective: Tensor = field(repr=False)
+    s_utility: Tensor = field(repr=False)
+    s_negatives: Tensor | None = field(default=None, repr=False)
     negative_logprob: float | None = None
-    drawn: DrawnReward | None = None
-    answers: AnswerShares | None = None
+    drawn: DrawnReward | None = field(default=None, repr=False)
+    answers: AnswerShares | None = field(default=None, repr=False)
 
     @property
     def figures(self) -> dict[str, float | None]:

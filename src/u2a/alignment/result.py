@@ -31,3 +31,12 @@ class AlignResult:
     outcome: str
     improved: bool
     stopped_by_guard: bool
+
+    def __repr__(self) -> str:
+        """What came of it: the arrays and measurements are long."""
+        selected = int((self.weights > 0).sum())
+        gain = f"J {self.start.objective:.4g} → {self.best.objective:.4g}"
+        return (
+            f"AlignResult(outcome={self.outcome!r}, {gain}, {selected} of {len(self.weights)} negatives "
+            f"selected, improved={self.improved}, stopped_by_guard={self.stopped_by_guard})"
+        )

@@ -44,6 +44,11 @@ class Evaluation:
     readings: dict[str, dict[str, Reading]]
     left_out: dict[str, str]
 
+    def __repr__(self) -> str:
+        """The names alone: the figures hold the values of every example."""
+        figures = len(next(iter(self.readings.values()), ()))
+        return f"Evaluation(models: {', '.join(self.readings)}; {figures} figures of each)"
+
 
 def evaluate(
     original: Model,

@@ -78,6 +78,15 @@ class ImpactTable:
     method: str = ""
     solutions: tuple[Solution, ...] = ()
 
+    def __repr__(self) -> str:
+        """How many would help and harm: the arrays and solutions are long."""
+        helpful, harmful = int((self.impact > 0).sum()), int((self.impact < 0).sum())
+        route = f"; by {self.method}" if self.method else ""
+        return (
+            f"ImpactTable({len(self.impact)} negatives: {helpful} with positive impact, {harmful} with "
+            f"negative{route})"
+        )
+
     def write(self, path: Path, negatives: Dataset) -> None:
         """Writes `impact.parquet` (docs/reference/files.md) whole, in blocks, with each negative's text."""
         with whole_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ class Verification:
     and why.
     """
 
-    comparison: Comparison
-    figures: Mapping[str, Any]
+    comparison: Comparison = field(repr=False)
+    figures: Mapping[str, Any] = field(repr=False)
     verdict: Verdict
 
     @property
