@@ -160,6 +160,12 @@ def test_only_what_has_data_is_measured_and_it_says_so(given, tmp_path):
     assert set(document["models"]["original"]["figures"]) == {"perplexity_retain", "kl"}
     assert document["left_out"]["membership"] == "it needs --negatives and --held-out-negatives"
     assert not (run / "answers.jsonl").exists()
+    (line,) = [
+        line for line in result.stderr.splitlines() if line.startswith("Not measured for want of rows")
+    ]
+    assert "preference, forgetting, membership" in line
+    assert "left out" not in result.output + result.stderr  # it is no warning
+    assert json.loads((run / "summary.json").read_text())["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -591,7 +597,7 @@ def test_without_consent_nothing_is_sent_and_the_rest_is_measured(given, tmp_pat
     assert "to send: 8 requests" in result.output
     assert f"scorer: {few['--reward-url']} ({where}{'' if local else ', UNENCRYPTED'})" in result.output
     assert "to send: at most 8 prompts" in result.output
-    assert "judge is left out: it needs --send-to-judge; nothing was sent" in result.stderr
+    assert "Warning: judge is left out: it needs --send-to-judge; nothing was sent" in result.stderr
     document = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert document["left_out"]["judge"] == "it needs --send-to-judge; nothing was sent"
     assert document["left_out"]["reward"] == "it needs --send-to-scorer; nothing was sent"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from u2a.commands.evaluation_runs import USUAL, as_the_runs, check_models, other
 from u2a.commands.session import minutes, output_path, say_warnings
 from u2a.commands.summary import write_summary
 from u2a.commands.terminal import Bars, give, print_table, say, terminal_width
+from u2a.evaluation.choice import NOT_SENT
 from u2a.evaluation.readings import ORIGINAL, Reading, estimates
 from u2a.runs.run_folder import RunFolder, write_json
 from u2a.types import UserError
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from u2a.evaluation.subject import Subject
     from u2a.models.policy import Policy
     from u2a.types import Message
+
+log = logging.getLogger("u2a")
 
 ROLES = (
     "test",
@@ -70,7 +74,12 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     rows.warnings.extend(differ)
     kept = {**values, "models": list(models)}
     with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
-        say_warnings([*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())])
+        say_warnings(rows.warnings)
+        if not_measured := [name for name, why in rows.left_out.items() if NOT_SENT not in why]:
+            log.info(
+                "Not measured for want of rows or options: %s; `u2a evaluate --help` says what each needs",
+                ", ".join(not_measured),
+            )
         found = _measure_all(rows, values, run, bars)
         others = [name for name, each in found.items() if each.vocabulary != found[ORIGINAL].vocabulary]
         figures = estimates({name: each.figures for name, each in found.items()}, values["seed"], others)
@@ -145,7 +154,7 @@ def _write_report(
         outcome,
         [],
         counts={"models": len(figures), "figures": len(figures[ORIGINAL])},
-        warnings=[*rows.warnings, *(f"{name} is left out: {why}" for name, why in rows.left_out.items())],
+        warnings=rows.warnings,
     )
     write_report(run.path)
 
@@ -177,6 +186,8 @@ def read_rows(values: Mapping[str, Any], models: Sequence[str]) -> Rows:
     prompts = prompts_of(by_role, values["answers"], values["seed"], say)
     plan = Plan(prompts, len(names), values["max_new_tokens"])
     metrics, left_out = choose_metrics(values, by_role, plan)
+    # somebody gave a judge or a scorer, and so expects its figures
+    warnings += [f"{name} is left out: {why}" for name, why in left_out.items() if NOT_SENT in why]
     return Rows(names, by_role, prompts, metrics, left_out, warnings)
 
 

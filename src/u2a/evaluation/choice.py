@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _FLAGS = {"prompts": "test", "plain": "text"}
 """Role of the material -> the flag that brings it, where they differ."""
+NOT_SENT = "nothing was sent"
+"""How the reason ends for a metric that was set up, but for the consent to send."""
 
 
 def measurable(
@@ -69,7 +71,7 @@ def _not_allowed(metric: Any, plan: Plan, say: Callable[[str], None]) -> str:
     if outlook:
         say(outlook)
     refused = outlook and not getattr(metric, consent)
-    return f"it needs {_either([consent])}; nothing was sent" if refused else ""
+    return f"it needs {_either([consent])}; {NOT_SENT}" if refused else ""
 
 
 def _either(names: Collection[str]) -> str:
