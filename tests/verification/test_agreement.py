@@ -63,6 +63,13 @@ def test_the_interval_is_seeded():
     assert agreement(x, y, seed=4).interval != agreement(x, y, seed=5).interval
 
 
+@pytest.mark.parametrize("subsets", [4, 9, 10])
+def test_few_subsets_have_no_interval(subsets):
+    predicted = np.arange(float(subsets))
+    low, high = agreement(predicted, column(predicted)).interval
+    assert (math.isnan(low), math.isnan(high)) == (subsets < 10, subsets < 10)
+
+
 def test_seeds_are_drawn_too():
     """Two seeds of opposite sign: their mean says −1, but drawing one of them alone may say +1."""
     predicted = np.random.default_rng(4).normal(size=10)

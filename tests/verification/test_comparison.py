@@ -18,7 +18,7 @@ from u2a.verification.plan import make_plan
 
 IMPACT = np.random.default_rng(0).normal(size=12)
 COST = np.random.default_rng(1).normal(size=12)
-PLAN = make_plan(12, 4, UnlearnOptions(), subsets=8, singles=4, seeds=2, repeats=1, seed=10)
+PLAN = make_plan(12, 4, UnlearnOptions(), subsets=10, singles=4, seeds=2, repeats=1, seed=10)
 NOISE = {10: -0.01, 11: 0.01, 12: 0.03}
 """What each seed adds to J."""
 
@@ -49,7 +49,7 @@ def test_figures_are_those_of_the_construction():
     j = identity["validation"]["J"]
     assert j["lds"] == pytest.approx(1)
     assert j["interval"] == pytest.approx([1, 1])
-    assert (j["slope"], j["intercept"], j["n"]) == pytest.approx((0.5, 1.0, 8))
+    assert (j["slope"], j["intercept"], j["n"]) == pytest.approx((0.5, 1.0, 10))
     assert identity["validation"]["U"]["lds"] == pytest.approx(1)
     assert identity["validation"]["U"]["slope"] == pytest.approx(2)
     assert identity["held_out"]["J"]["lds"] == pytest.approx(-1)
@@ -59,19 +59,19 @@ def test_figures_are_those_of_the_construction():
     assert found["controls"]["flat"]["validation"]["J"]["lds"] is None
     assert "U" not in found["controls"]["cost"]["validation"]
     assert found["chosen"] == "identity"
-    assert (found["subsets"], found["singles"], found["subset_size"], found["runs"]) == (8, 4, 4, 25)
+    assert (found["subsets"], found["singles"], found["subset_size"], found["runs"]) == (10, 4, 4, 29)
     assert found["seeds"] == [10, 11]
     assert found["repeats"] == [12]
 
 
 def test_repeats_count_for_the_ceiling_alone():
     """Subset 0 has changes −0.01, 0.01, 0.03 from its mean 0.01 (sum of squares 8e-4, 2 degrees of freedom),
-    each of the other seven −0.01 and 0.01 from 0 (2e-4, 1): pooled variance (8e-4 + 7·2e-4)/9."""
+    each of the other nine −0.01 and 0.01 from 0 (2e-4, 1): pooled variance (8e-4 + 9·2e-4)/11."""
     found = comparison().figures()["noise_ceiling"]["validation"]["J"]
-    assert found["noise"] == pytest.approx(((0.0008 + 7 * 0.0002) / 9) ** 0.5)
-    assert found["runs"] == 17
+    assert found["noise"] == pytest.approx(((0.0008 + 9 * 0.0002) / 11) ** 0.5)
+    assert found["runs"] == 21
     changes = comparison().changes("objective")
-    assert changes.shape == (12, 2)
+    assert changes.shape == (14, 2)
     np.testing.assert_allclose(changes[:, 1] - changes[:, 0], 0.02)
 
 
@@ -79,7 +79,7 @@ def test_single_negatives_stand_apart():
     found = comparison().figures()["single_negatives"]
     assert found["estimators"]["identity"]["validation"]["J"]["n"] == 4
     assert found["estimators"]["identity"]["validation"]["J"]["slope"] == pytest.approx(0.5)
-    few = replace(PLAN, members=PLAN.members[:10])
+    few = replace(PLAN, members=PLAN.members[:12])
     cells = list(map(cell, few.runs))
     assert "single_negatives" not in Comparison(few, cells, comparison().estimates, {}).figures()
 
@@ -129,12 +129,22 @@ def test_an_interval_that_includes_0_is_a_finding():
     assert "undefined" in verdict(figures).sentence
 
 
+def test_few_subsets_cannot_tell():
+    """With 4 that happened to be in order it was `LDS 1.00 [1.00, 1.00], above every control`."""
+    few = replace(PLAN, subsets=4, members=np.delete(PLAN.members, range(4, 10), axis=0))
+    made = Comparison(few, list(map(cell, few.runs)), comparison().estimates, {"weak": COST})
+    found = verdict(made.figures())
+    assert not found.trusted
+    assert "identity has LDS 1.00 on validation pairs over 4 subsets" in found.sentence
+    assert "so few cannot tell: take 10 or more --subsets" in found.sentence
+
+
 def test_the_table_of_subsets(tmp_path):
     comparison(held_out=False).write_table(tmp_path / "subsets.parquet")
     table = pq.read_table(tmp_path / "subsets.parquet")
     assert str(table.schema.field("members").type) == "list<element: int64>"
     rows = table.to_pylist()
-    assert len(rows) == 25
+    assert len(rows) == 29
     for row in rows:
         assert row["predicted_identity"] == pytest.approx(IMPACT[row["members"]].sum())
         assert row["predicted_utility_identity"] == pytest.approx(-COST[row["members"]].sum())
@@ -157,11 +167,11 @@ def run(tmp_path):
 def test_the_scatter_shows_every_subset_at_its_mean(run):
     scatter = verify_plots(run)[0]
     validation, held_out = scatter.figure["data"]
-    sums = PLAN.members[:8].astype(float) @ IMPACT
+    sums = PLAN.members[:10].astype(float) @ IMPACT
     np.testing.assert_allclose(validation["x"], sums, rtol=1e-5)
     np.testing.assert_allclose(validation["y"], 0.5 * sums + 1, rtol=1e-4, atol=1e-5)  # no repeats in it
     np.testing.assert_allclose(held_out["y"], -sums, rtol=1e-4, atol=1e-5)
-    assert len(scatter.rows) == 8
+    assert len(scatter.rows) == 10
 
 
 def test_the_bars_show_estimators_beside_controls(run):

@@ -18,6 +18,9 @@ Array = NDArray[np.float64]
 
 REPLICATES = 2000
 """Bootstrap replicates behind an interval."""
+FEWEST_FOR_INTERVAL = 10
+"""Fewer subsets than this have no interval: drawn again, four that happen to be in order stay in order, and
+the interval would be [1, 1]."""
 
 _CONSTANT = 1e-9
 """Values whose spread is below this share of their size are one value and its rounding."""
@@ -42,9 +45,9 @@ class Agreement:
 def agreement(predicted: Array, measured: Array, *, replicates: int = REPLICATES, seed: int = 0) -> Agreement:
     """Compares predicted sums (S,) with measured changes (S, R), one column for each seed.
 
-    The measured change of a subset is its mean over seeds. The interval comes from drawing subsets, and
-    seeds where there are several, with replacement (the same seeds for all subsets of a replicate);
-    replicates that are constant are left out.
+    The measured change of a subset is its mean over seeds. The interval (NaN below `FEWEST_FOR_INTERVAL`
+    subsets) comes from drawing subsets, and seeds where there are several, with replacement (the same seeds
+    for all subsets of a replicate); replicates that are constant are left out.
     """
     mean = measured.mean(axis=1)
     draw = np.random.default_rng(seed)
@@ -54,7 +57,8 @@ def agreement(predicted: Array, measured: Array, *, replicates: int = REPLICATES
     again = measured[rows[:, :, None], columns[:, None, :]].mean(axis=2)
     found = spearman(predicted[rows], again)
     found = found[np.isfinite(found)]
-    low, high = np.percentile(found, [2.5, 97.5]) if len(found) else (math.nan, math.nan)
+    known = len(found) and subsets >= FEWEST_FOR_INTERVAL
+    low, high = np.percentile(found, [2.5, 97.5]) if known else (math.nan, math.nan)
     slope, intercept = _line(predicted, mean)
     return Agreement(
         lds=float(spearman(predicted, mean)),

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from u2a.runs.run_folder import whole_file
-from u2a.verification.agreement import agreement, noise_ceiling
+from u2a.verification.agreement import FEWEST_FOR_INTERVAL, agreement, noise_ceiling
 from u2a.verification.cells import Cell
 from u2a.verification.estimators import Estimate
 from u2a.verification.plan import Plan
@@ -159,7 +159,8 @@ class Verdict:
 
 
 def verdict(figures: Mapping[str, Any]) -> Verdict:
-    """Trusted when, on validation pairs, its LDS is above every control's and its interval above 0."""
+    """Trusted when, on validation pairs, its LDS is above every control's and its interval above 0; never
+    with too few subsets for an interval."""
     chosen = figures["chosen"]
     found = figures["estimators"][chosen]["validation"]["J"]
     lds, (low, high) = found["lds"], found["interval"]
@@ -173,7 +174,9 @@ def verdict(figures: Mapping[str, Any]) -> Verdict:
     reasons = []
     if best is not None and known[best] >= lds:
         reasons.append(f"the control {best} reaches {known[best]:.2f}")
-    if low is None or low <= 0:
+    if found["n"] < FEWEST_FOR_INTERVAL:
+        reasons.append(f"so few cannot tell: take {FEWEST_FOR_INTERVAL} or more --subsets, better 16")
+    elif low is None or low <= 0:
         reasons.append(f"the 95 % interval of {chosen} is not above 0 (more --subsets would narrow it)")
     about = f"{chosen} has {interval} on validation pairs over {found['n']} subsets"
     if reasons:
