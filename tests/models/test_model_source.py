@@ -41,6 +41,17 @@ def test_kinds(model_folder: Path, tmp_path: Path) -> None:
     assert list(found.values()) == ["demo", "folder", "adapter", "gguf", "hub", "hub"]
 
 
+def test_a_run_folder_names_the_model_in_it(model_folder: Path, tmp_path: Path) -> None:
+    adapter(tmp_path / "run" / "adapter", str(model_folder))
+    (tmp_path / "run" / "config.yaml").write_text("model: x")
+    with pytest.raises(UserError) as caught:
+        check_source(tmp_path / "run")
+    assert f"whose model is {tmp_path / 'run' / 'adapter'}: give that" in str(caught.value)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"is not a model folder$"):
+        check_source(tmp_path / "other")
+
+
 @pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "a/b/c", "missing.gguf", ""])
 def test_missing_source(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -111,7 +111,7 @@ def _checked_gguf(path: Path) -> Path:
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not (folder / "config.json").is_file():
         inside = sorted(folder.glob("*.gguf"))
-        hint = f"; give the file itself: {inside[0]}" if inside else ""
+        hint = f"; give the file itself: {inside[0]}" if inside else _made_by_a_run(folder)
         raise UserError(f"{folder} has no config.json and so is not a model folder{hint}")
     config = _json(folder / "config.json")
     refuse_kernels(str(folder), config, trust_remote_code)
@@ -127,6 +127,17 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
             f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, …): copy the tokenizer files of "
             "the model it was made from into it, or save the tokenizer beside the model with save_pretrained"
         )
+
+
+def _made_by_a_run(folder: Path) -> str:
+    """Of a run folder of `u2a align`, which many take for the model that it made: where that one is."""
+    found = [folder / name for name in ("adapter", "model", "merged")]
+    models = [str(each) for each in found if _holds_model(each)]
+    return f"; it is a run's, whose model is {' or '.join(models)}: give that" if models else ""
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
 def refuse_kernels(name: str, config: dict[str, Any], trust_remote_code: bool) -> None:
