@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -244,8 +246,8 @@ def test_an_adapter_of_the_hub_with_a_pickle_is_not_loaded(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PEFT would load `adapter_model.bin` where there is nothing else."""
-    monkeypatch.setattr(model_loading, "has_file", lambda *_: False)
-    monkeypatch.setattr(model_loading.PeftModel, "from_pretrained", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("transformers.utils.hub.has_file", lambda *_: False)
+    monkeypatch.setattr(PeftModel, "from_pretrained", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(UserError, match=r"org/lora has no adapter_model\.safetensors; pickled weights"):
         model_loading._load_adapter("org/lora", str(model_folder), {"trust_remote_code": False})
 
@@ -269,3 +271,17 @@ def test_code_of_a_tokenizer_does_not_run(model_folder: Path, monkeypatch: pytes
             load(check_source(str(model_folder)))
         except UserError as error:
             assert "cannot be loaded" in str(error)  # noqa: PT017 - or it falls back to its own class
+
+
+def test_a_tokenizer_alone_does_without_peft(tmp_path: Path) -> None:
+    """`u2a check --model` waited for seconds for what only loads models."""
+    values = {"model": str(cases.save_tiny(tmp_path / "model", "qwen")), "template": "auto"}
+    code = (
+        "import sys\n"
+        "from u2a.commands import check\n"
+        f"count = check._token_counter({values!r})\n"
+        "assert count([{'role': 'user', 'content': 'Hi!'}], 'Go away.') > 2\n"
+        "assert 'peft' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -73,11 +73,15 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 def _token_counter(values: Mapping[str, Any]) -> Callable[[list[Message], str], int]:
     from u2a.data.render import Renderer
-    from u2a.models.demo_model import demo_model
     from u2a.models.loading import load_tokenizer
     from u2a.models.source import check_source
 
+    model = values["model"]
+    if model == "demo":
+        from u2a.models.demo_model import demo_model  # with PEFT, which takes seconds
+
+        model = str(demo_model())
     unlimited = 1 << 30
-    source = check_source(str(demo_model()) if values["model"] == "demo" else values["model"])
+    source = check_source(model)
     renderer = Renderer(load_tokenizer(source), template=values["template"], max_length=unlimited)
     return lambda prompt, response: len(renderer.encode(prompt, response)[0])

@@ -1,4 +1,8 @@
-"""From a checked source to a model and its tokenizer: safetensors only, adapters merged, GGUF dequantised."""
+"""From a checked source to a model and its tokenizer: safetensors only, adapters merged, GGUF dequantised.
+
+PEFT and the models of transformers are imported where a model is loaded: whoever wants a tokenizer alone
+(`u2a check --model`) does not wait for them. torch comes with transformers' tokenizers all the same.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,11 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import has_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from u2a.models.merging import merged, quiet_peft
 from u2a.models.source import (
     ModelSource,
     adapter_base,
@@ -45,6 +44,8 @@ def load_source(source: ModelSource, **options: Any) -> tuple[Any, Any]:
         UserError: transformers cannot load it, some of its weights are absent, an adapter cannot be merged,
             or the tokenizer has more tokens than the model has embeddings.
     """
+    import torch
+
     try:
         with quiet_transformers():
             model, tokenizer = _load(source, options)
@@ -91,6 +92,8 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> A
 
 
 def _load(source: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers.utils.peft_utils import find_adapter_config_file
+
     if source.kind == "gguf":
         gguf = source.folder
         model = load_gguf(gguf, **options)
@@ -110,6 +113,8 @@ def _gguf_tokenizer(gguf: Path) -> Any:
 
 def _load_folder(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """A folder or a Hub id."""
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
     config, _ = PretrainedConfig.get_config_dict(name)
     refuse_kernels(name, config, options["trust_remote_code"])
     refuse_other_models(name, config)
@@ -134,6 +139,10 @@ def _load_folder(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
 def _load_adapter(name: str, base: str, options: dict[str, Any]) -> tuple[Any, Any]:
     """The base of an adapter with the adapter merged in; the adapter's own tokenizer if it has one."""
+    from peft import PeftModel
+
+    from u2a.models.merging import merged, quiet_peft
+
     trust = options["trust_remote_code"]
     model, tokenizer = _load(check_source(base, trust_remote_code=trust), options)
     if not Path(name).is_dir() or has_tokenizer(Path(name)):
@@ -154,6 +163,8 @@ def _load_adapter(name: str, base: str, options: dict[str, Any]) -> tuple[Any, A
 
 def _refuse_pickled(adapter: str) -> None:
     """PEFT falls back to a pickle where there is no safetensors file, and has no option against it."""
+    from transformers.utils.hub import has_file
+
     if Path(adapter).is_dir() or has_file(adapter, "adapter_model.safetensors"):
         return
     raise UserError(
@@ -173,6 +184,8 @@ def _drop_invented(tokenizer: Any, embeddings: int) -> None:
 
 def load_gguf(gguf: Path, **options: Any) -> Any:
     """The dequantised model of a GGUF file; `options` go to `from_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
     with redirect_stderr(io.StringIO()):  # its progress bar obeys no setting
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
     # It holds plain floats now; these three would have transformers treat it as quantised.
