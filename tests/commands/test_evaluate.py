@@ -310,6 +310,7 @@ def test_the_runs_template_is_measured_with_and_kept(given, second, tmp_path):
         found = json.loads((out / "evaluation.json").read_text())["models"]["run"]["figures"]
         figures.append(found["chosen_logprob"]["value"])
         assert "max_length: 40\n" in (out / "config.yaml").read_text()
+        assert f"Original model: {given[1]['--original']}; rows are read with" in result.output
     assert figures[0] == figures[1] != figures[2]
 
 

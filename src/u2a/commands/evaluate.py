@@ -74,6 +74,10 @@ def run(values: Mapping[str, Any], models: Sequence[str]) -> int:
     rows.warnings.extend(differ)
     kept = {**values, "models": list(models)}
     with RunFolder.create(folder, kept, command="evaluate", resume=values["resume"]) as run, Bars() as bars:
+        say(
+            f"Original model: {rows.names[ORIGINAL]}; rows are read with --template {values['template']} and "
+            f"--max-length {values['max_length']}."
+        )
         say_warnings(rows.warnings)
         if not_measured := [name for name, why in rows.left_out.items() if NOT_SENT not in why]:
             log.info(
