@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from u2a import processes
+from u2a.models.adapter_kinds import refuse_changed_base
 from u2a.models.base_files import restore_base_files
 from u2a.models.demo_model import demo_model
 from u2a.models.loading import load_source, quiet_transformers
@@ -66,13 +67,15 @@ class Policy:
         """Within, the model is π_ref: the adapters are off.
 
         Raises:
-            UserError: full fine-tuning has no adapters; its reference log-probs must be cached beforehand.
+            UserError: full fine-tuning has no adapters; its reference log-probs must be cached beforehand. Or
+                the adapter is of a kind that may have changed its base.
         """
         if not self.has_adapter:
             raise UserError(
                 "full fine-tuning (--lora-rank 0) keeps no reference model: its reference log-probs must be "
                 "computed once, before training, and cached; a KL term needs a frozen copy"
             )
+        refuse_changed_base(self.model)
         with self.model.disable_adapter():
             yield self.model
 
