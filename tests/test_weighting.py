@@ -103,6 +103,21 @@ def test_exchange_lets_a_better_negative_in_for_a_leaver():
     assert updated[0] / updated[1] == pytest.approx(1.98)
 
 
+@pytest.mark.parametrize("prior, enters", [(0.001, False), (0.99, False), (1.0, True), (3.0, True)])
+def test_who_enters_has_at_least_the_mean_prior_of_those_that_stay(prior, enters):
+    """Those that stay have 1 in the mean. With a thousandth of it a newcomer would have 0.00005, not 0.05."""
+    weights, impact = np.array([1.98, 1.0, 0.02, 0.0]), np.array([2.0, 1.0, -1.0, 5.0])
+    updated = exchange(weights, impact, np.array([0.5, 1.5, 9.0, prior]), Weighting(floor=0.05))
+    assert (updated > 0).tolist() == [True, True, False, enters]
+
+
+@pytest.mark.parametrize("prior", [0.1, 1 / 3, 1e-9])
+def test_equal_priors_keep_nobody_out(prior):
+    """The mean of ten times 0.1 is not 0.1."""
+    weights = np.array([*[1.098] * 10, 0.02, 0.0])
+    assert exchange(weights, np.arange(12.0), np.full(12, prior), Weighting())[-1] >= 0.05
+
+
 def test_exchange_takes_nobody_in_when_nobody_leaves():
     weights = np.array([1.0, 1.0, 0.0])
     assert exchange(weights, np.array([1.0, 1.0, 9.0]), np.ones(3), Weighting()).tolist() == weights.tolist()

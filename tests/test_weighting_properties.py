@@ -92,6 +92,7 @@ def test_exchange_keeps_the_sum_and_the_floor(chosen, mass, impact, prior, optio
     assert entered.sum() <= leaving.sum()
     assert (updated[entered] >= options.floor * (1 - 1e-12)).all()
     assert (prior[entered] > 0).all()
+    assert (prior[entered] >= prior[before & ~leaving].mean() * (1 - 1e-6)).all()
     assert (impact[entered] > max(0.0, impact[before & ~leaving].min(initial=np.inf))).all()
 
 

@@ -124,8 +124,9 @@ def warn_of_idle_rho(weights: Array, options: Weighting, outer_steps: int) -> No
 def exchange(weights: Array, score: Array, prior: Array, options: Weighting) -> Array:
     """Weights under the floor leave S; as many better negatives may enter, with the floor's weight.
 
-    One enters when its score is positive and above the least of those that stay. The entrants' weight is the
-    floor's after rescaling: with less they would leave again at once.
+    One enters when its score is positive and above the least of those that stay, and its prior weight is at
+    least their mean. A smaller prior would make its weight a smaller part of the floor's, and it would leave
+    again at once. The entrants' weight is the floor's after rescaling, for the same reason.
 
     Args:
         score: what negatives are ranked by: impacts, or impacts less what costs take off them.
@@ -135,7 +136,8 @@ def exchange(weights: Array, score: Array, prior: Array, options: Weighting) -> 
     updated = np.where(staying, weights, 0.0)
     if leaving.any() and staying.any():
         threshold = max(0.0, float(score[staying].min()))
-        outside = np.flatnonzero((weights == 0) & (prior > 0) & (score > threshold))
+        usual = float(prior[staying].mean()) * (1 - 1e-9)  # a hair less: the mean of equal ones is rounded
+        outside = np.flatnonzero((weights == 0) & (prior > 0) & (prior >= usual) & (score > threshold))
         best = outside[np.argsort(-score[outside], kind="stable")[: int(leaving.sum())]]
         # e with e·|S|/(Σ_staying + e·k) = floor, for k that enter; a hair more, against rounding
         room = np.count_nonzero(staying) + len(best) * (1 - options.floor)
