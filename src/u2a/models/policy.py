@@ -6,6 +6,7 @@ adapter is merged into its base first.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ __all__ = [
     "demo_model",
     "ensure_pad_token",
     "load_policy",
+    "that_pads",
 ]
 
 
@@ -257,10 +259,26 @@ def add_adapter(
     return wrapped.eval()
 
 
+def that_pads(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, for a library that pads by it: a copy whose pad token is token 0 where it has none."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    lent = copy.deepcopy(tokenizer)
+    lent.pad_token = lent.convert_ids_to_tokens(0)
+    return lent
+
+
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """A tokenizer without a pad token gets its EOS token for it: padding is masked by position, not by id."""
+    """A tokenizer without a pad token gets its EOS token for it: padding is masked by position, not by id.
+
+    Without an EOS token either it has none, and batches are filled with token 0, which stays a token of texts
+    (`!` of many byte-level vocabularies): as the pad token it would be left out of answers, and the tokenizer
+    that is saved would read texts otherwise.
+    """
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is None:
+        return
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
