@@ -174,7 +174,8 @@ def load_policy(
             base are float32, and so is a whole model that is trained.
         quantize: `4bit` (NF4, double quantisation) needs an accelerator, bitsandbytes and an adapter.
         seed: of the adapter's A; the global random state is left alone.
-        device: default the accelerator of this process, else the CPU.
+        device: default the accelerator of this process (not Apple's `mps`, which has no float64), else the
+            CPU. Another card than the process's own is refused: `CUDA_VISIBLE_DEVICES` picks one.
         trust_remote_code: run code that comes with the model.
         attn_implementation: `eager`, `sdpa` or `flash_attention_2`; None = what transformers takes.
         on_cpu: leave it on the CPU, in the format for `device`: `Policy.shard` spreads it from there.
