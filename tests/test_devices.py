@@ -15,6 +15,7 @@ from u2a.alignment.outer_loop import align
 from u2a.config import OuterOptions, UnlearnOptions, WeightOptions
 from u2a.impact.curvature import Identity
 from u2a.impact.table import score_impact
+from u2a.models.options import device_of
 from u2a.models.policy import load_policy
 from u2a.preparation import prepare
 from u2a.training.config import U2AConfig, on_one_card
@@ -90,6 +91,36 @@ def test_gradient_checkpointing_changes_no_step(tmp_path, device):
     assert not base.is_gradient_checkpointing, "it is as it was"
     for name, value in snapshot(plain).items():
         torch.testing.assert_close(snapshot(checkpointed)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def with_accelerator(monkeypatch, kind, rank=None):
+    """As on a machine with accelerators of that kind, in the process of that rank."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+
+
+@pytest.mark.parametrize("rank, other", [(None, "cuda:1"), (0, "cuda:3"), (2, "cuda:0")])
+def test_the_card_of_another_process_is_refused(tmp_path, monkeypatch, rank, other):
+    """From Python too: the trainer of transformers moves the model to the process's own."""
+    with_accelerator(monkeypatch, "cuda", rank)
+    with pytest.raises(
+        UserError, match=f"{other}: pick the card by CUDA_VISIBLE_DEVICES and take --device cuda"
+    ):
+        load_policy(save_tiny(tmp_path, "llama"), device=other)
+    own = torch.device("cuda", rank or 0)
+    assert device_of("cuda") == torch.device("cuda")
+    assert device_of(str(own)) == own
+    assert device_of(None) == (torch.device("cuda") if rank is None else own)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_device_without_float64_is_taken_only_when_asked_for(monkeypatch, rank):
+    with_accelerator(monkeypatch, "mps", rank)
+    assert device_of(None) == torch.device("cpu")
+    assert device_of("mps") == torch.device("mps")
 
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])

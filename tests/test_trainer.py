@@ -432,6 +432,24 @@ def test_rows_that_are_tokenised_by_halves_are_refused(tmp_path):
         _trainer(tmp_path, answers(BAD), retain=retain, retain_loss="nll")
 
 
+@pytest.mark.parametrize(
+    "start, n_tokens, words",
+    [
+        (0, 3, "response_start is 0 of 3 tokens; it must be at least 1"),  # three, of which two are predicted
+        (3, 0, "response_start is 3 of 3 tokens"),
+        (1, 3, "n_tokens is 3, but from response_start 1 on there are 2"),
+    ],
+)
+def test_tokenised_rows_whose_responses_are_elsewhere_are_refused_by_row(tmp_path, start, n_tokens, words):
+    """Losses and denominators count response tokens in two ways, which would be two numbers for these."""
+    columns = {"input_ids": [[1, 2, 3]] * 2, "response_start": [1, start], "n_tokens": [2, n_tokens]}
+    rows = Dataset.from_dict(columns)
+    with pytest.raises(UserError, match=f"train_dataset row 1: {words}"):
+        _trainer(tmp_path, rows)
+    with pytest.raises(UserError, match=f"retain_dataset row 1: {words}"):
+        _trainer(tmp_path, answers(BAD), retain=rows, retain_loss="nll")
+
+
 OVERRIDDEN = [
     name
     for name, found in vars(UnlearnTrainer).items()

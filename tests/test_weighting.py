@@ -17,6 +17,7 @@ from u2a.weighting import (
     mirror_ascent,
     parse_selection,
     select_greedily,
+    step_within_budget,
     warn_of_idle_rho,
     within_budget,
 )
@@ -102,6 +103,21 @@ def test_exchange_lets_a_better_negative_in_for_a_leaver():
     assert updated[0] / updated[1] == pytest.approx(1.98)
 
 
+@pytest.mark.parametrize("prior, enters", [(0.001, False), (0.99, False), (1.0, True), (3.0, True)])
+def test_who_enters_has_at_least_the_mean_prior_of_those_that_stay(prior, enters):
+    """Those that stay have 1 in the mean. With a thousandth of it a newcomer would have 0.00005, not 0.05."""
+    weights, impact = np.array([1.98, 1.0, 0.02, 0.0]), np.array([2.0, 1.0, -1.0, 5.0])
+    updated = exchange(weights, impact, np.array([0.5, 1.5, 9.0, prior]), Weighting(floor=0.05))
+    assert (updated > 0).tolist() == [True, True, False, enters]
+
+
+@pytest.mark.parametrize("prior", [0.1, 1 / 3, 1e-9])
+def test_equal_priors_keep_nobody_out(prior):
+    """The mean of ten times 0.1 is not 0.1."""
+    weights = np.array([*[1.098] * 10, 0.02, 0.0])
+    assert exchange(weights, np.arange(12.0), np.full(12, prior), Weighting())[-1] >= 0.05
+
+
 def test_exchange_takes_nobody_in_when_nobody_leaves():
     weights = np.array([1.0, 1.0, 0.0])
     assert exchange(weights, np.array([1.0, 1.0, 9.0]), np.ones(3), Weighting()).tolist() == weights.tolist()
@@ -114,6 +130,46 @@ def test_budget_moves_weight_to_cheap_negatives():
     held = within_budget(weights, impact, cost, 1.0, 1.0 / 3, Weighting())  # in the mean over Ω = 3
     assert held @ cost == pytest.approx(1.0, abs=1e-6)
     assert held.sum() == pytest.approx(3)
+
+
+BUDGETED = {
+    "weights": np.array([1.3, 1.2, 0.5, 0.0, 0.0]),
+    "impact": np.array([3.0, 2.0, 2.5, 2.2, 2.1]),
+    "cost": np.array([0.02, 0.01, 1.5, 3.0, 3.0]),
+    "scale": 2.5,
+    "prior": np.ones(5),
+    "options": Weighting("3", eta=0.5, floor=0.05),
+}
+
+
+def test_a_dear_negative_does_not_enter_for_its_impact_alone():
+    """The third, which costs most of the selection, leaves. The fourth has a larger impact than the second,
+    and at the floor's weight alone would cost 3.0·0.05/3 = 0.05 in the mean."""
+    updated = step_within_budget(budget=0.02, **BUDGETED)
+    assert (updated > 0).tolist() == [True, True, False, False, False]
+    cheap = {**BUDGETED, "cost": np.array([0.02, 0.01, 1.5, 3.0, 0.01])}
+    updated = step_within_budget(budget=0.02, **cheap)
+    assert (updated > 0).tolist() == [True, True, False, False, True]  # the dearer one would be before it
+    assert mean_cost(updated, cheap["cost"]) <= 0.02
+
+
+def test_those_who_enter_under_a_budget_have_a_positive_impact():
+    """Cheap is not enough: of a_i − ν·c_i it would be the first."""
+    harmful = {
+        **BUDGETED,
+        "impact": np.array([3.0, 2.0, 2.5, 2.2, -0.1]),
+        "cost": np.array([1, 1, 9, 9, -9.0]),
+    }
+    assert step_within_budget(budget=1.1, **harmful)[4] == 0
+
+
+def test_nobody_leaves_where_only_the_cheap_ones_would():
+    """The third keeps the mean at the budget by a weight under the floor."""
+    options = Weighting("3", eta=0.0, floor=0.05)
+    weights, cost = np.array([1.49, 1.48, 0.03]), np.array([1.0, 1.0, -9.0])
+    budget = mean_cost(weights, cost) + 1e-6
+    updated = step_within_budget(weights, np.ones(3), cost, 1.0, budget, np.ones(3), options)
+    assert updated == pytest.approx(weights)
 
 
 def test_budget_that_holds_anyway_changes_nothing():

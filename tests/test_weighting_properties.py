@@ -14,6 +14,7 @@ from u2a.weighting import (
     mirror_ascent,
     parse_selection,
     select_greedily,
+    step_within_budget,
     within_budget,
 )
 
@@ -91,6 +92,7 @@ def test_exchange_keeps_the_sum_and_the_floor(chosen, mass, impact, prior, optio
     assert entered.sum() <= leaving.sum()
     assert (updated[entered] >= options.floor * (1 - 1e-12)).all()
     assert (prior[entered] > 0).all()
+    assert (prior[entered] >= prior[before & ~leaving].mean() * (1 - 1e-6)).all()
     assert (impact[entered] > max(0.0, impact[before & ~leaving].min(initial=np.inf))).all()
 
 
@@ -120,6 +122,30 @@ def test_the_budget_holds_wherever_it_can(chosen, mass, impact, cost, eta, budge
     assert mean_cost(held, cost) <= budget + 1e-9
     if mean_cost(free, cost) <= budget:
         assert held == pytest.approx(free)
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0), OPTIONS)
+def test_no_exchange_takes_a_step_past_its_budget(seed, share, options):
+    """The budget is between the least and the largest cost of those selected, some cheaper than nothing."""
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(2, 40))
+    chosen = draw.random(n) < 0.6
+    chosen[0] = True
+    weights = on_simplex(chosen, draw.exponential(size=n))
+    impact, cost, prior = draw.normal(1, 2, n), draw.normal(0.3, 1, n), draw.choice([0.0, 0.5, 1.0, 2.0], n)
+    budget = cost[chosen].min() + share * np.ptp(cost[chosen])
+    held = within_budget(weights, impact, cost, 2.0, budget, options)
+    updated = step_within_budget(weights, impact, cost, 2.0, budget, prior, options)
+    if held is None:
+        assert updated is None
+        return
+    assert mean_cost(updated, cost) <= budget
+    after = updated > 0
+    assert updated.sum() == pytest.approx(after.sum())
+    assert after.sum() <= chosen.sum()
+    assert (impact[after & ~chosen] > 0).all()
+    assert (prior[after & ~chosen] > 0).all()
 
 
 @settings(max_examples=40)

@@ -149,7 +149,9 @@ class ModelOptions:
         "Attention kernel; flash_attention_2 needs the package flash-attn, an accelerator and 16 bits.",
         ("auto", "eager", "sdpa", "flash_attention_2"),
     )
-    device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
+    device: str = option(
+        "", "Device, e.g. cuda or cpu; empty = the accelerator (not Apple's mps: no float64), else the CPU."
+    )
     trust_remote_code: bool = option(
         False, "Run code that comes with the model. Only if you trust it.", flag_only=True
     )

@@ -47,10 +47,12 @@ def digest_of_texts(texts: Dataset | None) -> str:
 
 
 def described(objective: object) -> str:
-    """The objective's class, and what the user chose of it."""
+    """The objective's class, what the user chose of it, and the seed of what it draws, if it has one."""
     options = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
     values = (str(getattr(objective, f.name)) for f in options if "help" in f.metadata)
-    return " ".join([type(objective).__name__, *filter(None, values)])
+    seed = getattr(objective, "seed", None)
+    drawn = [] if seed is None else [f"seed {seed}"]
+    return " ".join([type(objective).__name__, *filter(None, values), *drawn])
 
 
 def digest_of(weights: np.ndarray | None) -> str:

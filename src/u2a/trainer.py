@@ -56,7 +56,8 @@ class UnlearnTrainer(Trainer):
     Args:
         model: a causal language model, a PEFT model, or the name of one: a folder or a Hub id, loaded in
             float32. The reference of a PEFT model is its base, with the adapter switched off, whatever the
-            adapter has learned: one that belongs to the original model is to be merged first.
+            adapter has learned: one that belongs to the original model is to be merged first; beside one that
+            changes its base when it is made, as PiSSA does, `reference_model` is the reference.
         args: `U2AConfig`; default `U2AConfig("u2a-output")`.
         loss: a loss object; default the one that `args` names.
         train_dataset: the negatives: rows of any format of `load_negatives`, read as it reads them, such as
@@ -71,7 +72,7 @@ class UnlearnTrainer(Trainer):
             unlearning: the DPO loss with the sign of a gain. Needed, and taken, where `joint_weight` is
             above 0.
         reference_model: frozen copy of the original model, taken as it is; only the `kl` term of full
-            fine-tuning needs one.
+            fine-tuning and adapters like PiSSA need one.
         l2_start: φ₀ by parameter name, which the `l2` term holds φ near; default φ when the trainer is made,
             or, of a run that is resumed, when it was begun: checkpoints hold it.
         processing_class: the tokenizer; default the one of `model.name_or_path`.

@@ -121,21 +121,24 @@ def warn_of_idle_rho(weights: Array, options: Weighting, outer_steps: int) -> No
         )
 
 
-def exchange(weights: Array, impact: Array, prior: Array, options: Weighting) -> Array:
+def exchange(weights: Array, score: Array, prior: Array, options: Weighting) -> Array:
     """Weights under the floor leave S; as many better negatives may enter, with the floor's weight.
 
-    That weight is the floor's after rescaling. Design, section 2, lets them enter with the leavers' mean
-    weight; that is under the floor, so that they would leave again at once.
+    One enters when its score is positive and above the least of those that stay, and its prior weight is at
+    least their mean. A smaller prior would make its weight a smaller part of the floor's, and it would leave
+    again at once. The entrants' weight is the floor's after rescaling, for the same reason.
 
-    One enters when its impact is positive and above the least impact of those that stay.
+    Args:
+        score: what negatives are ranked by: impacts, or impacts less what costs take off them.
     """
     leaving = (weights > 0) & (weights < options.floor)
     staying = (weights > 0) & ~leaving
     updated = np.where(staying, weights, 0.0)
     if leaving.any() and staying.any():
-        threshold = max(0.0, float(impact[staying].min()))
-        outside = np.flatnonzero((weights == 0) & (prior > 0) & (impact > threshold))
-        best = outside[np.argsort(-impact[outside], kind="stable")[: int(leaving.sum())]]
+        threshold = max(0.0, float(score[staying].min()))
+        usual = float(prior[staying].mean()) * (1 - 1e-9)  # a hair less: the mean of equal ones is rounded
+        outside = np.flatnonzero((weights == 0) & (prior > 0) & (prior >= usual) & (score > threshold))
+        best = outside[np.argsort(-score[outside], kind="stable")[: int(leaving.sum())]]
         # e with e·|S|/(Σ_staying + e·k) = floor, for k that enter; a hair more, against rounding
         room = np.count_nonzero(staying) + len(best) * (1 - options.floor)
         updated[best] = options.floor * float(updated.sum()) / room * (1 + 1e-9)
@@ -148,29 +151,60 @@ def within_budget(
     """The mirror ascent step with the least pressure ν on costs that keeps their mean, Σω_i·c_i/Ω, ≤ budget;
     None where no ν does.
 
-    Ascends on a_i − ν·c_i, ν found by bisection, in a unit in which impacts and costs are of the same size;
-    `cost` and `budget` are in the same, calibrated unit. A mean, since what is trained is divided by Ω too.
+    Ascends on a_i − ν·c_i; `cost` and `budget` are in the same, calibrated unit. A mean, since what is
+    trained is divided by Ω too.
     """
-    free = mirror_ascent(weights, impact, scale, options)
-    if mean_cost(free, cost) <= budget:
-        return free
+    pressure = _least_pressure(weights, impact, cost, scale, budget, options)
+    return None if pressure is None else mirror_ascent(weights, impact - pressure * cost, scale, options)
+
+
+def step_within_budget(
+    weights: Array, impact: Array, cost: Array, scale: float, budget: float, prior: Array, options: Weighting
+) -> Array | None:
+    """`within_budget` and then `exchange`, their mean cost ≤ budget too; None as there.
+
+    Entrants are ranked by a_i − ν·c_i, with the step's ν, and need an impact above 0. Where they would take
+    the mean past the budget, nobody enters; where it is past it even so, since cheap negatives left, nobody
+    leaves either.
+    """
+    pressure = _least_pressure(weights, impact, cost, scale, budget, options)
+    if pressure is None:
+        return None
+    score = impact - pressure * cost
+    held = mirror_ascent(weights, score, scale, options)
+    for may_enter in (impact > 0, np.zeros(len(impact), bool)):
+        ranked = np.where((weights > 0) | may_enter, score, -np.inf)
+        exchanged = exchange(held, ranked, prior, options)
+        if mean_cost(exchanged, cost) <= budget:
+            return exchanged
+    return held
+
+
+def _least_pressure(
+    weights: Array, impact: Array, cost: Array, scale: float, budget: float, options: Weighting
+) -> float | None:
+    """ν in impact per unit of cost: 0 where the budget is kept anyway, None where no ν keeps it. Found by
+    bisection, in a unit in which impacts and costs are of the same size."""
+
+    def kept(pressure: float) -> bool:
+        updated = mirror_ascent(weights, impact - pressure * cost, scale, options)
+        return mean_cost(updated, cost) <= budget
+
+    if kept(0.0):
+        return 0.0
     size = impact_scale(cost, weights)
     if size == 0:  # nothing costs or gains anything, and what is left is below 0
         return None
     unit = scale / size
-
-    def step(pressure: float) -> Array:
-        return mirror_ascent(weights, impact - pressure * unit * cost, scale, options)
-
     low, high = 0.0, 1.0
-    while mean_cost(step(high), cost) > budget:
+    while not kept(high * unit):
         if high >= _MOST_PRESSURE:
             return None
         low, high = high, high * 4
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if mean_cost(step(middle), cost) <= budget else (middle, high)
-    return step(high)
+        low, high = (low, middle) if kept(middle * unit) else (middle, high)
+    return high * unit
 
 
 def mean_cost(weights: Array, cost: Array) -> float:

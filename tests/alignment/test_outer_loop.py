@@ -92,7 +92,7 @@ def test_a_utility_budget_that_no_weights_would_keep_ends_the_loop(monkeypatch):
     """What is kept is what the steps before it found; no step is made on the one cheapest negative."""
     from u2a.alignment import outer_loop
 
-    monkeypatch.setattr(outer_loop, "within_budget", lambda *_: None)
+    monkeypatch.setattr(outer_loop, "step_within_budget", lambda *_: None)
     monkeypatch.setattr("u2a.alignment.measured_run.MeasuredRun.__call__", costly(MeasuredRun.__call__))
     result = run(problem(), outer={"outer_steps": 3, "utility_budget": 100.0})
     assert result.outcome.startswith("Stopped after outer step 1: no weights would keep within")

@@ -109,6 +109,27 @@ def test_joint_methods_measure_j_on_other_pairs_than_they_train_on(bench, method
     assert cell["points"][-1]["objective"] != plain["points"][-1]["objective"]
 
 
+def test_without_retain_rows_joint_methods_measure_u_on_no_answer_that_they_train_on(tmp_path):
+    """Two of four prompts are trained on: U is on the preferred answers to the others, as in `prepare`."""
+    alike, plain = (tiny_problem(random_b=False, retain=None, joint_share=share) for share in (0.5, 0.0))
+    made = Bench(
+        first=plain,
+        validation=pairs(),
+        test=pairs(),
+        budget=Budget(steps=2, batch_size=3),
+        folder=tmp_path,
+        curvature=Identity(),
+        has_retain=False,
+    )
+    joint, start = made._problem(entry({"method": "u2a", "joint": 1.0}), 0)
+    assert joint.utility.texts["input_ids"][:] == alike.utility.texts["input_ids"][:]
+    trained_on = joint.joint.texts["input_ids"][:]
+    assert not any(text in trained_on for text in joint.utility.texts["input_ids"])
+    assert len(start.s_utility) == 2
+    others, _ = made._problem(entry("uniform"), 0)
+    assert len(others.utility.texts) == 4
+
+
 def test_metrics_are_measured_at_the_end_of_final_cells(bench):
     cell = run(bench, "uniform")
     margin = figure_of_json("margin", cell["figures"]["margin"])

@@ -15,6 +15,11 @@ from u2a.losses import NPO, SimNPO
 from u2a.problem import silent
 
 
+def uneven():
+    """Retain rows, every other one of which is trained on, of very different lengths: more than a batch."""
+    return answers([(f"Say {i}!", "yes " * (1 + 5 * (i // 2 % 4))) for i in range(16)])
+
+
 def _minibatch_loss(problem, rows, kept, steps):
     """The trainer's loss of one step, spelled out."""
     from u2a.data.collate import collate
@@ -29,7 +34,7 @@ def _minibatch_loss(problem, rows, kept, steps):
         problem.lengths[rows].double(),
     )
     texts = problem.retain_texts
-    tokens = sum(texts[int(r)]["n_tokens"] for r in kept)
+    tokens = len(kept) * np.mean(texts["n_tokens"])  # not those of `kept`: a step of short ones pulls less
     forget = steps / len(problem.negative_texts) * losses.sum()
     return forget - WEIGHT * logprobs(texts, kept).sum() / tokens
 
@@ -39,7 +44,8 @@ def test_adam_is_the_preconditioner_of_torch_adamw():
     """Three minibatches of 2, 2 and 1 negatives at a φ that does not move (learning rate 0)."""
     from u2a.data.retain_order import retain_rows
 
-    problem = small_problem(loss=SimNPO(0.1), retain_loss="nll", negatives=answers([*GOOD, *GOOD[:2]]))
+    negatives = answers([*GOOD, *GOOD[:2]])
+    problem = small_problem(loss=SimNPO(0.1), retain_loss="nll", negatives=negatives, retain=uneven())
     order = np.random.default_rng(5).permutation(5)
     leaves = list(problem.policy.trainable().values())
     optimizer = torch.optim.AdamW(leaves, lr=0.0, weight_decay=0.0)
@@ -61,7 +67,7 @@ def test_adam_has_the_moments_of_the_trainers_own_first_step(tmp_path, retain_lo
     """`UnlearnTrainer` itself, one step with every negative in the batch."""
     from u2a.trainer import U2AConfig, UnlearnTrainer
 
-    problem = small_problem(loss=NPO(0.1), retain_loss=retain_loss)
+    problem = small_problem(loss=NPO(0.1), retain_loss=retain_loss, retain=uneven())
     count = len(problem.negative_texts)
     solver = Adam(retain_weight=WEIGHT, batch_size=count, seed=7).prepare(problem, silent)
     args = U2AConfig(

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import cases
+from u2a.data.render import Renderer
+from u2a.evaluation.answers import answer
 from u2a.models import policy as models
-from u2a.models.policy import Policy, add_adapter, ensure_pad_token, load_policy
+from u2a.models.policy import Policy, add_adapter, ensure_pad_token, load_policy, that_pads
+from u2a.passes.generation import sampled
 from u2a.types import UserError
 
 IDS = torch.tensor([[5, 60, 7, 80, 9, 100]])
@@ -259,7 +262,41 @@ def test_pad_token_without_eos() -> None:
     tokenizer = cases.tiny_tokenizer("gpt2")
     tokenizer.eos_token = None
     ensure_pad_token(tokenizer, cases.tiny_model("gpt2"))
-    assert tokenizer.pad_token_id == 0
+    assert tokenizer.pad_token_id is None
+    assert that_pads(tokenizer).pad_token_id == 0
+    assert tokenizer.pad_token_id is None
+    tokenizer.pad_token = "a"
+    assert that_pads(tokenizer) is tokenizer
+
+
+@pytest.mark.filterwarnings("ignore:.*pad_token_id")
+def test_token_0_stays_a_token_of_texts_where_nothing_pads(tmp_path: Path) -> None:
+    """`!` of a byte-level vocabulary without special tokens, in memory and as saved."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+
+    whole = Tokenizer(BPE())
+    whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    whole.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    whole.train_from_iterator(
+        ["Stop it!! Wow!!"] * 9, trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole)
+    assert tokenizer.convert_ids_to_tokens(0) == "!"
+    model = cases.tiny_model("llama", tokenizer=tokenizer)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    policy = load_policy(str(tmp_path / "base"), lora_rank=2)
+    policy.save(tmp_path / "adapter")
+    text = "Stop it!! Wow!"
+    for found in (policy.tokenizer, AutoTokenizer.from_pretrained(tmp_path / "adapter")):
+        ids = found(text, add_special_tokens=False)["input_ids"]
+        assert ids == tokenizer(text)["input_ids"]
+        assert found.decode(ids, skip_special_tokens=True) == text
+    prompt = [{"role": "user", "content": "Stop it!"}]
+    assert isinstance(answer(policy, Renderer(policy.tokenizer), prompt, max_new_tokens=3), str)
+    assert len(sampled(policy, [[0, 1], [5]], max_new_tokens=3, seed=0)) == 2
 
 
 def test_adapter_of_conv1d_layers_warns_of_nothing() -> None:

@@ -8,6 +8,7 @@ from transformers import LlamaForSequenceClassification, T5Config, T5ForConditio
 
 from cases import tiny_model, tiny_tokenizer
 from u2a.losses import NPO, GradientAscent
+from u2a.models.policy import Policy
 from u2a.passes.dataset import dataset_logprobs
 from u2a.trainer import U2AConfig, UnlearnTrainer
 from u2a.types import UserError
@@ -19,8 +20,8 @@ def lora(**options):
     return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
 
 
-def base():
-    return tiny_model("llama", dtype=torch.float64)
+def base(dtype=torch.float64):
+    return tiny_model("llama", dtype=dtype)
 
 
 def learned(model):
@@ -33,10 +34,11 @@ def learned(model):
     return model
 
 
-def trainer(tmp_path, model, loss=None, seed=0, **options):
+def trainer(tmp_path, model, loss=None, seed=0, args=None, **options):
+    plain = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
     return UnlearnTrainer(
         model=model,
-        args=U2AConfig(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, seed=seed),
+        args=args or U2AConfig(str(tmp_path), seed=seed, **plain),
         loss=loss or NPO(),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tiny_tokenizer("llama"),
@@ -67,6 +69,31 @@ def test_a_new_adapter_never_takes_an_old_ones_place(tmp_path):
 def test_the_reference_of_an_adapter_that_has_learned_is_its_base(tmp_path):
     made = trainer(tmp_path, learned(get_peft_model(base(), lora())))
     torch.testing.assert_close(made._reference_logprobs, logprobs(made, base()))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("in_hand", [True, False])
+def test_an_adapter_that_changed_its_base_is_no_reference(tmp_path, init, in_hand):
+    """PiSSA and OLoRA take the first A and B out of the base: what is left with them off is another model."""
+    config = lora(init_lora_weights=init)
+
+    def made(loss, **more):
+        model = get_peft_model(base(torch.float32), config) if in_hand else base(torch.float32)
+        return trainer(tmp_path, model, loss, peft_config=None if in_hand else config, **more)
+
+    kl = U2AConfig(str(tmp_path), retain_loss="kl", use_cpu=True, report_to="none", disable_tqdm=True)
+    for more in ({}, {"loss": GradientAscent(), "args": kl, "retain_dataset": Dataset.from_list(ROWS)}):
+        with pytest.raises(UserError, match=rf"LORA with init_lora_weights='{init}'.*reference_model"):
+            made(**{"loss": NPO(), **more})
+    given = made(NPO(), reference_model=base(torch.float32))
+    torch.testing.assert_close(given._reference_logprobs, logprobs(given, base(torch.float32)))
+    made(GradientAscent())  # compares with nothing
+
+
+def test_a_policy_whose_adapter_changed_its_base_has_no_reference():
+    model = get_peft_model(base(torch.float32), lora(init_lora_weights="pissa"))
+    with pytest.raises(UserError, match="is not known to leave"), Policy(model, None, True, "").reference():
+        pass
 
 
 def two_adapters():

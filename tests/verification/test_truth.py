@@ -11,6 +11,7 @@ from problems import pairs, tiny_problem
 from u2a.alignment.ledger import snapshot
 from u2a.alignment.outer_loop import align
 from u2a.config import UnlearnOptions
+from u2a.fingerprint import fingerprint
 from u2a.objectives.preference import Preference
 from u2a.problem import Problem
 from u2a.types import GuardStop, UserError
@@ -220,5 +221,18 @@ def test_a_cell_of_another_reward_is_refused_by_name():
     for each in options:
         problem = tiny_problem("llama", objective="reward", objective_options=each, scorer=scored)
         found.append(settings_of(problem, OPTIONS, plan, None, {}))
-    assert found[0]["objective"] == "Reward 0.1 4 4"
-    assert [{k for k in found[0] if found[0][k] != other[k]} for other in found[1:]] == [{"objective"}] * 2
+    drawn_otherwise = replace(problem, objective=replace(problem.objective, seed=1))
+    found.append(settings_of(drawn_otherwise, OPTIONS, plan, None, {}))
+    assert found[0]["objective"] == "Reward 0.1 4 4 seed 0"
+    assert [{k for k in found[0] if found[0][k] != other[k]} for other in found[1:]] == [{"objective"}] * 3
+    assert fingerprint(drawn_otherwise) != fingerprint(problem)
+
+
+def test_a_cell_of_another_retain_weight_is_refused_by_name():
+    """What trains is the problem's; the options here say nothing of it."""
+    plan = make_plan(6, 3, OPTIONS, subsets=2)
+    one, fifty = (
+        settings_of(tiny_problem("llama", retain_weight=weight), OPTIONS, plan, None, {})
+        for weight in (1.0, 50.0)
+    )
+    assert {k for k in one if one[k] != fifty[k]} == {"retain_weight"}

@@ -32,8 +32,8 @@ from u2a.weighting import (
     mirror_ascent,
     parse_selection,
     select_greedily,
+    step_within_budget,
     warn_of_idle_rho,
-    within_budget,
 )
 
 log = logging.getLogger("u2a")
@@ -318,17 +318,13 @@ class _OuterLoop:
         """
         if table is None:
             return state.weights
-        impact, scale = table.impact, state.scale
+        impact, scale, prior = table.impact, state.scale, self.problem.prior
         if state.cost_calibration is None or self.outer.utility_budget <= 0:
             weights = mirror_ascent(state.weights, impact, scale, self.weighting)
-        else:
-            cost = table.utility_cost * state.cost_calibration
-            left = self.outer.utility_budget - (self.ledger.start.utility - at.utility)
-            within = within_budget(state.weights, impact, cost, scale, left, self.weighting)
-            if within is None:
-                return None
-            weights = within
-        return exchange(weights, impact, self.problem.prior, self.weighting)
+            return exchange(weights, impact, prior, self.weighting)
+        cost = table.utility_cost * state.cost_calibration
+        left = self.outer.utility_budget - (self.ledger.start.utility - at.utility)
+        return step_within_budget(state.weights, impact, cost, scale, left, prior, self.weighting)
 
     def _result(self, state: OuterState, outcome: str) -> AlignResult:
         ledger = self.ledger

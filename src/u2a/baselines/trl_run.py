@@ -15,6 +15,7 @@ from transformers import PrinterCallback
 from u2a.baselines.stage import Stage
 from u2a.data.render import is_cut_of
 from u2a.data.scratch import no_progress_bars
+from u2a.models.policy import that_pads
 from u2a.training.config import arguments_for
 from u2a.types import UserError
 from u2a.validation import pair_texts
@@ -51,7 +52,7 @@ def run(stage: Stage, trainer: str, config: str, rows: Dataset, *, batch_size: i
                 model=model,
                 args=args,
                 train_dataset=_stand_in(rows),
-                processing_class=stage.problem.policy.tokenizer,
+                processing_class=that_pads(stage.problem.policy.tokenizer),
                 callbacks=[stage.watch],
             )
         made.train_dataset = rows

@@ -159,7 +159,9 @@ class EvaluateOptions:
         "Number format; auto = float32: 16 bits round what an adapter adds to the weights.",
         ("auto", "float32", "bfloat16", "float16", "float64"),
     )
-    device: str = option("", "Device, e.g. cuda:0 or cpu; empty = the best there is.")
+    device: str = option(
+        "", "Device, e.g. cuda or cpu; empty = the accelerator (not Apple's mps: no float64), else the CPU."
+    )
     trust_remote_code: bool = option(
         False, "Run code that comes with a model. Only if you trust it.", flag_only=True
     )

@@ -71,10 +71,6 @@ def check_choices(values: Mapping[str, Any], schema: Schema) -> None:
     _check_objective(values)
     if values.get("merge") and values["quantize"] != "none":
         raise UserError("--merge cannot fold an adapter into a base in 4 bits; leave out one of the two")
-    if ":" in values["device"] and not values["device"].endswith(":0"):
-        raise UserError(
-            f"--device {values['device']}: pick the card by CUDA_VISIBLE_DEVICES and take --device cuda"
-        )
     if "select" in values:
         Weighting(values["select"], values["eta"], values["rho"], values["weight_floor"])
 

@@ -26,6 +26,7 @@ from u2a.impact.curvature import Curvature
 from u2a.impact.table import ImpactTable, score_impact
 from u2a.losses import LOSSES, resolve_loss
 from u2a.ngrams import AnswerShares
+from u2a.objectives import MeanLogProb
 from u2a.objectives.preference import Preference
 from u2a.problem import Measurement, Problem, Task, silent
 from u2a.runs.run_folder import write_json
@@ -51,7 +52,8 @@ class Bench:
     Args:
         first: the problem, prepared at φ₀. Its retain term is `nll` where there are retain rows, so that U is
             measured on the same texts whatever the method trains on.
-        has_retain: whether U is measured on retain rows, and not on preferred validation answers.
+        has_retain: whether U is measured on retain rows, and not on preferred validation answers: of joint
+            methods, on those to pairs that they do not train on.
         validation, test: rows of pairs. training, mixture, scorer: what some methods need.
         folder: of the kept scores.
         loss, loss_options: options of the unlearning loss of that name; other losses take their defaults.
@@ -163,6 +165,9 @@ class Bench:
             raise UserError(f"{entry.name}: joint methods climb J on preference pairs")
         joint, objective = shared_out(problem.objective, self.validation["prompt"], JOINT_SHARE)
         problem = replace(problem, joint=joint, objective=objective)
+        if not self.has_retain:  # U is on preferred answers: on none that is trained on, as `prepare` has it
+            preferred = objective.texts.select(range(len(objective.texts) // 2))
+            problem = replace(problem, utility=MeanLogProb(preferred))
         return problem, problem.measure(self.task, negatives=True)
 
     def _scores(self, entry: Entry, seed: int, problem: Problem, watch: Watch) -> ImpactTable:

@@ -27,7 +27,7 @@ def answer(policy: Policy, renderer: Renderer, prompt: list[Message], *, max_new
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id or 0,  # there is none: any will do
             eos_token_id=sorted(ending_tokens(policy)) or None,
         )
     return tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True).strip()

@@ -90,11 +90,13 @@ class Harness:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
+        from u2a.models.policy import that_pads
+
         tasks = list(self.tasks.values())
         with _quiet():
             model = HFLM(
                 pretrained=subject.policy.model,
-                tokenizer=subject.policy.tokenizer,
+                tokenizer=that_pads(subject.policy.tokenizer),
                 batch_size=subject.sampling.batch_size,
             )
             results: Any = simple_evaluate(

@@ -22,10 +22,10 @@ DTYPES = {
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has one of its kind.
+    """The device, if this machine has one of its kind and it is the one that this process trains on.
 
     Raises:
-        UserError: not the name of a device, or there is none of its kind here.
+        UserError: not the name of a device, there is none of its kind here, or it is another process's card.
     """
     try:
         found = torch.device(device)
@@ -35,19 +35,29 @@ def check_device(device: str | torch.device) -> torch.device:
     kinds = ["cpu"] if here is None else ["cpu", here.type]
     if found.type not in kinds:
         raise UserError(f"--device {device}: there is none here; this machine has {', '.join(kinds)}")
+    if found.type != "cpu" and found.index not in (None, int(os.environ.get("LOCAL_RANK", 0))):
+        raise UserError(  # the trainer of transformers would move the model to the process's own
+            f"--device {device}: pick the card by CUDA_VISIBLE_DEVICES and take --device {found.type}"
+        )
     return found
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; by default the accelerator of this process, else the CPU."""
+    """The device that was asked for; by default the accelerator of this process, else the CPU.
+
+    Apple's `mps` is taken only when it is asked for: sums are in float64, which it does not have.
+
+    Raises:
+        UserError: as `check_device`.
+    """
     if device is not None:
         return check_device(device)
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()
-    name = kind.type if kind else "cpu"
+    name = kind.type if kind and kind.type != "mps" else "cpu"
     rank = os.environ.get("LOCAL_RANK")  # set by torchrun and accelerate: one device a process
-    return torch.device(name) if rank is None else torch.device(name, int(rank))
+    return torch.device(name) if rank is None or name == "cpu" else torch.device(name, int(rank))
 
 
 def dtype_of(dtype: str, device: torch.device) -> torch.dtype:

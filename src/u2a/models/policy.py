@@ -6,6 +6,7 @@ adapter is merged into its base first.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from u2a import processes
+from u2a.models.adapter_kinds import refuse_changed_base
 from u2a.models.base_files import restore_base_files
 from u2a.models.demo_model import demo_model
 from u2a.models.loading import load_source, quiet_transformers
@@ -37,6 +39,7 @@ __all__ = [
     "demo_model",
     "ensure_pad_token",
     "load_policy",
+    "that_pads",
 ]
 
 
@@ -66,13 +69,15 @@ class Policy:
         """Within, the model is π_ref: the adapters are off.
 
         Raises:
-            UserError: full fine-tuning has no adapters; its reference log-probs must be cached beforehand.
+            UserError: full fine-tuning has no adapters; its reference log-probs must be cached beforehand. Or
+                the adapter is of a kind that may have changed its base.
         """
         if not self.has_adapter:
             raise UserError(
                 "full fine-tuning (--lora-rank 0) keeps no reference model: its reference log-probs must be "
                 "computed once, before training, and cached; a KL term needs a frozen copy"
             )
+        refuse_changed_base(self.model)
         with self.model.disable_adapter():
             yield self.model
 
@@ -169,7 +174,8 @@ def load_policy(
             base are float32, and so is a whole model that is trained.
         quantize: `4bit` (NF4, double quantisation) needs an accelerator, bitsandbytes and an adapter.
         seed: of the adapter's A; the global random state is left alone.
-        device: default the accelerator of this process, else the CPU.
+        device: default the accelerator of this process (not Apple's `mps`, which has no float64), else the
+            CPU. Another card than the process's own is refused: `CUDA_VISIBLE_DEVICES` picks one.
         trust_remote_code: run code that comes with the model.
         attn_implementation: `eager`, `sdpa` or `flash_attention_2`; None = what transformers takes.
         on_cpu: leave it on the CPU, in the format for `device`: `Policy.shard` spreads it from there.
@@ -254,10 +260,26 @@ def add_adapter(
     return wrapped.eval()
 
 
+def that_pads(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, for a library that pads by it: a copy whose pad token is token 0 where it has none."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    lent = copy.deepcopy(tokenizer)
+    lent.pad_token = lent.convert_ids_to_tokens(0)
+    return lent
+
+
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """A tokenizer without a pad token gets its EOS token for it: padding is masked by position, not by id."""
+    """A tokenizer without a pad token gets its EOS token for it: padding is masked by position, not by id.
+
+    Without an EOS token either it has none, and batches are filled with token 0, which stays a token of texts
+    (`!` of many byte-level vocabularies): as the pad token it would be left out of answers, and the tokenizer
+    that is saved would read texts otherwise.
+    """
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is None:
+        return
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, PeftType
 
+from u2a.models.adapter_kinds import spares_base
 from u2a.models.demo_model import demo_model
 from u2a.models.loading import LOADING_ERRORS, load_tokenizer, quiet_transformers
 from u2a.models.merging import quiet_peft
@@ -63,16 +64,11 @@ def _only_adds(adapter: Path) -> bool:
     config: Any = PeftConfig.from_pretrained(str(adapter))
     return (
         config.peft_type == PeftType.LORA
-        and config.init_lora_weights in (True, False, "gaussian")
+        and spares_base(config)
         and config.bias == "none"
         and not any(
             getattr(config, key, None)
-            for key in (
-                "modules_to_save",
-                "trainable_token_indices",
-                "target_parameters",
-                "layer_replication",
-            )
+            for key in ("modules_to_save", "trainable_token_indices", "target_parameters")
         )
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from u2a.logprobs import evaluating, response_logits
+from u2a.models.adapter_kinds import refuse_changed_base
 from u2a.passes.dataset import dataset_logprobs
 from u2a.training.rows import Negatives
 from u2a.types import Batch, UserError
@@ -24,7 +25,8 @@ class Reference:
 
     Raises:
         UserError: a reference is needed and several adapters are active, so that the model without them is
-            not the one that was brought; or the `kl` term needs one, and not the adapter alone is trained.
+            not the one that was brought; or the `kl` term needs one, and not the adapter alone is trained, or
+            the adapter is of a kind that may have changed its base.
     """
 
     def __init__(self, trainer: Any, frozen: Any | None, pad_token_id: int) -> None:
@@ -33,13 +35,15 @@ class Reference:
         if needed and frozen is None:
             _refuse_several_adapters(trainer.model)
         if trainer.args.retain_loss == "kl" and frozen is None and hasattr(trainer.model, "disable_adapter"):
+            refuse_changed_base(trainer.model)
             _refuse_trained_base(trainer.model)
 
     def measure(self, negatives: Negatives) -> Tensor:
         """s_ref (N,) of negatives, measured once and kept with them; zeros where the loss needs none.
 
         Raises:
-            UserError: the policy has taken steps and is no reference any more.
+            UserError: the policy has taken steps and is no reference any more, or its adapter is of a kind
+            that may have changed its base.
         """
         if negatives.reference is None and not self._trainer.loss.needs_reference:
             negatives.reference = torch.zeros(len(negatives))
@@ -52,6 +56,8 @@ class Reference:
                     "the loss compares with the original model, which training has changed: give "
                     "these rows as eval_dataset when the trainer is made, or reference_model, or ref_logprob"
                 )
+            if switched:
+                refuse_changed_base(model)
             with self._own_precision(), adapter_off(model) if switched else nullcontext():
                 negatives.reference = dataset_logprobs(
                     model,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from u2a.data.collate import tokenize_rows
+from u2a.data.collate import token_counts, tokenize_rows
 from u2a.data.load import FEATURES, load_negatives, load_retain
 from u2a.data.sources import GIVEN
 from u2a.types import UserError
@@ -49,13 +49,14 @@ def prepared_negatives(given: Dataset | None, renderer: Renderer, name: str) -> 
         name: what messages call them.
 
     Raises:
-        UserError: there are none, a row is in no format, tokens are labelled good, or a weight is unusable.
+        UserError: there are none, a row is in no format, tokens are labelled good, tokenised rows do not say
+            rightly where their responses are, or a weight is unusable.
     """
     if given is None or len(given) == 0:
         raise UserError(f"{name} is empty: there is nothing to unlearn")
     if "input_ids" in given.column_names:
         _refuse_good(given, name)
-        _refuse_half_tokenised(given, name)
+        _check_tokenised(given, name)
         rows = texts = given
     else:
         rows = _loaded(given, "negatives", name)
@@ -71,10 +72,10 @@ def prepared_texts(given: Dataset, renderer: Renderer, name: str) -> Dataset:
     """What a user gave as texts to keep, as tokens: rows of any format of `load_retain`, or tokens.
 
     Raises:
-        UserError: a row is in no format.
+        UserError: a row is in no format, or tokenised rows do not say rightly where their responses are.
     """
     if "input_ids" in given.column_names:
-        _refuse_half_tokenised(given, name)
+        _check_tokenised(given, name)
         return given
     return _tokenized(_loaded(given, "retain", name), renderer, name)
 
@@ -145,13 +146,25 @@ def checked_weights(weights: np.ndarray, rows: int, name: str = "train_dataset")
     return weights
 
 
-def _refuse_half_tokenised(given: Dataset, name: str) -> None:
+def _check_tokenised(given: Dataset, name: str) -> None:
     for column in ("response_start", "n_tokens"):
         if column not in given.column_names:
             raise UserError(
                 f"{name} has input_ids and no {column}: rows that are tokenised already also say where the "
                 "response begins (response_start) and how many tokens it has (n_tokens); or give the texts"
             )
+    lengths, starts = token_counts(given), np.asarray(given["response_start"], np.int64)
+    for row in np.flatnonzero((starts < 1) | (starts >= lengths))[:1]:
+        raise UserError(
+            f"{name} row {row}: response_start is {starts[row]} of {lengths[row]} tokens; it must be at "
+            "least 1, since nothing predicts the first token of a text, and below their number"
+        )
+    counts = np.asarray(given["n_tokens"], np.int64)
+    for row in np.flatnonzero(counts != lengths - starts)[:1]:
+        raise UserError(
+            f"{name} row {row}: n_tokens is {counts[row]}, but from response_start {starts[row]} on there "
+            f"are {lengths[row] - starts[row]} tokens: give that number"
+        )
 
 
 def _refuse_good(given: Dataset, name: str) -> None:

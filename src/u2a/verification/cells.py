@@ -142,6 +142,7 @@ def settings_of(
         **{name: str(value) for name, value in options.items()},
         "loss": repr(problem.loss),
         "retain_loss": problem.retain_loss,
+        "retain_weight": str(problem.retain_weight),  # that of the problem counts, whatever `unlearn` says
         "objective": described(objective),
         "negatives": digest_of_texts(problem.negative_texts),
         "preferences": digest_of_texts(objective.texts),

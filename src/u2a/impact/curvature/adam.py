@@ -22,9 +22,12 @@ class Adam(Checked):
 
     v̂ is AdamW's bias-corrected second moment after one seeded pass over the negatives at the current φ, φ
     held still: β2 = 0.999, ε = 1e-8, weights 1, each minibatch with its retain rows, scaled as
-    `UnlearnTrainer` scales them (but `l2`, whose gradient is zero at φ₀). Left out: the learning rate, so
-    scores are dJ/dω for steps of size 1, and LoRA's dropout. An element whose gradient was exactly 0 in
-    every minibatch, as that of LoRA's A while B = 0, is not moved by AdamW, so v is 0 there.
+    `UnlearnTrainer` scales them. An element whose gradient was exactly 0 in every minibatch, as that of
+    LoRA's A while B = 0, is not moved by AdamW, so v is 0 there.
+
+    Left out: the learning rate, so scores are dJ/dω for steps of size 1; LoRA's dropout; the `l2` term,
+    whose gradient λ·(φ − φ₀) is zero at the original model but not at later outer steps; and −μ·J of
+    `--joint`, so that with a large μ v̂ is not the trainer's.
     """
 
     passes: ClassVar[str] = (

@@ -28,7 +28,8 @@ class Hessian(Checked):
 
     Products by double backward. H is indefinite where forgetting outweighs the retain term: then a_i is the
     response of a stationary point that may be no minimum. The most negative curvature met is reported and
-    logged. δ is 0 unless given; δ with `nll` is the same as an `l2` term of that weight beside it.
+    logged. δ is 0 unless given; δ with `nll` is the same as an `l2` term of that weight beside it. That of
+    −μ·J, which `--joint` climbs too, is not in H.
     """
 
     passes: ClassVar[str] = (

@@ -1,4 +1,7 @@
-"""Parts of the inner problem (1/Ω)·Σ_i ω_i·ℓ_i + λ·R with weights 1, as graphs that can be differentiated."""
+"""Parts of the inner problem (1/Ω)·Σ_i ω_i·ℓ_i + λ·R with weights 1, as graphs that can be differentiated.
+
+What `--joint` trains on besides, −μ·J, is no part of it here.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,18 @@ def unlearning_parts(problem: Problem, rows: Sequence[int], share: float) -> Ite
         yield share * problem.loss(s, at_reference, response_lengths(batch).to(s)).sum()
 
 
-def retain_parts(problem: Problem, rows: Sequence[int]) -> Iterator[Tensor]:
+def retain_parts(problem: Problem, rows: Sequence[int], tokens: float | None = None) -> Iterator[Tensor]:
     """R over the retain texts at positions `rows`, a batch at a time: nothing for `none` and `l2`.
 
-    `l2` is left out since its derivatives are known: φ − φ₀ and the identity.
+    `l2` has no texts: its gradient is φ − φ₀, of which a problem does not hold φ₀, its Hessian the identity.
+
+    Args:
+        tokens: what the sum over response tokens is divided by; default the number of these.
     """
     if problem.retain_loss not in ("nll", "kl") or problem.retain_texts is None:
         return
     texts = problem.retain_texts.select(rows)
-    tokens = sum(texts["n_tokens"])
+    tokens = tokens or sum(texts["n_tokens"])
     context = ScoringContext.of(problem)
     for batch in context.batches(texts):
         if problem.retain_loss == "nll":

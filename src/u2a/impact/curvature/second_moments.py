@@ -36,7 +36,8 @@ def second_moments(
     """v̂ = Σ_t β2^(T−t)·(1 − β2)·g_t∘g_t / (1 − β2^T) over T minibatches, by parameter name.
 
     g_t is the gradient of the trainer's loss of step t at the current φ, weights 1. Its negatives come from a
-    seeded shuffle, each once; its retain rows are the trainer's own. `most` bounds T (0 = a whole pass).
+    seeded shuffle, each once; its retain rows are the trainer's own, divided as there by as many tokens as so
+    many have in the mean. Not in it: the `l2` term and −μ·J. `most` bounds T (0 = a whole pass).
 
     Raises:
         GuardStop: a moment is not finite.
@@ -58,6 +59,8 @@ def _moments(
     steps = min(whole_pass, most) if most else whole_pass
     order = np.random.default_rng(seed).permutation(total)
     context = ScoringContext.of(problem)
+    texts = problem.retain_texts
+    mean_length = float(np.mean(texts["n_tokens"])) if texts is not None else 0.0
     moments = {name: torch.zeros_like(wide(p.detach())) for name, p in context.parameters.items()}
     with (
         task("curvature: gradients of minibatches", min(total, steps * batch_size)) as progress,
@@ -68,9 +71,10 @@ def _moments(
             rows = order[step * batch_size : (step + 1) * batch_size].tolist()
             # the trainer's scale: the mean over a pass's steps is the objective, a short last step included
             parts = list(_gradients(context, unlearning_parts(problem, rows, whole_pass / total)))
-            if problem.retain_texts is not None:
-                kept = retain_rows(len(problem.retain_texts), batch_size, step, seed)
-                scaled = (retain_weight * part for part in retain_parts(problem, kept))
+            if texts is not None:
+                kept = retain_rows(len(texts), batch_size, step, seed)
+                terms = retain_parts(problem, kept, len(kept) * mean_length)
+                scaled = (retain_weight * part for part in terms)
                 parts += _gradients(context, scaled)
             for name, v in moments.items():
                 g = torch.stack([part[name] for part in parts]).sum(0)
