@@ -152,6 +152,31 @@ def test_a_column_that_looks_like_a_label_and_is_not_read_is_told(caplog, load, 
     assert len(caplog.records) == told
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_vote_after_rows_without_one_is_told_once(tmp_path, caplog, kind):
+    """The first row has none yet: it said nothing, and the answers that people liked were unlearned."""
+    votes = [None, "up", "down", None, "up"]
+    lines = {
+        "jsonl": [json.dumps({"prompt": "Q", "completion": "a", "thumbs": vote}) for vote in votes],
+        "csv": ["prompt,completion,thumbs", *(f"Q,a,{vote or ''}" for vote in votes)],
+    }[kind]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.{kind}").write_text("\n".join(lines) + "\n")
+    with caplog.at_level(logging.WARNING, "u2a"):
+        load_negatives(str(tmp_path))
+    assert caplog.text.count("`thumbs` is not read") == len(caplog.records) == 2  # once for each file
+    assert ("row 2" if kind == "csv" else "line 2") in caplog.text
+
+
+def test_unread_labels_are_told_once_though_ids_make_the_rows_read_twice(caplog):
+    rows = [{"id": name, "prompt": "Q", "completion": "a", "thumbs": "up", "vote": 1} for name in "aa"]
+    with caplog.at_level(logging.WARNING, "u2a"):
+        load_negatives(rows)
+    assert [record.getMessage().split(", and")[0] for record in caplog.records] == [
+        "the rows given, row 1: `thumbs`, `vote` are not read"
+    ]
+
+
 def test_scores_of_both_answers_of_a_pair_are_no_label(caplog):
     with caplog.at_level(logging.WARNING, "u2a"):
         load_negatives([{"prompt": "Q", "chosen": "a", "rejected": "b", "score_rejected": 3.5}])

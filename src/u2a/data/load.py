@@ -27,7 +27,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from u2a.data import formats
-from u2a.data.labels import labelled_alike, warn_of_unread_labels
+from u2a.data.labels import UnreadLabels, labelled_alike
 from u2a.data.limits import refuse_endless
 from u2a.data.raw_rows import numbered_rows, tables
 from u2a.data.reading import Row
@@ -167,19 +167,19 @@ def _file_starts(description: str) -> list[tuple[str, int]]:
 
 
 def _load(source: Given, role: _Role, split: str) -> Dataset:
-    found = find_source(source, split)
+    found, unread = find_source(source, split), UnreadLabels(role.name)
     if _starts_with_id(found):
         try:
-            return _write(Reading(role, found, use_ids=True))
+            return _write(Reading(role, found, use_ids=True, unread=unread))
         except _IdsUnusable:
             pass  # a later row has none, or the same one: begin again
-    return _write(Reading(role, found, use_ids=False))
+    return _write(Reading(role, found, use_ids=False, unread=unread))
 
 
-def streamed_negatives(source: Source) -> Reading:
+def streamed_negatives(source: Source, unread: UnreadLabels) -> Reading:
     """Negatives row by row, for what does not fit on a disk twice: the rows of `load_negatives`, but that a
     row's `id` is the source's wherever it has one, equal or not, since no list of all of them is kept."""
-    return Reading(_NEGATIVES, source, use_ids=True, unique=False)
+    return Reading(_NEGATIVES, source, use_ids=True, unique=False, unread=unread)
 
 
 def _write(reading: Reading) -> Dataset:
@@ -195,12 +195,22 @@ class _IdsUnusable(Exception):  # noqa: N818 - a signal to begin again, not an e
 class Reading:
     """One pass over a source: yields canonical rows and notes where each file starts (`starts`).
 
-    `use_ids`: an `id` that is usable is the row's; `unique`: all must be, and no two equal.
+    `use_ids`: an `id` that is usable is the row's; `unique`: all must be, and no two equal. `unread`: what
+    has told of unread labels before.
     """
 
-    def __init__(self, role: _Role, source: Source, *, use_ids: bool, unique: bool = True) -> None:
+    def __init__(
+        self,
+        role: _Role,
+        source: Source,
+        *,
+        use_ids: bool,
+        unique: bool = True,
+        unread: UnreadLabels,
+    ) -> None:
         self.role, self.source, self.use_ids, self.unique = role, source, use_ids, unique
         self.starts: list[tuple[str, int]] = []
+        self.unread = unread
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Canonical rows. Raises `UserError` at a broken row, or at the end when there were none."""
@@ -234,8 +244,8 @@ class Reading:
         for start, raw in numbered_rows(self.source, self.starts):
             if self.role in (_NEGATIVES, _RETAIN):
                 labelled = labelled_alike(labelled if start == file else None, raw)
-                if start != file and labelled is False:
-                    warn_of_unread_labels(raw, self.role.name)
+                if labelled is False:
+                    self.unread.look(self.starts[-1][0], raw)
             file = start
             yield start, raw
 

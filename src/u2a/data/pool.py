@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo
 
+from u2a.data.labels import UnreadLabels
 from u2a.data.load import FEATURES, Reading, streamed_negatives
 from u2a.data.sources import find_source
 from u2a.data.validate import prompt_key
@@ -56,11 +57,11 @@ class Pool:
 
     def __init__(self, source: str | Path, *, shard_rows: int, split: str = "train") -> None:
         self.name, self.shard_rows = str(source), shard_rows
-        self._source = find_source(source, split)
+        self._source, self._unread = find_source(source, split), UnreadLabels("negatives")
 
     def head(self, count: int) -> Dataset:
         """The first `count` canonical rows, or all where there are fewer. Raises `UserError` as `shards`."""
-        reading, rows = streamed_negatives(self._source), list[Row]()
+        reading, rows = streamed_negatives(self._source, self._unread), list[Row]()
         for row in self._rows(reading):
             rows.append(row)
             if len(rows) == count:
@@ -76,7 +77,7 @@ class Pool:
         Raises:
             UserError: a row is broken or its response empty; names file and row. Shards before are given.
         """
-        reading = streamed_negatives(self._source)
+        reading = streamed_negatives(self._source, self._unread)
         index, rows, size = 0, list[Row](), 0
         for row in self._rows(reading):
             rows.append(row)
