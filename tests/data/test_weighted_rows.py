@@ -13,7 +13,7 @@ from datasets import Dataset
 from cases import jsonl, save_tiny
 from u2a import drawn_by_weight, load_preferences, weighted_negatives
 from u2a.commands.align import write_weights
-from u2a.data.load import load_negatives
+from u2a.data.load import load_negatives, load_prompts, load_retain
 from u2a.impact.table import ImpactTable
 from u2a.types import UserError
 
@@ -152,3 +152,25 @@ def test_the_script_from_end_to_end(recipe, run, tmp_path, monkeypatch):
     assert (out / "adapter_model.safetensors").is_file()
     with pytest.raises(SystemExit):  # nothing is overwritten
         recipe.main()
+
+
+@pytest.mark.parametrize("load", [load_negatives, load_retain, load_prompts])
+def test_the_impact_table_is_no_file_of_rows(run, load):
+    """Its conversations are one text each: they were unlearned as one user turn that names its roles."""
+    with pytest.raises(UserError, match=r"impact\.parquet, row 1: this is the impact table .*weighted_negat"):
+        load(run / "impact.parquet")
+
+
+def test_rows_of_a_run_are_filtered_written_and_loaded_again(tmp_path):
+    """As docs/how-to/usefulness.md does it; the turns of a conversation stay turns."""
+    prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Tea?"}]
+    source = jsonl(tmp_path / "bad.jsonl", [{"prompt": prompt, "completion": f"No {i}."} for i in range(3)])
+    negatives, values = load_negatives(source), np.arange(3.0)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"negatives": source}))
+    ImpactTable(values, -values, values, np.arange(3)).write(tmp_path / "impact.parquet", negatives)
+    rows = weighted_negatives(tmp_path).filter(lambda row: row["impact"] > 0 and row["utility_cost"] < 0)
+    rows.to_json(tmp_path / "bargain.jsonl")
+    again = load_negatives(tmp_path / "bargain.jsonl")
+    assert again["response"][:] == ["No 1.", "No 2."]
+    assert again["prompt"][:] == [prompt] * 2
+    assert again["id"][:] == ["1", "2"]

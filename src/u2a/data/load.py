@@ -29,6 +29,7 @@ from datasets import Dataset, Features, Value
 from u2a.data import formats
 from u2a.data.labels import UnreadLabels, labelled_alike
 from u2a.data.limits import refuse_endless
+from u2a.data.own_tables import refuse_impact_table
 from u2a.data.raw_rows import numbered_rows, tables
 from u2a.data.reading import Row
 from u2a.data.scratch import write_rows
@@ -242,6 +243,7 @@ class Reading:
         """Rows, each with the number of rows of the files before its own."""
         file, labelled = -1, None
         for start, raw in numbered_rows(self.source, self.starts):
+            refuse_impact_table(raw)
             if self.role in (_NEGATIVES, _RETAIN):
                 labelled = labelled_alike(labelled if start == file else None, raw)
                 if labelled is False:
