@@ -119,6 +119,32 @@ def test_bad_options_exit_2_and_write_nothing(given, tmp_path, case, monkeypatch
     _refused(given | changed, words, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (
+            ["--negatives", "a.jsonl", "--negatives", "b.jsonl"],
+            "'--negatives': it is given 2 times; it names",
+        ),
+        (["--negatives=a.jsonl", "--retain", "c", "--negatives", "a.jsonl"], "put the files into one folder"),
+        (["--max-length", "9", "--max-length", "9"], "'--max-length': it is given 2 times; give it once"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "'--config': it is given 2 times; give it once"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(words, told):
+    """The last one counted, and the rows of the first were left out without a word."""
+    found = CliRunner().invoke(app, ["check", *words, "--json"])
+    assert found.exit_code == 2
+    error = json.loads(found.stdout)["error"]
+    assert error["kind"] == "usage"
+    assert told in error["message"]
+
+
+def test_a_switch_given_twice_says_the_same_again(tmp_path):
+    file = jsonl(tmp_path / "bad.jsonl", [{"prompt": "Q", "completion": "A"}])
+    assert call("check", {"--negatives": file, "--quiet": "--quiet"}).exit_code == 0
+
+
 BAD_FILES = {
     "broken json": ('{"prompt": "a", "completion": "b"}\n{"prompt": \n', ["bad.jsonl", "2"]),
     "missing column": ('{"question": "a"}\n', ["bad.jsonl", "question"]),

@@ -7,11 +7,12 @@ from typer.testing import CliRunner
 
 from u2a.cli import app
 
-BASE = ["--model-params", "8e9", "--negatives", "1e6", "--devices", "8"]
+BASE = {"--model-params": "8e9", "--negatives": "1e6", "--devices": "8"}
 
 
 def call(*more):
-    return CliRunner().invoke(app, ["plan", *BASE, *more])
+    usual = [word for pair in BASE.items() if pair[0] not in more for word in pair]
+    return CliRunner().invoke(app, ["plan", *usual, *more])
 
 
 def figures(*more):

@@ -53,6 +53,14 @@ def test_missing_file(name: str) -> None:
         load_negatives(name)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl,b.jsonl", "data/*.jsonl"])
+def test_several_files_are_a_folder(name: str) -> None:
+    with pytest.raises(
+        UserError, match="no such file or folder; .*; of several files give the folder that h"
+    ):
+        load_negatives(name)
+
+
 def test_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "bad.xlsx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"bad\.xlsx: unknown kind of file '\.xlsx'; accepted are \.jsonl, "):

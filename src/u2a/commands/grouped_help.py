@@ -7,6 +7,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from u2a.commands.repeated_flags import refuse_repeated_flags
 from u2a.schema import Schema
 
 WIDTH = 110
@@ -19,6 +20,11 @@ def command_class(schema: Schema) -> type[TyperCommand]:
     """A command whose help is grouped as its options are."""
 
     class GroupedHelp(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            """Refuses what comes twice before the last of it is taken."""
+            refuse_repeated_flags(self, ctx, args)
+            return super().parse_args(ctx, args)
+
         def format_options(self, ctx: Any, formatter: Any) -> None:
             """Arguments, then every group, then what all commands have."""
             titles = {name: title for title, names in grouped(schema) for name in names}

@@ -68,7 +68,8 @@ def find_source(source: Given, split: str) -> Source:
         raise UserError(f"{name}: not a regular file; pass `-` to read standard input")
     if _HUB_ID.fullmatch(name) and _kind(path) not in READERS:
         return Source(name, hub=_load_hub(name, split))
-    raise UserError(f"{name}: no such file or folder; give a path, `-` or a Hub id `org/name`")
+    several = "; of several files give the folder that holds them" if set(name) & set(",*?") else ""
+    raise UserError(f"{name}: no such file or folder; give a path, `-` or a Hub id `org/name`{several}")
 
 
 def _rows_given(rows: Sequence[Mapping[str, Any]]) -> Dataset:
