@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2a.data import formats
-from u2a.data.load import load_negatives
+from u2a.data.load import load_negatives, load_retain
 from u2a.types import UserError
 
 A = {"role": "assistant", "content": "A"}
@@ -132,12 +133,12 @@ FAULTS = [
     (
         negatives_of,
         {"prompt": "Q", "completion": "A", "label": 2},
-        "`label` must be true or false, it is a number",
+        "`label` must be true or false, it is a number, 2",
     ),
     (
         negatives_of,
         {"prompt": "Q", "completion": "A", "label": "toxic"},
-        "`label` must be true or false, it is text",
+        "`label` must be true or false, it is text, 'toxic'",
     ),
     (negatives_of, {"text": "A", "weight": -1}, "`weight` is negative; it must be 0 or more"),
     (negatives_of, {"text": "A", "weight": -0.5}, "`weight` is negative; it must be 0 or more"),
@@ -157,7 +158,7 @@ FAULTS = [
     (
         negatives_of,
         PKU | {"is_response_1_safe": "no"},
-        "`is_response_1_safe` must be true or false, it is text",
+        "`is_response_1_safe` must be true or false, it is text, 'no'",
     ),
     (negatives_of, PKU | {"response_1": 1}, "`response_1` must be text, it is a number"),
     (preferences_of, PKU | {"safer_response_id": 2}, "`safer_response_id` must be 0 or 1"),
@@ -232,6 +233,21 @@ def test_kto_tag_is_a_label() -> None:
     row = {"messages": [Q, A], "kto_tag": True}
     assert negatives_of(row, "") == []
     assert retain_of(row, "") == [{"prompt": [Q], "response": "A"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("good, bad", [(1.0, 0.0), ("1.0", "0.0"), ("True", "FALSE"), ("1", "0"), (1, 0)])
+def test_labels_as_pandas_writes_them(tmp_path: Path, kind: str, good: Any, bad: Any) -> None:
+    table = pandas.DataFrame({"prompt": ["Q", "R"], "completion": ["A", "B"], "label": [good, bad]})
+    path = tmp_path / f"rows.{kind}"
+    write: dict[str, Callable[[], Any]] = {
+        "jsonl": lambda: table.to_json(path, orient="records", lines=True),
+        "csv": lambda: table.to_csv(path, index=False),
+        "parquet": lambda: table.to_parquet(path),
+    }
+    write[kind]()
+    assert load_negatives(path)["response"][:] == ["B"]
+    assert load_retain(path)["response"][:] == ["A"]
 
 
 def test_a_good_row_is_checked_also_where_it_is_not_wanted() -> None:

@@ -20,6 +20,8 @@ TEXT_KEYS = _ANSWERS | {"text", "instruction", "input", "output", "response_0", 
 MESSAGE_KEYS = _ANSWERS | {"messages", "conversations"}
 """Columns whose cell may hold a json list of messages."""
 FLAG_KEYS = frozenset({"label", "kto_tag", "is_safe", "is_response_0_safe", "is_response_1_safe"})
+FLAG_WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""What stands for true and false, in small letters; pandas writes 1.0 where a column has gaps."""
 
 
 def csv_rows(path: Path, name: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -95,7 +97,7 @@ def _cell(key: str, cell: str) -> Any:
             return cell
         return value if value and isinstance(value, list) and isinstance(value[0], dict) else cell
     if key in FLAG_KEYS:
-        return {"true": True, "1": True, "false": False, "0": False}.get(cell.strip().lower(), cell)
+        return FLAG_WORDS.get(cell.strip().lower(), cell)
     try:
         if key == "weight":
             return float(cell)

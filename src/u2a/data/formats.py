@@ -14,9 +14,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from u2a.data.csv_rows import FLAG_WORDS
 from u2a.data.reading import type_name
 from u2a.data.written_messages import with_messages
-from u2a.types import Message, UserError
+from u2a.types import Message, UserError, shown
 
 Values = Mapping[str, Any]
 
@@ -285,9 +286,14 @@ def _text(value: Any, key: str, where: str) -> str:
 
 
 def _flag(value: Any, key: str, where: str) -> bool:
-    if isinstance(value, (bool, int)) and value in (0, 1):
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
-    raise UserError(f"{where}: `{key}` must be true or false, it is {type_name(value)}")
+    if isinstance(value, str) and (known := FLAG_WORDS.get(value.strip().lower())) is not None:
+        return known
+    found = type_name(value)
+    if isinstance(value, (str, int, float)):
+        found += f", {ascii(value[:20]) if isinstance(value, str) else shown(value)}"
+    raise UserError(f"{where}: `{key}` must be true or false, it is {found}")
 
 
 def _weight(values: Values, where: str) -> float:
