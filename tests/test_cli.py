@@ -477,7 +477,44 @@ def test_check_reads_preferences_as_the_objective_takes_them(tmp_path, objective
     assert found.exit_code == 0, found.output
     assert "good.jsonl:2: look at: duplicate" in found.output
     assert "preferences: 2 rows" in found.output
-    assert call("check", {"--preferences": file}).exit_code == 2
+    as_pairs = call("check", {"--preferences": file})
+    assert as_pairs.exit_code == 1
+    assert "2 findings, 2 of them make rows unusable" in as_pairs.output
+    assert "preferences: 0 rows" in as_pairs.output
+
+
+BROKEN = [{"prompt": 5, "completion": "b"}, {"prompt": "c", "completion": None}, {"text": "d", "weight": -1}]
+
+
+def test_check_goes_on_behind_a_row_that_cannot_be_read(tmp_path):
+    """It stopped at the first, so a file with many of them took as many calls."""
+    rows = [BAD[0], *BROKEN, *[{"prompt": f"{i}"} for i in range(7)], {"prompt": "x", "completion": " "}]
+    rows = [{"id": str(i), **row} for i, row in enumerate(rows)]
+    file = jsonl(tmp_path / "bad.jsonl", rows)
+    shown = call("check", {"--negatives": file})
+    assert shown.exit_code == 1
+    assert "bad.jsonl:2: unusable: unreadable: `prompt` must be text or a list" in shown.output
+    assert "bad.jsonl:3: unusable: unreadable: `completion` is null" in shown.output
+    assert "bad.jsonl:4: unusable: unreadable: `weight` is negative" in shown.output
+    assert "unreadable: 5 more rows like these" in shown.output
+    assert "bad.jsonl:12: unusable: empty-response: the answer is empty" in shown.output
+    assert "11 findings, 11 of them make rows unusable" in shown.output
+    found = json.loads(call("check", {"--negatives": file, "--json": "--quiet"}).stdout)
+    assert [finding["row"] for finding in found["findings"]] == list(range(2, 13))
+    assert {finding["kind"] for finding in found["findings"]} == {"unreadable", "empty-response"}
+    assert found["rows"] == {"negatives": 2}
+
+
+def test_check_finds_rows_that_are_labelled_in_part(tmp_path):
+    labelled, bare = ({"prompt": "a", "completion": "b", "label": False}, {"prompt": "c", "completion": "d"})
+    file = jsonl(
+        tmp_path / "bad.jsonl", [labelled, bare, {**labelled, "prompt": "e"}, {**bare, "prompt": "f"}]
+    )
+    found = json.loads(call("check", {"--negatives": file, "--json": "--quiet"}).stdout)
+    assert [(each["row"], each["kind"]) for each in found["findings"]] == [
+        (2, "unreadable"),
+        (4, "unreadable"),
+    ]
 
 
 def test_check_finds_an_empty_answer_among_preferred_ones(tmp_path):

@@ -337,7 +337,7 @@ def test_training_pairs_are_checked_and_their_leaks_told(given, tmp_path):
     assert len(extra.training) == 3
     assert [warning for warning in data.warnings if warning.startswith("1 of the --pairs")]
     values["pairs"] = jsonl(tmp_path / "empty.jsonl", [{"prompt": "New?", "chosen": " ", "rejected": "No."}])
-    with pytest.raises(UserError, match=r"empty\.jsonl, row 1: `chosen` is empty"):
+    with pytest.raises(UserError, match=r"empty\.jsonl, row 1: the chosen answer is empty"):
         read_rows(values, plan)
 
 

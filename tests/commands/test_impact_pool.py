@@ -176,7 +176,7 @@ def test_a_broken_row_is_named_and_what_is_scored_is_kept(files, tmp_path):
     run = tmp_path / "run"
     done = impact(files, pool=name, output=run, shard_rows=5)
     assert done.exit_code == 2
-    assert f"{name}, row 10: `response` is empty" in done.output
+    assert f"{name}, row 10: the answer is empty" in done.output
     assert "1 shards are scored and kept" in done.output
     jsonl(tmp_path / "bad.jsonl", ROWS[:10])
     assert impact(files, pool=name, output=run, shard_rows=5, resume=True).exit_code == 0

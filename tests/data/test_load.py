@@ -348,6 +348,16 @@ def test_partly_labelled_file_is_refused(tmp_path: Path) -> None:
         load_retain(write(tmp_path, [bare, labelled]))
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_text_that_is_null_is_called_null(tmp_path: Path, kind: str) -> None:
+    """It was said to be missing, though the column is there."""
+    rows: Rows = [{"prompt": "Q", "completion": "A"}, {"prompt": "R", "completion": None}]
+    with pytest.raises(UserError, match=r", (line|row) 2: `completion` is null, fill in .*; found `prompt`;"):
+        load_negatives(write(tmp_path, rows, kind))
+    with pytest.raises(UserError, match=r"line 1: no columns for preferences; found `prompt`, `completion`;"):
+        load_preferences(write(tmp_path, [{**rows[0], "system": None}]))
+
+
 # ------------------------------------------------------------------------------------------- real data
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -82,7 +82,7 @@ def test_a_broken_row_is_named_once_its_shard_is_reached(tmp_path):
     shards = Pool(tmp_path / "in", shard_rows=4).shards()
     assert len(next(shards).rows) == 4
     assert len(next(shards).rows) == 4
-    with pytest.raises(UserError, match=r"b\.jsonl, row 3: `response` is empty"):
+    with pytest.raises(UserError, match=r"b\.jsonl, row 3: the answer is empty"):
         next(shards)
     (tmp_path / "in" / "b.jsonl").write_text('{"prompt": "Q", "completion": "A"}\n{"prompt": 3}\n')
     with pytest.raises(UserError, match=r"b\.jsonl, line 2: "):

@@ -56,7 +56,7 @@ def test_missing_file(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl,b.jsonl", "data/*.jsonl"])
 def test_several_files_are_a_folder(name: str) -> None:
     with pytest.raises(
-        UserError, match="no such file or folder; .*; of several files give the folder that h"
+        UserError, match=r"no such file or folder; .*; of several files give the folder that h"
     ):
         load_negatives(name)
 

@@ -66,9 +66,9 @@ def test_empty_answers(tmp_path: Path) -> None:
         retain=[bad("d", "\u3000")],
     )
     assert findings == [
-        Finding("bad.jsonl", 2, "empty-response", "`response` is empty; remove the row", True),
-        Finding("pairs.jsonl", 1, "empty-response", "`chosen` is empty; remove the row", True),
-        Finding("good.jsonl", 1, "empty-response", "`response` is empty; remove the row", True),
+        Finding("bad.jsonl", 2, "empty-response", "the answer is empty; remove the row", True),
+        Finding("pairs.jsonl", 1, "empty-response", "the chosen answer is empty; remove the row", True),
+        Finding("good.jsonl", 1, "empty-response", "the answer is empty; remove the row", True),
     ]
 
 
@@ -151,7 +151,7 @@ def test_contradictions(tmp_path: Path) -> None:
             "pairs.jsonl",
             2,
             "conflicting-label",
-            "`chosen` and `rejected` are the same, so the pair prefers nothing; remove it",
+            "the chosen and the rejected answer are the same, so the pair prefers nothing; remove it",
             True,
         ),
     ]
@@ -165,10 +165,14 @@ def test_too_long(tmp_path: Path) -> None:
     findings = check(tmp_path, token_limit=4, **rows)
     assert [f for f in findings if f.kind == "too-long"] == [
         Finding(
-            "bad.jsonl", 2, "too-long", "prompt and `response` have 5 tokens, over the limit of 4", False
+            "bad.jsonl", 2, "too-long", "the prompt and the answer have 5 tokens, over the limit of 4", False
         ),
         Finding(
-            "pairs.jsonl", 1, "too-long", "prompt and `rejected` have 6 tokens, over the limit of 4", False
+            "pairs.jsonl",
+            1,
+            "too-long",
+            "the prompt and the rejected answer have 6 tokens, over the limit of 4",
+            False,
         ),
     ]
     assert [f for f in check(tmp_path, token_limit=None, **rows) if f.kind == "too-long"] == []

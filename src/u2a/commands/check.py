@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from u2a.commands.terminal import give, printable, say
@@ -23,25 +22,19 @@ ROLES = ("negatives", "preferences", "test", "retain")
 
 def run(values: Mapping[str, Any]) -> int:
     """Prints findings by file and row; 1 when something is unusable, else 0."""
-    from u2a.commands.session import findings_of, load_validation
-    from u2a.data.load import load_negatives, load_preferences, load_retain
+    from u2a.commands.session import findings_of
 
-    objective = values["objective"]
-    loaders: dict[str, Callable[[str], Dataset]] = {
-        "negatives": load_negatives,
-        "preferences": partial(load_validation, objective),
-        "test": load_preferences,
-        "retain": load_retain,
-    }
     files = {role: values[role] for role in ROLES if values[role]}
     if not files:
         raise UserError("nothing to check: give --negatives, --preferences, --test or --retain")
-    data = {role: loaders[role](source) for role, source in files.items()}
+    data, unreadable = _read(files, values["objective"])
     count_tokens, limit = (None, None)
     if values["model"]:
         count_tokens, limit = _token_counter(values), values["max_length"]
     rows_of = [data.get(role) for role in ROLES]
-    findings = findings_of(objective, *rows_of, files=files, token_limit=limit, count_tokens=count_tokens)
+    findings = unreadable + findings_of(
+        values["objective"], *rows_of, files=files, token_limit=limit, count_tokens=count_tokens
+    )
     for line in _lines(findings):
         say(line)
     if not values["model"]:
@@ -56,6 +49,23 @@ def run(values: Mapping[str, Any]) -> int:
     )
     say(f"{len(findings)} findings, {unusable} of them make rows unusable.", essential=True)
     return 1 if unusable else 0
+
+
+def _read(files: Mapping[str, str], objective: str) -> tuple[dict[str, Dataset], list[Finding]]:
+    """The rows of each role that can be read, and a finding for each row that cannot: other commands stop at
+    the first of those, here all are wanted at once."""
+    from u2a.commands.session import validation_role
+    from u2a.data.canonical_rows import Unreadable
+    from u2a.data.load import load_readable
+    from u2a.data.validate import Finding
+
+    kinds = {"preferences": validation_role(objective), "test": "preferences"}
+    data, found = {}, list[Finding]()
+    for role, source in files.items():
+        unreadable: list[Unreadable] = []
+        data[role] = load_readable(kinds.get(role, role), source, unreadable)
+        found += [Finding(each.file, each.row, "unreadable", each.message, True) for each in unreadable]
+    return data, list(dict.fromkeys(found))
 
 
 def _lines(findings: Sequence[Finding]) -> Iterator[str]:

@@ -42,15 +42,21 @@ class Data:
     warnings: list[str] = field(default_factory=list)
 
 
+def validation_role(objective: str) -> str:
+    """What the rows of `--preferences` are: preferred answers for nll, prompts for reward, else pairs."""
+    return {"nll": "retain", "reward": "prompts"}.get(objective, "preferences")
+
+
 def load_validation(objective: str, source: str) -> Dataset:
-    """What `--preferences` names: preferred answers for nll, prompts for reward, else pairs.
+    """What `--preferences` names.
 
     Raises:
         UserError: the file is missing or unusable.
     """
-    from u2a.data.load import load_preferences, load_prompts, load_retain
+    from u2a.data import load
 
-    return {"nll": load_retain, "reward": load_prompts}.get(objective, load_preferences)(source)
+    loaders = {"retain": load.load_retain, "prompts": load.load_prompts, "preferences": load.load_preferences}
+    return loaders[validation_role(objective)](source)
 
 
 def findings_of(

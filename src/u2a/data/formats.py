@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from u2a.data.csv_rows import FLAG_WORDS
@@ -78,7 +78,7 @@ def preferences_of(values: Values, where: str) -> list[dict[str, Any]]:
         prompt = _with_system(_prompt(values, where, "preferences"), values, where)
         return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
     if "chosen" not in values or "rejected" not in values:
-        raise _missing(values, where, "preferences")
+        raise missing(values, where, "preferences")
     prompt, chosen = _answer(values, "chosen", where, "preferences")
     other, rejected = _answer(values, "rejected", where, "preferences")
     if prompt != other:
@@ -105,7 +105,7 @@ def prompts_of(values: Values, where: str) -> list[dict[str, Any]]:
         elif "text" in values:
             prompt = _turns(_text(values["text"], "text", where))
         else:
-            raise _missing(values, where, "prompts")
+            raise missing(values, where, "prompts")
     prompt = _with_system(prompt, values, where)
     if not prompt:
         raise UserError(f"{where}: the prompt is empty")
@@ -161,7 +161,7 @@ def _one_answer(values: Values, where: str, role: str) -> dict[str, Any]:
     if "text" in values and "prompt" not in values and "instruction" not in values:
         prompt = _with_system([], values, where)
         return {"prompt": prompt, "response": _text(values["text"], "text", where)}
-    raise _missing(values, where, role)
+    raise missing(values, where, role)
 
 
 def _is_pku(values: Values) -> bool:
@@ -205,7 +205,7 @@ def _begins_with(turns: list[Message], prompt: list[Message]) -> bool:
 def _prompt(values: Values, where: str, role: str) -> list[Message]:
     prompt = _optional_prompt(values, where)
     if prompt is None:
-        raise _missing(values, where, role)
+        raise missing(values, where, role)
     return prompt
 
 
@@ -311,7 +311,18 @@ def _weight(values: Values, where: str) -> float:
     return weight
 
 
-def _missing(values: Values, where: str, role: str) -> UserError:
-    found = ", ".join(f"`{ascii(key[:40])[1:-1]}`" for key in list(values)[:12]) or "nothing"
-    more = ", ..." if len(values) > 12 else ""
-    return UserError(f"{where}: no columns for {role}; found {found}{more}; accepted are {ACCEPTED[role]}")
+class MissingColumnsError(UserError):
+    """A row has not the columns of any format."""
+
+
+def missing(values: Values, where: str, role: str, nulls: Sequence[str] = ()) -> MissingColumnsError:
+    """The error for a row without the columns of `role`; `nulls`: columns of texts that it has, but null."""
+    found = _listed(list(values)) or "nothing"
+    lacks = f"no columns for {role}"
+    if nulls:
+        lacks = f"{_listed(nulls)} {'is' if len(nulls) == 1 else 'are'} null, fill in or remove the row"
+    return MissingColumnsError(f"{where}: {lacks}; found {found}; accepted are {ACCEPTED[role]}")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(f"`{ascii(key[:40])[1:-1]}`" for key in keys[:12]) + (", ..." if len(keys) > 12 else "")

@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo
 
+from u2a.data.canonical_rows import Reading
 from u2a.data.labels import UnreadLabels
-from u2a.data.load import FEATURES, Reading, streamed_negatives
+from u2a.data.load import FEATURES, streamed_negatives
 from u2a.data.sources import find_source
 from u2a.data.validate import prompt_key
 from u2a.types import UserError
@@ -93,7 +94,7 @@ class Pool:
             if not row["response"] or row["response"].isspace():
                 file, start = max((s for s in reading.starts if s[1] <= row["source_row"]), key=_start)
                 place = f"{file}, row {row['source_row'] - start + 1}"
-                raise UserError(f"{place}: `response` is empty; remove the row")
+                raise UserError(f"{place}: the answer is empty; remove the row")
             yield row
 
 

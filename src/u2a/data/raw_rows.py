@@ -52,8 +52,7 @@ def tables(source: Source) -> Iterator[tuple[str, Iterator[Row]]]:
 
 def _hub_rows(table: Dataset, name: str) -> Iterator[Row]:
     for position, values in enumerate(table):
-        kept = {key: value for key, value in values.items() if value is not None}
-        yield Row(position, f"{name}, row {position + 1}", kept)
+        yield Row.of(position, f"{name}, row {position + 1}", values)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,20 @@ CHUNK = 1 << 20
 
 
 class Row(NamedTuple):
-    """One row as the file has it: 0-based `position` in the file, `where` for messages, values not null."""
+    """One row as the file has it: 0-based `position` in the file, `where` for messages, values not null, and
+    the columns that are null."""
 
     position: int
     where: str
     values: dict[str, Any]
+    nulls: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, position: int, where: str, values: dict[str, Any]) -> Row:
+        """The row of all its values."""
+        kept = {key: value for key, value in values.items() if value is not None}
+        nulls = tuple(key for key in values if key not in kept) if len(kept) < len(values) else ()
+        return cls(position, where, kept, nulls)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def read_file(file: DataFile) -> Iterator[Row]:
         for position, where, values in READERS[file.kind](file):
             if not isinstance(values, dict):
                 raise UserError(f"{where}: the row is {type_name(values)}, not an object with named columns")
-            yield Row(position, where, {key: value for key, value in values.items() if value is not None})
+            yield Row.of(position, where, values)
     except UnicodeDecodeError as fault:
         raise UserError(f"{_bad_line(file)}: not UTF-8 text; save the file as UTF-8") from fault
     except OSError as fault:

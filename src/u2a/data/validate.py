@@ -29,6 +29,8 @@ _ANSWERS = {
     "retain": ("response",),
 }
 """The answer columns of every role."""
+_NAMES = {"response": "the answer", "chosen": "the chosen answer", "rejected": "the rejected answer"}
+"""What messages call the answers: the user's file may have other names for these columns."""
 _GOOD = {"preferences": "chosen", "test": "chosen", "retain": "response"}
 _LEAKS = (
     ("negatives", "preferences", "leak-validation"),
@@ -167,13 +169,13 @@ class _Table:
 def _unusable(row: _Row) -> list[Finding]:
     """Faults of a row that leave nothing to learn from it."""
     findings = [
-        row.finding("empty-response", f"`{column}` is empty; remove the row", fatal=True)
+        row.finding("empty-response", f"{_NAMES[column]} is empty; remove the row", fatal=True)
         for column, answer in row.answers.items()
         if not answer.strip()
     ]
     words = [answer.split() for answer in row.answers.values()]
     if len(words) == 2 and words[0] == words[1]:
-        message = "`chosen` and `rejected` are the same, so the pair prefers nothing; remove it"
+        message = "the chosen and the rejected answer are the same, so the pair prefers nothing; remove it"
         findings.append(row.finding("conflicting-label", message, fatal=True))
     return findings
 
@@ -220,7 +222,9 @@ def _too_long(row: _Row, count_tokens: CountTokens, limit: int) -> list[Finding]
     except UserError as error:
         return [row.finding("template", str(error), fatal=True)]
     return [
-        row.finding("too-long", f"prompt and `{column}` have {count} tokens, over the limit of {limit}")
+        row.finding(
+            "too-long", f"the prompt and {_NAMES[column]} have {count} tokens, over the limit of {limit}"
+        )
         for column, count in counts.items()
         if count > limit
     ]
