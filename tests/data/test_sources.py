@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from u2a.data.load import load_negatives, load_preferences
 from u2a.types import UserError
@@ -98,6 +99,28 @@ def test_a_folder_of_one_part_is_a_set(tmp_path: Path) -> None:
 def test_folder_without_data(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no rows")
     with pytest.raises(UserError, match="the folder holds no data files"):
+        load_negatives(tmp_path)
+
+
+def test_splits_that_datasets_saved_are_named(tmp_path: Path) -> None:
+    """The folder of a `DatasetDict` holds one json file, which was read as a row."""
+    rows = Dataset.from_dict({"prompt": ["Q"], "completion": ["A"]})
+    folder = tmp_path / "saved"
+    DatasetDict(train=rows, test=rows).save_to_disk(folder)
+    parts = f"{folder / 'test'}, {folder / 'train'}"
+    with pytest.raises(UserError, match=re.escape(f"its sub-folders do: name one of {parts}") + "$"):
+        load_negatives(folder)
+    assert load_negatives(folder / "train")["response"][:] == ["A"]
+
+
+def test_the_sub_folder_that_holds_the_rows_is_named(tmp_path: Path) -> None:
+    """As snapshots of the Hub have it, beside a README and hidden folders."""
+    for name in ("data/train-00000-of-00001.jsonl", ".cache/huggingface/x.json", "images/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(LINE)
+    (tmp_path / "README.md").write_text("About.")
+    told = f"{tmp_path}: the folder holds no rows itself, its sub-folder does: name {tmp_path / 'data'}"
+    with pytest.raises(UserError, match=re.escape(told) + "$"):
         load_negatives(tmp_path)
 
 

@@ -102,8 +102,8 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
     if {"dataset_info.json", "state.json"} <= {path.name for path in paths}:  # by `Dataset.save_to_disk`
         kinds = {"arrow"}
     wanted = [path for path in paths if path.is_file() and path.name[0] != "." and _kind(path) in kinds]
-    if not wanted:
-        raise UserError(f"{name}: the folder holds no data files ({_KINDS})")
+    if (folder / "dataset_dict.json").is_file() or not wanted:  # by `DatasetDict.save_to_disk`
+        raise UserError(f"{name}: {_deeper(folder, name)}")
     if len({_kind(path) for path in wanted}) > 1:  # README.txt, LICENSE.txt: their lines are no rows
         wanted = [path for path in wanted if _kind(path) != "txt"]
     skipped = [path for path in paths if path.name[0] != "." and path.is_file() and path not in wanted]
@@ -111,6 +111,20 @@ def _folder_files(folder: Path, name: str) -> tuple[DataFile, ...]:
         log.warning("%s: left out of the folder: %s", name, ", ".join(map(printable, odd[:10])))
     _refuse_several_parts(wanted, name)
     return tuple(DataFile(path, str(path), _kind(path)) for path in wanted)
+
+
+def _deeper(folder: Path, name: str) -> str:
+    """Where the rows are that a folder has not itself: in sub-folders, as splits and snapshots of the Hub."""
+    kinds = set(READERS) - {"txt"}
+    # two levels, as the Hub's snapshots have them: the folder may be a whole disk
+    paths = sorted(path for depth in ("*/*", "*/*/*") for path in folder.glob(depth) if _kind(path) in kinds)
+    # hidden folders hold no data: .cache is made by the Hub's own client
+    shown = [path for path in paths if not any(p[0] == "." for p in path.relative_to(folder).parts)]
+    found = list(dict.fromkeys(str(Path(name) / path.parent.relative_to(folder)) for path in shown))
+    if not found:
+        return f"the folder holds no data files ({_KINDS})"
+    does = "sub-folder does: name" if len(found) == 1 else "sub-folders do: name one of"
+    return f"the folder holds no rows itself, its {does} {', '.join(map(printable, found[:6]))}"
 
 
 _PART = re.compile(r"(?:^|.*?[-_.])(train|test|validation|valid|val|dev|eval)(?![^-_.])", re.I)
