@@ -145,6 +145,27 @@ def test_a_switch_given_twice_says_the_same_again(tmp_path):
     assert call("check", {"--negatives": file, "--quiet": "--quiet"}).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "command, line, told",
+    [
+        (
+            "verify",
+            "select: 30%",
+            "`select` is an option of u2a align and plan, not of u2a verify; leave it",
+        ),
+        ("impact", "seed: 1\nmethods: [u2a]", "`methods` is an option of u2a compare, not of u2a impact;"),
+        ("impact", "kl_budget: 1\nmin_gain: 0", "`kl_budget`, `min_gain` are options of u2a align, not of"),
+        ("impact", "tset: a.jsonl", "unknown key 'tset'"),
+    ],
+)
+def test_a_key_of_another_command_is_called_that(tmp_path, command, line, told):
+    """For `test` in a file for `impact`, `self_check` was suggested."""
+    (tmp_path / "run.yaml").write_text(line)
+    found = call(command, {"--config": str(tmp_path / "run.yaml")})
+    assert found.exit_code == 2
+    assert f"run.yaml: {told}" in " ".join(found.stderr.split())
+
+
 BAD_FILES = {
     "broken json": ('{"prompt": "a", "completion": "b"}\n{"prompt": \n', ["bad.jsonl", "2"]),
     "missing column": ('{"question": "a"}\n', ["bad.jsonl", "question"]),

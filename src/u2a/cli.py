@@ -28,7 +28,7 @@ import typer
 from typer.core import TyperGroup
 
 from u2a import interruption, processes
-from u2a.commands.catalogue import COMMANDS, Command
+from u2a.commands.catalogue import COMMANDS, Command, options_elsewhere
 from u2a.commands.flags import CONFIG, JSON, QUIET, flag
 from u2a.commands.grouped_help import WIDTH, command_class, summary
 from u2a.printable import printable_lines
@@ -133,7 +133,7 @@ def _body(
             nonlocal output
             if processes.launched() and name not in _SHARED:
                 raise UserError(f"u2a {name} runs in one process: start it without a launcher")
-            values = schema.resolve(config, given)
+            values = schema.resolve(config, given, partial(options_elsewhere, name))
             output = values.get("output") or ""
             return importlib.import_module(f"u2a.commands.{name}").run(values, **positional)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,18 @@ class Schema:
                 f"({error}); options have names of their own and are text, whole numbers, numbers or switches"
             ) from None
 
-    def resolve(self, config_file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(
+        self,
+        config_file: str | None,
+        flags: Mapping[str, Any],
+        other: Callable[[list[str]], str] = lambda _: "",
+    ) -> dict[str, Any]:
         """Defaults, overridden by the YAML file, overridden by flags that were given (not None).
 
         Options of a class that was not chosen are left out of the result. Loads parts of the user's own.
+
+        Args:
+            other: what is said of unknown keys that mean something to another command; "" of none such.
 
         Raises:
             UserError: unreadable YAML, unknown key, wrong type or choice, an option that the chosen loss,
@@ -142,12 +150,12 @@ class Schema:
         """
         given = _read_yaml(config_file) if config_file else {}
         schema = self._extended(given, flags, config_file or "")
+        _refuse_unknown(given, [*schema.specs, *schema.aside], config_file or "", other)
         return schema._resolved(given, flags, config_file)
 
     def _resolved(
         self, given: dict[str, Any], flags: Mapping[str, Any], config_file: str | None
     ) -> dict[str, Any]:
-        _refuse_unknown(given, [*self.specs, *self.aside], config_file or "")
         for name, spec in self.specs.items():
             alone = spec.flag_only and name in given and not flags.get(name)
             if alone and given[name] != spec.default:
@@ -262,11 +270,16 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def _refuse_unknown(content: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+def _refuse_unknown(
+    content: Mapping[str, Any], known: Sequence[str], path: str, other: Callable[[list[str]], str]
+) -> None:
     unknown = [key for key in content if key not in known]
-    if unknown:
-        near = _nearest(unknown[0], known) if isinstance(unknown[0], str) and len(unknown[0]) < 80 else ""
-        raise UserError(f"{path}: unknown key {shown(unknown[0])}{near}; `--help` lists the options")
+    if not unknown:
+        return
+    if elsewhere := other([key for key in unknown if isinstance(key, str)]):
+        raise UserError(f"{path}: {elsewhere}")
+    near = _nearest(unknown[0], known) if isinstance(unknown[0], str) and len(unknown[0]) < 80 else ""
+    raise UserError(f"{path}: unknown key {shown(unknown[0])}{near}; `--help` lists the options")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

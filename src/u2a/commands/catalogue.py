@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from u2a.commands import schemas
@@ -131,3 +132,19 @@ COMMANDS = (
         example="u2a demo",
     ),
 )
+
+
+def options_elsewhere(name: str, keys: Sequence[str]) -> str:
+    """What is said of keys in a YAML file for the command `name` that are options of other commands; "" where
+    there are none. Of several keys those are named that the same commands have."""
+    takers = {
+        key: [c.name for c in COMMANDS if c.takes_config and (key in c.schema.specs or key in c.schema.aside)]
+        for key in keys
+    }
+    first = next((found for found in takers.values() if found), [])
+    alike = [f"`{key}`" for key in keys if first and takers[key] == first]
+    if not alike:
+        return ""
+    are, them = ("is an option", "it") if len(alike) == 1 else ("are options", "them")
+    whose = " and ".join(part for part in (", ".join(first[:-1]), first[-1]) if part)
+    return f"{', '.join(alike)} {are} of u2a {whose}, not of u2a {name}; leave {them} out"
