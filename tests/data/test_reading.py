@@ -99,12 +99,12 @@ def test_fault_reaches_the_user_through_the_loader(tmp_path: Path, name: str, co
 
 def test_positions_and_places(tmp_path: Path) -> None:
     assert rows_of(tmp_path, "a.jsonl", f"\n{GOOD}\r\n \n{GOOD}") == [
-        (1, "a.jsonl, line 2", json.loads(GOOD)),
-        (3, "a.jsonl, line 4", json.loads(GOOD)),
+        (1, "a.jsonl, line 2", json.loads(GOOD), ()),
+        (3, "a.jsonl, line 4", json.loads(GOOD), ()),
     ]
     assert rows_of(tmp_path, "a.json", f"[\n{GOOD},\n\n{GOOD}\n]\n") == [
-        (0, "a.json, row 1 (line 2)", json.loads(GOOD)),
-        (1, "a.json, row 2 (line 4)", json.loads(GOOD)),
+        (0, "a.json, row 1 (line 2)", json.loads(GOOD), ()),
+        (1, "a.json, row 2 (line 4)", json.loads(GOOD), ()),
     ]
     assert [row.where for row in rows_of(tmp_path, "a.json", '[{"text":\n\n"A"}, {"text":\n"B"}]')] == [
         "a.json, row 1 (line 1)",
@@ -151,7 +151,7 @@ def test_nulls_count_as_missing(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{"a": None, "b": "x"}, {"a": 1, "b": None}])
     pq.write_table(table, tmp_path / "a.parquet")
     rows = list(read_file(DataFile(tmp_path / "a.parquet", "a", "parquet")))
-    assert rows == [(0, "a, row 1", {"b": "x"}), (1, "a, row 2", {"a": 1})]
+    assert rows == [(0, "a, row 1", {"b": "x"}, ("a",)), (1, "a, row 2", {"a": 1}, ("b",))]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])

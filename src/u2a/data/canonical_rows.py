@@ -58,7 +58,7 @@ class IdsUnusable(Exception):  # noqa: N818 - a signal to begin again, not an er
 
 
 class Reading:
-    """Yields canonical rows and notes where each file starts (`starts`).
+    """Yields canonical rows and notes where each file starts (`starts`), and how many rows it has `given`.
 
     Args:
         use_ids: an `id` that is usable is the row's. unique: all must be, and no two equal.
@@ -79,7 +79,7 @@ class Reading:
         self.role, self.source, self.use_ids, self.unique = role, source, use_ids, unique
         self.unread, self.unreadable = unread, unreadable
         self.starts: list[tuple[str, int]] = []
-        self._file = -1
+        self.given, self._file = 0, -1
         self._labelled: bool | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -89,15 +89,14 @@ class Reading:
             UserError: at a broken row, or at the end when there were none.
         """
         ids: set[str] = set()
-        row, empty = 0, True
+        self.given, empty = 0, True
         for start, raw in numbered_rows(self.source, self.starts):
             empty = False
             for item in self._items(start, raw):
-                label = self._label(raw, row, ids)
-                extra = item.pop("extra")
+                row, label, extra = self.given, self._label(raw, self.given, ids), item.pop("extra")
                 yield {"row": row, "id": label, "source_row": start + raw.position, **item, "extra": extra}
-                row += 1
-        if row == 0 and not self.unreadable:
+                self.given += 1
+        if self.given == 0 and not self.unreadable:
             raise UserError(f"{self.source.name}: {'it is empty, no rows' if empty else self.role.nothing}")
 
     def _items(self, start: int, raw: Row) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 A source is a path to a jsonl, json, csv, parquet, arrow or txt file, a folder of such files (read in the
 order of their names; sub-folders, hidden files and other endings are left out; of a folder that `datasets`
 saved its arrow files), `-` for jsonl on standard input, or a Hub id `org/name` where no such path exists;
-from Python also a list of rows (mappings of columns) or a `datasets.Dataset`. The same rows give the same
-data set, whatever the format.
+from Python also rows (an iterable of mappings of columns), a `datasets.Dataset` or a table of pandas. The
+same rows give the same data set, whatever the format.
 
 Columns of every result: `row` int64 (position in the result, 0..N-1), `id` str (the source's `id` where every
 row has one and no two are equal, else str(row)), `source_row` int64 (0-based position in the source, over all
@@ -27,6 +27,7 @@ from u2a.data.canonical_rows import IdsUnusable, Reading, Role, Unreadable, star
 from u2a.data.labels import UnreadLabels
 from u2a.data.scratch import write_rows
 from u2a.data.sources import GIVEN, Given, Source, find_source
+from u2a.types import UserError
 
 _TEXT = Value("string")
 _LABELS = frozenset((*formats.LABEL_KEYS, "is_response_0_safe", "is_response_1_safe"))
@@ -152,6 +153,25 @@ def load_readable(role: str, source: Given, unreadable: list[Unreadable]) -> Dat
     return _load(source, _ROLES[role], "train", unreadable)
 
 
+def as_loaded(role: str, given: Given, name: str) -> Dataset:
+    """Rows of a loader as they are, anything else as the loader of that role reads it.
+
+    Args:
+        role: a key of `FEATURES`. name: of the argument, for messages.
+
+    Raises:
+        UserError: it is a data set that this loader has not made; as the loader.
+    """
+    if not isinstance(given, Dataset):
+        return _load(given, _ROLES[role], "train")
+    wanted = ["prompt", *(column for column in _ROLES[role].columns if column != "weight")]
+    lacking = [column for column in wanted if column not in given.column_names]
+    if lacking or isinstance(given.features["prompt"], Value):
+        what = f"have no column `{lacking[0]}`" if lacking else "have text as `prompt`, not messages"
+        raise UserError(f"{name}: the rows {what}; read them with `load_{role}`")
+    return given
+
+
 def _load(source: Given, role: Role, split: str, unreadable: list[Unreadable] | None = None) -> Dataset:
     found, unread = find_source(source, split), UnreadLabels(role.name)
 
@@ -175,6 +195,12 @@ def streamed_negatives(source: Source, unread: UnreadLabels) -> Reading:
 
 
 def _write(reading: Reading) -> Dataset:
-    dataset = write_rows(reading.rows, reading.role.features, reading.fingerprint())
+    features = reading.role.features
+    try:
+        dataset = write_rows(reading.rows, features, reading.fingerprint())
+    except ValueError:  # `datasets` makes none of no rows: not one of them could be read, and each is told
+        if not reading.unreadable or reading.given:
+            raise
+        dataset = Dataset.from_dict({name: [] for name in features}, features=features)
     dataset.info.description = json.dumps({"files": reading.starts})
     return dataset
