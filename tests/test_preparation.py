@@ -1,8 +1,11 @@
 """What `prepare` makes of the names it is given."""
 
 import pytest
+from datasets import Dataset
 
-from problems import tiny_problem
+from cases import jsonl, tiny_policy
+from problems import BAD, answers, pairs, tiny_problem
+from u2a import prepare
 from u2a.losses import NPO, GradientAscent, loss_class
 from u2a.types import UserError
 
@@ -46,3 +49,49 @@ def test_what_contradicts_is_refused(options, message):
 def test_a_composed_name_is_not_said_to_be_a_choice_and_none():
     with pytest.raises(UserError, match="graddiff is ga with a retain term: take --loss ga --ret"):
         loss_class("graddiff")
+
+
+ROWS = {
+    "negatives": [{"prompt": "Hi", "completion": "Go away."}],
+    "preferences": [{"prompt": "Tea?", "chosen": "Yes.", "rejected": "No."}],
+    "retain": [{"text": "Water boils at 100 degrees."}],
+}
+
+
+def test_rows_are_read_as_the_loaders_read_them(tmp_path):
+    """A list of rows ended in an AttributeError."""
+    problem = prepare(tiny_policy("qwen"), **ROWS)
+    assert problem.negatives["response"][:] == ["Go away."]
+    assert len(problem.objective.texts) == 2
+    by_path = {name: jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in ROWS.items()}
+    other = prepare(tiny_policy("qwen"), **by_path)
+    assert other.negative_texts["input_ids"][:] == problem.negative_texts["input_ids"][:]
+    nll = prepare(tiny_policy("qwen"), **{**ROWS, "preferences": ROWS["retain"]}, objective="nll")
+    assert len(nll.objective.texts) == 1
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"policy": "my-model"}, "prepare takes a policy, not str: `load_policy` makes one"),
+        (
+            {"negatives": pairs()},
+            "negatives: the rows have no column `response`; read them with `load_negativ",
+        ),
+        (
+            {"preferences": answers(BAD)},
+            "preferences: the rows have no column `chosen`; .* `load_preferences`",
+        ),
+        ({"preferences": pairs(), "objective": "nll"}, "preferences: the rows have no .*`load_retain`"),
+        (
+            {"negatives": Dataset.from_list([{"prompt": "a", "response": "b"}])},
+            "negatives: the rows have text as `prompt`, not messages; read them with `load_negatives`",
+        ),
+        ({"retain": {"text": ["a"]}}, "mapping of columns; give `datasets.Dataset.from_dict"),
+    ],
+    ids=["policy", "negatives", "preferences", "nll", "raw", "columns"],
+)
+def test_arguments_of_another_kind_are_refused(changed, message):
+    given = {"negatives": answers(BAD), "preferences": pairs(), **changed}
+    with pytest.raises(UserError, match=message):
+        prepare(given.pop("policy", None) or tiny_policy("qwen"), **given)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from u2a.data.collate import tokenize_rows
+from u2a.data.load import as_loaded
 from u2a.data.render import Renderer
 from u2a.losses import UnlearningLoss, built_loss
 from u2a.losses.contract import check_loss
@@ -23,6 +24,7 @@ from u2a.validation import objective_of_rows, shared_out
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from u2a.data.sources import Given
     from u2a.models.policy import Policy
     from u2a.scorers import Scorer
 
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
 def prepare(
     policy: Policy,
     *,
-    negatives: Dataset,
-    preferences: Dataset,
-    retain: Dataset | None = None,
+    negatives: Given,
+    preferences: Given,
+    retain: Given | None = None,
     retain_loss: str | None = None,
     retain_weight: float = 1.0,
     loss: str | UnlearningLoss = "npo",
@@ -52,10 +54,10 @@ def prepare(
 
     Args:
         policy: from `u2a.models.policy.load_policy`.
-        negatives, preferences, retain: canonical rows from `u2a.data.load`. With the objective `nll`,
-            `preferences` has the columns of retain rows, with `reward` prompts are enough. Without `retain`,
-            U is taken on the preferred validation answers and overlaps with J; with `reward` on what the
-            original model answers.
+        negatives, preferences, retain: canonical rows from `u2a.data.load`, or what its loaders read. With
+            the objective `nll`, `preferences` are retain rows, with `reward` prompts are enough. Without
+            `retain`, U is taken on the preferred validation answers and overlaps with J; with `reward` on
+            what the original model answers.
         retain_loss: the retain term, `none`, `nll`, `kl` or `l2`; None = what `loss` says, else `none`. For
             `nll` and `kl` every other retain row is kept for that term and the rest for U. retain_weight: its
             λ, for curvatures.
@@ -68,8 +70,8 @@ def prepare(
         scorer: of the objective `reward`; default what its options name. seed: of the responses it draws.
 
     Raises:
-        UserError: an option is unknown or contradicts another, there is too little to share out, or the model
-            has fewer positions.
+        UserError: an option is unknown or contradicts another, there is too little to share out, the model
+            has fewer positions, or an argument is something else; says what makes it.
 
     Example:
         >>> from u2a import load_negatives, load_policy, load_preferences, prepare, tiny_model
@@ -85,6 +87,11 @@ def prepare(
     """
     if joint_share > 0 and objective != "preference":
         raise UserError(f"--joint trains on preference pairs, and --objective {objective} has none")
+    _refuse_no_policy(policy)
+    negatives = as_loaded("negatives", negatives, "negatives")
+    role = {"nll": "retain", "reward": "prompts"}.get(str(objective), "preferences")
+    preferences = as_loaded(role, preferences, "preferences")
+    retain = None if retain is None else as_loaded("retain", retain, "retain")
     built, retain_loss = built_loss(loss, loss_options, retain_loss)
     check_loss(built)
     renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
@@ -141,3 +148,10 @@ def prepare(
         joint=joint,
         joint_share=joint_share,
     )
+
+
+def _refuse_no_policy(given: Any) -> None:
+    if not hasattr(given, "has_adapter"):
+        raise UserError(
+            f"prepare takes a policy, not {type(given).__name__}: `load_policy` makes one of a model's name"
+        )

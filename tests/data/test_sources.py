@@ -8,11 +8,13 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pandas
 import pytest
 from datasets import Dataset, DatasetDict
 
-from u2a.data.load import load_negatives, load_preferences
+from u2a.data.load import load_negatives, load_preferences, load_retain
 from u2a.types import UserError
 
 LINE = b'{"prompt": "Q", "completion": "A"}\n'
@@ -170,3 +172,43 @@ def test_a_path_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "org" / "name").mkdir(parents=True)
     (tmp_path / "org" / "name" / "rows.jsonl").write_bytes(LINE)
     assert load_negatives("org/name")["response"] == ["A"]
+
+
+ROWS = [{"prompt": "Q", "completion": "A"}, {"prompt": "R", "completion": "B", "label": False}]
+
+
+def test_a_table_of_pandas_is_read_by_its_rows() -> None:
+    """Its iteration gives the names of columns, so "row 1: it is str" was said of a sound table."""
+    table = pandas.DataFrame([{**row, "label": row["completion"] == "B"} for row in ROWS])
+    table["note"] = ["x", float("nan")]
+    loaded = load_negatives(table)
+    assert loaded["response"][:] == ["A"]
+    assert loaded["extra"][:] == ['{"note": "x"}']
+    assert len(load_retain(table)) == 1
+    assert load_retain(table)["extra"][:] == ["{}"]
+    table.index = [7, 7]
+    assert load_negatives(table)["extra"][:] == ['{"note": "x"}']  # the index is no column
+    with pytest.raises(UserError, match="the rows given: the column 'prompt' must hold one type of value"):
+        load_negatives(pandas.DataFrame({"prompt": ["Q", 1], "completion": ["A", "B"]}))
+
+
+def test_rows_of_any_iterable_are_read() -> None:
+    """A generator was used up by the check of its rows, and then said to be empty."""
+    assert load_negatives(row for row in ROWS[:1])["response"][:] == ["A"]
+    assert load_negatives(tuple(ROWS[:1]))["response"][:] == ["A"]
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (DatasetDict(a=Dataset.from_list(ROWS), b=Dataset.from_list(ROWS)), r"such as \['a'\] \(of a, b\)"),
+        ({"prompt": ["Q"], "completion": ["A"]}, r"mapping of columns; give `datasets\.Dataset\.from_dict"),
+        (ROWS[0], "this is one mapping; give a path, a list of rows"),
+        ({}, "this is one mapping"),
+        (3, "int is no source; give a path, a list of rows"),
+        (None, "NoneType is no source"),
+    ],
+)
+def test_what_is_no_source_is_told_what_to_give(given: Any, told: str) -> None:
+    with pytest.raises(UserError, match=f"^the rows given: .*{told}"):
+        load_negatives(given)

@@ -216,3 +216,36 @@ def test_rows_that_are_none_are_named(tmp_path, rows, message):
     with pytest.raises(UserError, match=message) as caught:
         trainer(tmp_path, rows)
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option, given, message",
+    [
+        (
+            "train_dataset",
+            [{"prompt": "a", "completion": "b"}],
+            "it is list: `datasets.Dataset.from_list` makes",
+        ),
+        (
+            "train_dataset",
+            "bad.jsonl",
+            "train_dataset must be a `datasets.Dataset`, it is str: `load_negatives`",
+        ),
+        ("retain_dataset", "good.jsonl", "retain_dataset must be .*: `load_retain` reads one from a path"),
+        ("eval_dataset", [{"prompt": "a", "completion": "b"}], "eval_dataset must be a `datasets.Dataset`"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(tmp_path, option, given, message):
+    """They ended in an AttributeError."""
+    rows = Dataset.from_list([{"prompt": "a", "completion": "b"}])
+    policy = tiny_policy("qwen")
+    args = U2AConfig(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    if option == "retain_dataset":
+        args.retain_loss = "nll"
+    with pytest.raises(UserError, match=message):
+        UnlearnTrainer(
+            model=policy.model,
+            args=args,
+            processing_class=policy.tokenizer,
+            **{"train_dataset": rows, option: given},
+        )

@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,8 +22,8 @@ from u2a.types import UserError
 
 log = logging.getLogger("u2a")
 
-Given: TypeAlias = str | Path | Dataset | Sequence[Mapping[str, Any]]
-"""What a source may be: a path or Hub id, or, from Python, the rows themselves."""
+Given: TypeAlias = str | Path | Dataset | Iterable[Mapping[str, Any]]
+"""What a source may be: a path or Hub id, or, from Python, the rows themselves; of pandas a table of them."""
 
 GIVEN = "the rows given"
 """The name of rows that are given, for messages."""
@@ -72,20 +72,51 @@ def find_source(source: Given, split: str) -> Source:
     raise UserError(f"{name}: no such file or folder; give a path, `-` or a Hub id `org/name`{several}")
 
 
-def _rows_given(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+def _rows_given(given: Any) -> Dataset:
+    """The rows of what Python code gave: mappings in any iterable, or a table of pandas."""
+    if isinstance(given, Mapping):
+        raise UserError(f"{GIVEN}: {_of_mapping(given)}")
+    if type(given).__module__.partition(".")[0] == "pandas" and hasattr(given, "columns"):
+        return _made(lambda: Dataset.from_pandas(given, preserve_index=False), given.columns, given.get)
+    if not isinstance(given, Iterable):
+        raise UserError(f"{GIVEN}: {type(given).__name__} is no source; {_TAKEN}")
+    rows = list(given)
     for position, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise UserError(
                 f"{GIVEN}, row {position + 1}: it is {type(row).__name__}, not a mapping of columns"
             )
     # `Dataset.from_list` takes the columns of the first row alone, so a `label` of later rows would be lost
-    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {
+        name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)
+    }
+    return _made(lambda: Dataset.from_dict(columns), columns, columns.get)
+
+
+def _made(make: Callable[[], Dataset], names: Iterable[Any], column: Callable[[Any], Any]) -> Dataset:
     try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+        return make()
     except (ValueError, TypeError, OverflowError):  # pyarrow's errors, whose words show the value
-        mixed = [n for n in names if len({type(r[n]) for r in rows if r.get(n) is not None}) > 1]
+        mixed = [
+            name for name in names if len({type(value) for value in column(name) if value is not None}) > 1
+        ]
         which = f"the column {mixed[0]!r}" if mixed else "a column"
         raise UserError(f"{GIVEN}: {which} must hold one type of value in every row") from None
+
+
+_TAKEN = "give a path, a list of rows (mappings of columns), a `datasets.Dataset` or a table of pandas"
+
+
+def _of_mapping(given: Mapping[Any, Any]) -> str:
+    """What to give in place of a mapping: of splits one of them, of columns a data set made of them."""
+    names = [printable(str(name)[:40]) for name in given]
+    if given and all(hasattr(value, "column_names") for value in given.values()):
+        return (
+            f"these are several splits; give one of them, such as [{names[0]!r}] (of {', '.join(names[:10])})"
+        )
+    if given and all(isinstance(value, list | tuple) for value in given.values()):
+        return "this is a mapping of columns; give `datasets.Dataset.from_dict(...)` of it"
+    return f"this is one mapping; {_TAKEN}"
 
 
 def _kind(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def prepared_negatives(given: Dataset | None, renderer: Renderer, name: str) -> 
         UserError: there are none, a row is in no format, tokens are labelled good, tokenised rows do not say
             rightly where their responses are, or a weight is unusable.
     """
+    _refuse_no_dataset(given, "negatives", name)
     if given is None or len(given) == 0:
         raise UserError(f"{name} is empty: there is nothing to unlearn")
     if "input_ids" in given.column_names:
@@ -74,6 +76,7 @@ def prepared_texts(given: Dataset, renderer: Renderer, name: str) -> Dataset:
     Raises:
         UserError: a row is in no format, or tokenised rows do not say rightly where their responses are.
     """
+    _refuse_no_dataset(given, "retain", name)
     if "input_ids" in given.column_names:
         _check_tokenised(given, name)
         return given
@@ -144,6 +147,15 @@ def checked_weights(weights: np.ndarray, rows: int, name: str = "train_dataset")
     if not weights.any():
         raise UserError(f"{name}: every weight is 0, so there is nothing to unlearn")
     return weights
+
+
+def _refuse_no_dataset(given: Any, role: str, name: str) -> None:
+    if given is None or hasattr(given, "column_names"):
+        return
+    how = "`datasets.Dataset.from_list` makes one of rows"
+    if isinstance(given, str | os.PathLike):
+        how = f"`load_{role}` reads one from a path"
+    raise UserError(f"{name} must be a `datasets.Dataset`, it is {type(given).__name__}: {how}")
 
 
 def _check_tokenised(given: Dataset, name: str) -> None:
