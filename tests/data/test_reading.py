@@ -111,8 +111,8 @@ def test_positions_and_places(tmp_path: Path) -> None:
         "a.json, row 2 (line 3)",
     ]
     assert rows_of(tmp_path, "a.csv", 'text\n"A\nB"\n\nC\n') == [
-        (0, "a.csv, row 1 (line 2)", {"text": "A\nB"}),
-        (1, "a.csv, row 2 (line 5)", {"text": "C"}),
+        (0, "a.csv, row 1 (line 2)", {"text": "A\nB"}, ()),
+        (1, "a.csv, row 2 (line 5)", {"text": "C"}, ()),
     ]
 
 
