@@ -107,6 +107,8 @@ def _default(parameter: Any, spec: OptionSpec | None) -> str:
     default = parameter.default if spec is None else spec.default
     if isinstance(default, bool):
         return "on" if default else "off"
+    if isinstance(default, float):
+        return f"`{default:g}`"
     return "" if default in (None, "") else f"`{default}`"
 
 

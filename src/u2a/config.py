@@ -33,14 +33,16 @@ def option(
     above: float | None = None,
     most: float | None = None,
     flag_only: bool = False,
+    number: bool = False,
 ) -> Any:
     """A dataclass field that is an option: its help stands in `--help`, the docs and the errors.
 
     Args:
         least, most: smallest and largest value; above: a bound that the value must exceed.
         flag_only: a YAML file alone cannot set it: a shared file must not run code, nor send text or keys.
+        number: text that a bare number of a YAML file may stand for.
     """
-    bounds = {"least": least, "above": above, "most": most, "flag_only": flag_only}
+    bounds = {"least": least, "above": above, "most": most, "flag_only": flag_only, "number": number}
     return field(default=default, metadata={"help": help, "choices": tuple(choices), **bounds})
 
 

@@ -33,6 +33,7 @@ class OptionSpec:
     above: float | None = None
     most: float | None = None
     flag_only: bool = False
+    number: bool = False
 
     @property
     def flag(self) -> str:
@@ -91,7 +92,7 @@ class Schema:
             kind = _plain_type(hints.get(f.name, f.type))
             more = {
                 key: f.metadata[key]
-                for key in ("choices", "least", "above", "most", "flag_only")
+                for key in ("choices", "least", "above", "most", "flag_only", "number")
                 if key in f.metadata
             }
             spec = OptionSpec(
@@ -232,6 +233,8 @@ def _as_number_or_text(spec: OptionSpec, value: Any) -> Any:
         if spec.type is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             return float(value)
         if spec.name in ("select", "subset_share") and type(value) is int:
+            return str(value)
+        if spec.number and type(value) in (int, float):
             return str(value)
     except (ValueError, OverflowError):  # not a number, or one too large
         pass

@@ -74,6 +74,28 @@ def test_bytes_follow_the_options(more, key, least):
     assert figures(*more)[room][name] == pytest.approx(least * figures()[room][name])
 
 
+@pytest.mark.parametrize("size", ["8B", "8b", "8000M", "8e9", "8G", "0.008T", "8000000000", "8_000_000K"])
+def test_sizes_as_people_write_them(size):
+    assert figures("--model-params", size) == figures()
+    assert figures("--negatives", "1M") == figures()
+    assert figures("--proxy-params", "135M")["phases"]["scores"] != figures()["phases"]["scores"]
+
+
+def test_a_file_may_hold_sizes_as_numbers_too(tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        "model_params: 8e9\nnegatives: 1000000\nproxy_params: 0.0\ndevices: 8\n"
+    )
+    done = CliRunner().invoke(app, ["plan", "--config", str(tmp_path / "plan.yaml"), "--json"])
+    assert json.loads(done.stdout)["total"] == figures()["total"]
+
+
+def test_defaults_are_shown_short():
+    shown = " ".join(CliRunner().invoke(app, ["plan", "--help"]).stdout.split())
+    assert "[default: 4e+14]" in shown
+    assert "[default: 0.35]" in shown
+    assert "400000000000000.0" not in shown
+
+
 def test_remarks_on_what_does_not_fit():
     assert "One batch does not fit" in figures("--device-memory", "1e9")["remarks"][0]
     assert figures("--device-memory", "40e9")["remarks"][0].endswith(
@@ -88,7 +110,13 @@ def test_remarks_on_what_does_not_fit():
     "more, message",
     [
         (("--model-params", "0"), "--model-params is missing"),
+        (("--model-params", "8x"), "--model-params 8x: a number such as 8e9, 8B or 135M"),
+        (("--model-params", "B"), "--model-params B: a number"),
+        (("--model-params", "-1"), "--model-params -1: a number"),
         (("--negatives", "0"), "--negatives is missing"),
+        (("--negatives", "inf"), "--negatives inf: how many rows"),
+        (("--negatives", "bad.jsonl"), "--negatives bad.jsonl: how many rows: `u2a plan` takes numbers"),
+        (("--proxy-params", "small"), "--proxy-params small: a number such as 135M"),
         (("--select", "many"), "--select many"),
         (("--select", "120%"), "--select 120%"),
         (("--select", "0.5"), "--select 0.5"),

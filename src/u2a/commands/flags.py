@@ -13,6 +13,8 @@ from u2a.schema import OptionSpec
 def flag(spec: OptionSpec) -> inspect.Parameter:
     """The option as a flag that is None unless given, so that a YAML file can tell."""
     default = "off" if spec.default is False else spec.default
+    if isinstance(default, float):
+        default = f"{default:g}"  # 4e+14, not 400000000000000.0
     shown = f" [default: {default}]" if default != "" else ""
     choices = f" One of: {', '.join(spec.choices)}." if spec.choices else ""
     names = (f"{spec.flag}/--no-{spec.flag[2:]}",) if spec.type is bool else (spec.flag,)

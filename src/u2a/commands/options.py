@@ -228,8 +228,8 @@ class DemoOptions:
 class PlanOptions:
     """Plan: what would be run, and on what."""
 
-    model_params: float = option(0.0, "Parameters of the model, such as 8e9.", least=0)
-    negatives: float = option(0.0, "Bad answers to score, such as 1e6.", least=0)
+    model_params: str = option("", "Parameters of the model, such as 8e9, 8B or 135M.", number=True)
+    negatives: str = option("", "How many bad answers to score, such as 1e6 or 20K; no file.", number=True)
     tokens: float = option(300.0, "Tokens of a prompt with its answer, on average.", above=0)
     validation: float = option(256.0, "Validation pairs.", least=1)
     retain_rows: float = option(256.0, "Good texts to keep.", least=0)
@@ -248,8 +248,10 @@ class PlanOptions:
     retain_term: bool = option(False, "The loss also trains on the same number of retain tokens.")
     lora_rank: int = option(16, "Rank of the LoRA adapter; 0 = full fine-tuning.", least=0)
     quantize: str = option("none", "4bit: the frozen base is in 4 bits.", ("none", "4bit"))
-    proxy_params: float = option(
-        0.0, "Parameters of a smaller model that computes the scores instead; 0 = none.", least=0
+    proxy_params: str = option(
+        "0",
+        "Parameters of a smaller model that computes the scores instead, such as 135M; 0 = none.",
+        number=True,
     )
     bytes_per_param: float = option(2.0, "Bytes of a frozen parameter: 2 in 16 bits, 4 in 32.", above=0)
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")

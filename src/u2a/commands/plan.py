@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,10 @@ from u2a.types import UserError
 
 def run(values: Mapping[str, Any]) -> int:
     """Prints the plan; nothing is loaded and nothing written."""
+    values = {**values, **{name: count_of(name, values[name]) for name in _COUNTS}}
     for name in ("model_params", "negatives"):
-        if values[name] <= 0:
-            raise UserError(f"--{name.replace('_', '-')} is missing: such as 8e9")
+        if values[name] == 0:
+            raise UserError(f"--{name.replace('_', '-')} is missing: {_COUNTS[name]}")
     workload, fleet = workload_of(values), fleet_of(values)
     found = document(workload, fleet)
     give(**found)
@@ -32,6 +34,32 @@ def run(values: Mapping[str, Any]) -> int:
     for line in found["remarks"]:
         say(line, essential=True)
     return 0
+
+
+_COUNTS = {
+    "model_params": "a number such as 8e9, 8B or 135M",
+    "negatives": "how many rows: `u2a plan` takes numbers, such as 1e6 or 20K",
+    "proxy_params": "a number such as 135M; 0 = none",
+}
+"""Options that are large numbers, and what they take."""
+_THOUSANDS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def count_of(name: str, text: str) -> float:
+    """`8B` -> 8e9; 0 where nothing is given.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    text = text.strip() or "0"
+    factor = _THOUSANDS.get(text[-1].lower())
+    try:
+        found = float(text) if factor is None else float(text[:-1]) * factor
+    except ValueError:
+        found = -1.0
+    if not math.isfinite(found) or found < 0:
+        raise UserError(f"--{name.replace('_', '-')} {text[:80]}: {_COUNTS[name]}")
+    return found
 
 
 def workload_of(values: Mapping[str, Any]) -> Workload:
