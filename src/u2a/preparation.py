@@ -95,7 +95,7 @@ def prepare(
     built, retain_loss = built_loss(loss, loss_options, retain_loss)
     check_loss(built)
     renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
-    negative_texts = tokenize_rows(negatives, renderer)
+    negative_texts = tokenize_rows(negatives, renderer, role="negatives")
     pad_token_id = policy.tokenizer.pad_token_id or 0
 
     def measured(texts: Dataset, name: str) -> Tensor:
@@ -123,7 +123,7 @@ def prepare(
             joint, goal = shared_out(goal, preferences["prompt"], joint_share)
             preferred = goal.texts.select(range(len(goal.texts) // 2))
     retain_texts = None
-    utility_texts = preferred if retain is None else tokenize_rows(retain, renderer)
+    utility_texts = preferred if retain is None else tokenize_rows(retain, renderer, role="retain")
     if retain_loss in ("nll", "kl"):
         if retain is None or len(retain) < 2:
             raise UserError(f"--retain-loss {retain_loss} needs --retain with at least 2 rows")

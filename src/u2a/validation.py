@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2a.data.collate import tokenize_rows
+from u2a.data.collate import tokenize_pairs, tokenize_rows
 from u2a.data.render import is_cut_of
 from u2a.data.scratch import no_progress_bars
 from u2a.data.validate import prompt_key
@@ -51,12 +51,12 @@ def objective_of_rows(
         UserError: no such objective, or its options or rows are unusable.
     """
     if name == "nll":
-        texts = tokenize_rows(rows, renderer)
+        texts = tokenize_rows(rows, renderer, role="preferences")
         return MeanLogProb(texts), texts
     if name == "reward":
         return Reward.of_rows(rows, renderer, scorer, device=device, seed=seed, **options), None
     kind = objective_class(name) if isinstance(name, str) else name
-    texts, chosen = pair_texts(rows, renderer)
+    texts, chosen = pair_texts(rows, renderer, role="preferences")
     objective = kind(texts=texts, reference=measured(texts), **options)
     shape = objective.terms(objective.reference.double()).shape
     if len(shape) != 1 or not shape[0]:
@@ -66,16 +66,15 @@ def objective_of_rows(
     return objective, chosen
 
 
-def pair_texts(pairs: Dataset, renderer: Renderer) -> tuple[Dataset, Dataset]:
+def pair_texts(pairs: Dataset, renderer: Renderer, *, role: str = "") -> tuple[Dataset, Dataset]:
     """P pairs as 2P tokenised texts, the chosen ones first, and the chosen ones alone.
 
     Both answers of a pair follow the same prompt: where the longer one leaves it less room, that is what the
-    shorter one gets too. Else a margin would compare answers to two questions.
+    shorter one gets too. Else a margin would compare answers to two questions. `role` is for warnings.
     """
     from datasets import concatenate_datasets
 
-    chosen = tokenize_rows(pairs, renderer, response="chosen")
-    rejected = tokenize_rows(pairs, renderer, response="rejected")
+    chosen, rejected = tokenize_pairs(pairs, renderer, role=role)
     texts = concatenate_datasets([chosen, rejected])
     shorter = _cut_prompts(texts)
     if not shorter:

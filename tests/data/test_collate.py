@@ -12,7 +12,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 import cases
-from u2a.data.collate import Renderer, collate, length_sorted_batches, tokenize_rows
+from u2a.data import collate as collate_module
+from u2a.data.collate import Renderer, collate, length_sorted_batches, tokenize_pairs, tokenize_rows
+from u2a.data.load import load_negatives, load_preferences
 from u2a.types import IGNORE, UserError
 
 
@@ -57,7 +59,7 @@ def test_other_response_columns_can_be_joined() -> None:
 def test_response_without_tokens_names_the_row() -> None:
     data = rows(3)
     data[1]["response"] = "  "
-    with pytest.raises(UserError, match=r"row 11 \(id id-1\): the `response` has no tokens"):
+    with pytest.raises(UserError, match=r"row 11 \(id id-1\): the answer has no tokens"):
         tokenize_rows(Dataset.from_list(data), Renderer(cases.tiny_tokenizer("llama")))
 
 
@@ -83,14 +85,40 @@ def test_cut_rows_are_counted_also_from_the_cache(tmp_path: Path, caplog: pytest
     assert 0 < response_too_long < too_long
     for _ in range(2):
         caplog.clear()
+        collate_module._told.clear()
         with caplog.at_level(logging.WARNING, logger="u2a"):
             tokenized = tokenize_rows(data, Renderer(tokenizer, max_length=limit))
         assert max(len(ids) for ids in tokenized["input_ids"]) == limit
         said = [record.getMessage() for record in caplog.records]
         assert said == [
-            f"{too_long} of 7 prompts were cut on the left to --max-length 20 (column response)",
-            f"{response_too_long} of 7 responses were cut on the right to --max-length 20 (column response)",
+            f"{too_long} of 7 prompts were cut on the left to --max-length 20",
+            f"{response_too_long} of 7 answers were cut on the right to --max-length 20",
         ]
+
+
+def test_a_cut_is_told_once_with_role_and_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It named a column of ours, not the file, and of pairs the prompts twice."""
+    long = {"prompt": "tea " * 60, "chosen": "coffee " * 80, "rejected": "no"}
+    path = cases.jsonl(tmp_path / "pairs.jsonl", [long, {**long, "prompt": "tea?", "chosen": "yes"}])
+    renderer = Renderer(cases.tiny_tokenizer("gpt2"), max_length=40)
+    with caplog.at_level(logging.WARNING, logger="u2a"):
+        for _ in range(2):
+            tokenize_pairs(load_preferences(path), renderer, role="test")
+            tokenize_rows(load_negatives([long]), renderer, role="negatives")
+            tokenize_rows(load_negatives(path), renderer)
+    once = [record.getMessage() for record in caplog.records][:4]
+    assert once == [
+        f"test ({path}): 1 of 2 prompts were cut on the left to --max-length 40",
+        f"test ({path}): 1 of 2 chosen answers were cut on the right to --max-length 40",
+        "negatives: 1 of 1 prompts were cut on the left to --max-length 40",
+        f"{path}: 1 of 2 prompts were cut on the left to --max-length 40",
+    ]
+    caplog.clear()
+    rows = load_preferences(path)
+    with caplog.at_level(logging.WARNING, logger="u2a"):
+        for _ in range(2):
+            tokenize_pairs(rows, Renderer(cases.tiny_tokenizer("gpt2"), max_length=39))
+    assert len(caplog.records) == 2
 
 
 def test_result_is_cached_under_tokenizer_template_and_length(

@@ -13,13 +13,15 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 
-from u2a.data.load import locate
+from u2a.data.formats import ANSWER_NAMES
+from u2a.data.load import locate, source_of
 from u2a.data.render import Renderer
 from u2a.data.scratch import no_progress_bars
 from u2a.types import IGNORE, Batch, UserError
 
 __all__ = [
-    "Renderer", "collate", "length_sorted_batches", "row_name", "token_counts", "token_rows", "tokenize_rows",
+    "Renderer", "collate", "length_sorted_batches", "row_name", "token_counts", "token_rows",
+    "tokenize_pairs", "tokenize_rows",
 ]  # fmt: skip
 
 log = logging.getLogger("u2a")
@@ -36,7 +38,9 @@ _FEATURES = Features(
 )
 
 
-def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "response") -> Dataset:
+def tokenize_rows(
+    dataset: Dataset, renderer: Renderer, *, response: str = "response", role: str = ""
+) -> Dataset:
     """Tokenised rows in the order of `dataset`: `row`, `input_ids`, `response_start`, `n_tokens`.
 
     `n_tokens` counts response tokens with the end of turn. `row` is the column of that name, else the
@@ -45,20 +49,45 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
 
     Args:
         dataset: columns `prompt` (messages) and the one that `response` names; `id` and `row` if they exist.
+        role: what warnings call the rows, beside the file that they were loaded from.
 
     Raises:
         UserError: a response has no tokens, or the chat template refuses a conversation; names file and row,
             or `id` and row where the rows were not loaded from a file.
     """
+    tokenized = _tokenized(dataset, renderer, response)
+    cuts = {"prompt": np.asarray(tokenized["prompt_cut"]), response: np.asarray(tokenized["response_cut"])}
+    _tell_of_cuts(dataset, renderer, cuts, role)
+    return tokenized.remove_columns(["prompt_cut", "response_cut"])
+
+
+def tokenize_pairs(pairs: Dataset, renderer: Renderer, *, role: str = "") -> tuple[Dataset, Dataset]:
+    """The chosen and the rejected answers of P pairs, as `tokenize_rows` gives them, each behind its prompt.
+
+    A prompt that was cut before either answer is counted once in the warning.
+    """
+    chosen, rejected = (_tokenized(pairs, renderer, response) for response in ("chosen", "rejected"))
+    cuts = {
+        "prompt": np.asarray(chosen["prompt_cut"]) | np.asarray(rejected["prompt_cut"]),
+        "chosen": np.asarray(chosen["response_cut"]),
+        "rejected": np.asarray(rejected["response_cut"]),
+    }
+    _tell_of_cuts(pairs, renderer, cuts, role)
+    chosen, rejected = (each.remove_columns(["prompt_cut", "response_cut"]) for each in (chosen, rejected))
+    return chosen, rejected
+
+
+def _tokenized(dataset: Dataset, renderer: Renderer, response: str) -> Dataset:
+    """With the columns that say what was cut."""
 
     def tokenize(example: dict[str, Any], position: int) -> dict[str, Any]:
-        row = example.get("row", position)
+        row, answer = example.get("row", position), ANSWER_NAMES.get(response, response)
         try:
             if not example[response].strip():
-                raise UserError(f"the `{response}` has no tokens: remove the row")
+                raise UserError(f"the {answer} has no tokens: remove the row")
             encoded = renderer._encode(example["prompt"], example[response])
             if encoded.response_start >= len(encoded.input_ids):
-                raise UserError(f"the `{response}` has no tokens that anything predicts: remove the row")
+                raise UserError(f"the {answer} has no tokens that anything predicts: remove the row")
         except UserError as error:
             if "source_row" in example:
                 place = "{}, row {}".format(*locate(dataset, example["source_row"]))
@@ -69,22 +98,39 @@ def tokenize_rows(dataset: Dataset, renderer: Renderer, *, response: str = "resp
 
     key = f"{dataset._fingerprint} {renderer.fingerprint} {response}"
     with no_progress_bars():
-        tokenized = dataset.map(
+        return dataset.map(
             tokenize,
             with_indices=True,
             remove_columns=dataset.column_names,
             features=_FEATURES,
             new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
         )
-    for what in ("prompt", "response"):
-        cut = int(np.count_nonzero(tokenized[f"{what}_cut"]))
-        if cut:
-            side = {"prompt": "left", "response": "right"}[what]
-            log.warning(
-                "%d of %d %ss were cut on the %s to --max-length %d (column %s)",
-                *(cut, len(tokenized), what, side, renderer.max_length, response),
-            )
-    return tokenized.remove_columns(["prompt_cut", "response_cut"])
+
+
+_told: set[tuple[str, str, str]] = set()
+"""Of what was cut, by rows, tokenizer and answer: the same rows are tokenised again by what comes later."""
+
+
+def _tell_of_cuts(dataset: Dataset, renderer: Renderer, cuts: Mapping[str, np.ndarray], role: str) -> None:
+    """A line for each kind of text that was cut; `cuts` (N,) bool by column."""
+    source = source_of(dataset)
+    name = f"{role} ({source})" if role and source else role or source
+    for column, cut in cuts.items():
+        key = (dataset._fingerprint, renderer.fingerprint, column)
+        if not cut.any() or key in _told:
+            continue
+        _told.add(key)
+        log.warning(
+            "%s%d of %d %ss were cut on the %s to --max-length %d",
+            f"{name}: " if name else "",
+            np.count_nonzero(cut),
+            len(cut),
+            *(
+                ANSWER_NAMES.get(column, column),
+                "left" if column == "prompt" else "right",
+                renderer.max_length,
+            ),
+        )
 
 
 def row_name(texts: Dataset, position: int) -> str:

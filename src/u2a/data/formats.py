@@ -32,6 +32,8 @@ TEXT_KEYS = frozenset({"prompt", "system", "completion", "response", "chosen", "
 }
 """Columns that carry text for some format: never part of `extra`, whether or not this row used them."""
 ANSWER_KEYS = ("completion", "response", "output")
+ANSWER_NAMES = {"response": "answer", "chosen": "chosen answer", "rejected": "rejected answer"}
+"""What messages call the answers of canonical rows: the user's file may have other names for them."""
 CONVERSATION_KEYS = ("messages", "conversations")
 LABEL_KEYS = ("label", "kto_tag", "is_safe")
 READ_KEYS = TEXT_KEYS | {*LABEL_KEYS, "id", "weight"}

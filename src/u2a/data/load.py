@@ -133,6 +133,13 @@ def locate(dataset: Dataset, source_row: int, name: str = "") -> tuple[str, int]
     return file, source_row - start + 1
 
 
+def source_of(dataset: Dataset) -> str:
+    """The file that a data set was loaded from, or the first and how many more; "" of rows without one."""
+    files = [file for file, _ in _file_starts(dataset.info.description) if file not in ("", GIVEN)]
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    return f"{files[0]}{more}" if files else ""
+
+
 @functools.lru_cache(maxsize=32)
 def _file_starts(description: str) -> list[tuple[str, int]]:
     try:

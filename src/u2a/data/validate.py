@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from u2a.data.formats import ANSWER_NAMES
 from u2a.data.load import locate
 from u2a.types import Message, UserError
 
@@ -29,8 +30,6 @@ _ANSWERS = {
     "retain": ("response",),
 }
 """The answer columns of every role."""
-_NAMES = {"response": "the answer", "chosen": "the chosen answer", "rejected": "the rejected answer"}
-"""What messages call the answers: the user's file may have other names for these columns."""
 _GOOD = {"preferences": "chosen", "test": "chosen", "retain": "response"}
 _LEAKS = (
     ("negatives", "preferences", "leak-validation"),
@@ -169,7 +168,7 @@ class _Table:
 def _unusable(row: _Row) -> list[Finding]:
     """Faults of a row that leave nothing to learn from it."""
     findings = [
-        row.finding("empty-response", f"{_NAMES[column]} is empty; remove the row", fatal=True)
+        row.finding("empty-response", f"the {ANSWER_NAMES[column]} is empty; remove the row", fatal=True)
         for column, answer in row.answers.items()
         if not answer.strip()
     ]
@@ -223,7 +222,8 @@ def _too_long(row: _Row, count_tokens: CountTokens, limit: int) -> list[Finding]
         return [row.finding("template", str(error), fatal=True)]
     return [
         row.finding(
-            "too-long", f"the prompt and {_NAMES[column]} have {count} tokens, over the limit of {limit}"
+            "too-long",
+            f"the prompt and the {ANSWER_NAMES[column]} have {count} tokens, over the limit of {limit}",
         )
         for column, count in counts.items()
         if count > limit

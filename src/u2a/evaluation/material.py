@@ -96,7 +96,7 @@ def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Rendere
     from u2a.validation import pair_texts
 
     texts = {
-        role: tokenize_rows(rows[name], renderer)
+        role: tokenize_rows(rows[name], renderer, role=name.replace("_", " "))
         for role, name in (
             ("negatives", "negatives"),
             ("held_out_negatives", "held_out_negatives"),
@@ -119,7 +119,7 @@ def material_of(rows: Mapping[str, Dataset], prompts: Prompts, renderer: Rendere
 
     test = rows.get("test")
     return Material(
-        test=pair_texts(test, renderer)[0] if test is not None else None,
+        test=pair_texts(test, renderer, role="test")[0] if test is not None else None,
         negative_answers=scored_answers("negatives"),
         held_out_answers=scored_answers("held_out_negatives"),
         **prompts,

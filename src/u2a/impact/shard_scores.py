@@ -92,7 +92,7 @@ class ShardScorer:
             UserError: a row has no tokens, or the chat template refuses it. GuardStop: a score is not finite.
             Both name the row.
         """
-        texts = tokenize_rows(rows, self.renderer)
+        texts = tokenize_rows(rows, self.renderer, role="negatives")
         pad = self.policy.tokenizer.pad_token_id or 0
         context = ScoringContext(self.policy.model, self.policy.trainable(), self.max_tokens, pad)
         found = directional_derivatives(

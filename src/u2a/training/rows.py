@@ -203,7 +203,7 @@ def _loaded(given: Dataset, role: str, name: str) -> Dataset:
 
 def _tokenized(rows: Dataset, renderer: Renderer, name: str) -> Dataset:
     with _called(name):
-        return tokenize_rows(rows, renderer)
+        return tokenize_rows(rows, renderer, role=name)
 
 
 @contextmanager
