@@ -40,7 +40,8 @@ def chat_of(policies, temperature=0.0, seed=0):
 
 
 def call(folders, said, *more):
-    words = ["chat", folders[1], "--original", folders[0], "--max-new-tokens", "6", *more]
+    length = () if "--max-new-tokens" in more else ("--max-new-tokens", "6")
+    words = ["chat", folders[1], "--original", folders[0], *length, *more]
     return CliRunner().invoke(app, words, input=said)
 
 
