@@ -366,7 +366,10 @@ def test_weighted_kto_weights_selected_negatives(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"undesirable": "bad"}, "take one of rejected, negatives"), ({"weighted": True}, "undesirable: negatives")],
+    [
+        ({"undesirable": "bad"}, "take one of rejected, negatives"),
+        ({"weighted": True}, "undesirable: negatives"),
+    ],
 )
 def test_kto_refuses_what_it_cannot_mean(options, message):
     with pytest.raises(UserError, match=message):
