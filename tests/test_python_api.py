@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,18 @@ def test_rows_may_be_given_from_python():
         load_negatives([])
     with pytest.raises(UserError, match="the rows given, row 1"):
         load_negatives([{"question": "SECRET"}])
+
+
+def test_nothing_deprecated_is_called_in_our_name():
+    """A user of the library would see it at every load and every run; the commands hide it."""
+    model = u2a.tiny_model()
+    bad = [{"prompt": "Hi?", "completion": "Go away."}, {"prompt": "Tea?", "completion": "No."}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.simplefilter("error", DeprecationWarning)
+        problem = u2a.prepare(
+            u2a.load_policy(model, lora_rank=2),
+            negatives=load_negatives(bad),
+            preferences=load_preferences([{"prompt": "Tea?", "chosen": "Yes.", "rejected": "No."}]),
+        )
+        assert u2a.align(problem, outer=u2a.OuterOptions(outer_steps=1)).points

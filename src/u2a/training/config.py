@@ -19,6 +19,8 @@ log = logging.getLogger("u2a")
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 _MIXED = "ACCELERATE_MIXED_PRECISION"
 """Where `accelerate launch` puts what its flag or configuration file says."""
+_RECOMPUTING = "activation_checkpointing"
+"""What newer versions of transformers call `gradient_checkpointing`, of which they warn."""
 
 
 def arguments_for(kind: type[Arguments], **options: Any) -> Arguments:
@@ -31,6 +33,8 @@ def arguments_for(kind: type[Arguments], **options: Any) -> Arguments:
     Args:
         kind: `U2AConfig`, `TrainingArguments` or a configuration of TRL.
     """
+    if "gradient_checkpointing" in options and hasattr(kind, _RECOMPUTING):
+        options[_RECOMPUTING] = options.pop("gradient_checkpointing")
     wanted = os.environ.get(_MIXED, "no")
     if wanted != "no":
         _say_left_out(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +55,9 @@ def trained_model(
         devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            model = get_peft_model(model, peft_config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT's own calls of transformers
+                model = get_peft_model(model, peft_config)
         if source is not None and source.path is not None:
             # PEFT would note the base of an adapter that was merged, and so other weights than were trained
             model.peft_config["default"].base_model_name_or_path = str(source.path.resolve())
