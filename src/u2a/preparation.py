@@ -16,7 +16,7 @@ from u2a.losses.contract import check_loss
 from u2a.objectives import MeanLogProb, Reward
 from u2a.objectives.preference import Preference
 from u2a.passes.dataset import Task, dataset_logprobs, silent
-from u2a.passes.positions import fitting
+from u2a.passes.positions import usable_length
 from u2a.problem import Problem
 from u2a.types import UserError
 from u2a.validation import objective_of_rows, shared_out
@@ -94,7 +94,7 @@ def prepare(
     retain = None if retain is None else as_loaded("retain", retain, "retain")
     built, retain_loss = built_loss(loss, loss_options, retain_loss)
     check_loss(built)
-    renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
+    renderer = Renderer(policy.tokenizer, template, usable_length(policy.model, max_length))
     negative_texts = tokenize_rows(negatives, renderer, role="negatives")
     pad_token_id = policy.tokenizer.pad_token_id or 0
 

@@ -25,7 +25,7 @@ from u2a.logprobs import response_lengths, response_logprobs
 from u2a.losses import UnlearningLoss, built_loss, resolve_loss
 from u2a.losses.contract import check_loss
 from u2a.models.sharding import is_sharded
-from u2a.passes.positions import fitting
+from u2a.passes.positions import usable_length
 from u2a.training.batches import Collator, as_batch, pad_token_id_of
 from u2a.training.card import write_card
 from u2a.training.config import U2AConfig
@@ -130,7 +130,7 @@ class UnlearnTrainer(Trainer):
         )
         self.loss, _ = built_loss(loss or args.loss_type, args.loss_options, args.retain_loss)
         check_loss(self.loss)
-        longest = fitting(trained, args.max_length)
+        longest = usable_length(trained, args.max_length)
         self._renderer = Renderer(processing_class, template=args.template, max_length=longest)
         negatives = prepared_negatives(train_dataset, self._renderer, "train_dataset")
         self._negatives, self.weights = negatives.rows, negatives.weights

@@ -211,7 +211,7 @@ def test_a_model_s_folder_is_found_wherever_a_worker_is_and_missed_by_name(tmp_p
     def gone(_values: Any) -> None:
         raise UserError("model: no such folder")
 
-    monkeypatch.setattr("u2a.commands.proxies.load_scorer", gone)
+    monkeypatch.setattr("u2a.commands.proxies.load_scoring_policy", gone)
     with pytest.raises(UserError, match=f"^{socket.gethostname()}, a machine of the cluster: model: no such"):
         Actor(job).load()
 

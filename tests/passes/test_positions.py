@@ -23,7 +23,7 @@ import cases
 from u2a import evaluate, load_negatives, load_policy, load_preferences, prepare
 from u2a.evaluation.subject import Sampling
 from u2a.passes.generation import continuations
-from u2a.passes.positions import fitting, table_of_positions, with_room
+from u2a.passes.positions import table_of_positions, usable_length, with_room
 from u2a.types import UserError
 
 N = 24
@@ -62,22 +62,22 @@ def test_models_without_a_table(family: str) -> None:
 
 def test_a_length_beyond_the_table(caplog: pytest.LogCaptureFixture) -> None:
     model = cases.tiny_policy("gpt2").model
-    assert fitting(model, 512) == 512
-    assert fitting(model, 100) == 100
+    assert usable_length(model, 512) == 512
+    assert usable_length(model, 100) == 100
     assert not caplog.messages
     with pytest.raises(UserError, match=r"--max-length 2048: the model has 512 positions; take at most 512"):
-        fitting(model, 2048)
-    assert fitting(model, 2048, usual=2048) == 512
+        usable_length(model, 2048)
+    assert usable_length(model, 2048, usual=2048) == 512
     assert caplog.messages == ["--max-length is 512 and not 2048: the model has no more positions"]
 
 
 def test_a_length_beyond_rotary_positions_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     model = cases.tiny_policy("llama").model
-    assert fitting(model, 2048) == fitting(model, 2048, usual=2048) == 2048
+    assert usable_length(model, 2048) == usable_length(model, 2048, usual=2048) == 2048
     assert "--max-length 2048 is beyond the 512 positions" in caplog.text
     bloom = AutoModelForCausalLM.from_config(BloomConfig(**WIDTH))
     caplog.clear()
-    assert fitting(bloom, 1 << 20) == 1 << 20
+    assert usable_length(bloom, 1 << 20) == 1 << 20
     assert not caplog.messages
 
 

@@ -14,7 +14,7 @@ from u2a.commands.comparison_plan import (
     Extra,
     Plan,
     check_models,
-    load_scorer,
+    load_reward_model,
     make_plan,
     model_mark,
     read_rows,
@@ -68,7 +68,7 @@ def run(values: Mapping[str, Any]) -> int:
     plan = make_plan(values)
     data, extra = read_rows(values, plan)
     check_models(values, plan)
-    extra.scorer = load_scorer(values, plan)
+    extra.scorer = load_reward_model(values, plan)
     with (
         RunFolder.create(folder, values, command="compare", resume=values["resume"], shared=True) as run,
         Bars() as bars,

@@ -215,7 +215,7 @@ def _cost_on_what_is_learnt(plan: Plan) -> list[str]:
     ]
 
 
-def load_scorer(values: Mapping[str, Any], plan: Plan) -> Scorer | None:
+def load_reward_model(values: Mapping[str, Any], plan: Plan) -> Scorer | None:
     """The reward model, where a method needs one."""
     if not any("reward" in entry.method.needs for entry in plan.entries):
         return None

@@ -238,7 +238,7 @@ def load_subject(
     from u2a.data.render import Renderer
     from u2a.evaluation.subject import Sampling, Subject
     from u2a.models.policy import load_policy
-    from u2a.passes.positions import fitting
+    from u2a.passes.positions import usable_length
 
     if policy is None:
         policy = load_policy(
@@ -252,7 +252,7 @@ def load_subject(
     sampling = Sampling(
         values["max_new_tokens"], values["temperature"], values["generation_batch"], values["seed"]
     )
-    longest = fitting(policy.model, values["max_length"], usual_length)
+    longest = usable_length(policy.model, values["max_length"], usual_length)
     renderer = Renderer(policy.tokenizer, values["template"], longest)
     return Subject(name, policy, renderer, sampling, original, values["score_tokens"], bars.task)
 

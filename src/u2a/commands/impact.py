@@ -13,7 +13,7 @@ from u2a.commands.launch import join_processes
 from u2a.commands.proxies import (
     SampledRows,
     is_proxy,
-    load_scorer,
+    load_scoring_policy,
     proxy_loss,
     refuse_bad_proxy,
     said_of_proxy,
@@ -91,7 +91,7 @@ def _score(
     from u2a.impact.table import score_impact
 
     with run.phase("loading"):
-        policy = load_scorer(values)
+        policy = load_scoring_policy(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
         mark = fingerprint(problem)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from u2a import interruption, processes
 from u2a.commands.options import PoolOptions
-from u2a.commands.proxies import SampledRows, is_proxy, load_scorer, proxy_loss, said_of_proxy
+from u2a.commands.proxies import SampledRows, is_proxy, load_scoring_policy, proxy_loss, said_of_proxy
 from u2a.commands.schemas import IMPACT
 from u2a.commands.session import (
     Data,
@@ -143,7 +143,7 @@ def _set(values: Mapping[str, Any], data: Data, run: RunFolder, bars: Bars) -> _
     from u2a.impact.curvature import CURVATURES
 
     with run.phase("loading"):
-        policy = load_scorer(values)
+        policy = load_scoring_policy(values)
     with run.phase("measuring"):
         problem = build_problem(values, IMPACT, data, policy, bars)
         sizes = Sizes.of(problem)

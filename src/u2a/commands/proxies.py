@@ -58,7 +58,7 @@ def is_proxy(values: Mapping[str, Any]) -> bool:
     return bool(values["proxy_model"]) or share_of_layers(values) < 1
 
 
-def load_scorer(values: Mapping[str, Any]) -> Policy:
+def load_scoring_policy(values: Mapping[str, Any]) -> Policy:
     """The policy that scores: the whole `--model`, or the proxy."""
     from u2a.impact.proxy_layers import keep_layers
 

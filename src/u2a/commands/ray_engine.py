@@ -108,14 +108,14 @@ class Actor:
         """
         import torch
 
-        from u2a.commands.proxies import load_scorer
+        from u2a.commands.proxies import load_scoring_policy
         from u2a.data.render import Renderer
         from u2a.impact.shard_scores import ShardScorer
-        from u2a.passes.positions import fitting
+        from u2a.passes.positions import usable_length
 
         values = self.job.values
         try:
-            policy = load_scorer(values)
+            policy = load_scoring_policy(values)
         except UserError as error:  # this machine is not the one that the user sees
             raise UserError(f"{socket.gethostname()}, a machine of the cluster: {error}") from None
         own = policy.trainable()
@@ -129,7 +129,7 @@ class Actor:
         self.scorer = ShardScorer(
             policy=policy,
             renderer=Renderer(
-                policy.tokenizer, values["template"], fitting(policy.model, values["max_length"])
+                policy.tokenizer, values["template"], usable_length(policy.model, values["max_length"])
             ),
             loss=self.job.loss,
             aimed=self.job.aimed,

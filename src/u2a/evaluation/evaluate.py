@@ -174,11 +174,11 @@ def _subject(
 ) -> Subject:
     from u2a.data.render import Renderer
     from u2a.models.policy import Policy, load_policy
-    from u2a.passes.positions import fitting
+    from u2a.passes.positions import usable_length
 
     if isinstance(model, Policy):
         policy = model
     else:
         policy = load_policy(model, lora_rank=0, dtype=dtype, device=device, trained=False)
-    renderer = Renderer(policy.tokenizer, template, fitting(policy.model, max_length))
+    renderer = Renderer(policy.tokenizer, template, usable_length(policy.model, max_length))
     return Subject(name, policy, renderer, sampling, original, max_tokens, task)

@@ -22,7 +22,7 @@ _SPARE = 2
 """Rows that some tables have beyond the positions."""
 
 
-def fitting(model: Any, max_length: int, usual: int = USUAL_LENGTH) -> int:
+def usable_length(model: Any, max_length: int, usual: int = USUAL_LENGTH) -> int:
     """`max_length`, or as many tokens as the model has positions where that is only the default.
 
     Rotary positions go on beyond what the model was made for, and worse: there is a warning.
