@@ -39,7 +39,15 @@ PAIRS = [
 BAD = [{"prompt": f"Bad {i}?", "completion": f"No {i}, go away. " * (i % 3 + 1)} for i in range(8)]
 GOOD = [{"prompt": f"Good {i}?", "completion": f"Yes {i}."} for i in range(4)]
 WARM = (
-    *("trainer", "outer_loop", "problem", "models", "report.html", "report.model_card", "data.load"),
+    *(
+        "trainer",
+        "alignment.outer_loop",
+        "problem",
+        "models.policy",
+        "report.html",
+        "report.model_card",
+        "data.load",
+    ),
     *("data.validate", "verification.estimators", "verification.controls"),
     *("compare.bench", "evaluation.subject"),
     *(f"commands.{name}" for name in ("impact", "align", "verify", "evaluate", "compare")),
