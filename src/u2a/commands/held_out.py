@@ -18,8 +18,10 @@ def keep_held_out(data: Data) -> None:
     on those shows nothing of other prompts. Says how many; without any left there are no held-out figures."""
     if data.test is None:
         return
-    met = {name: prompt_keys(rows) for name, rows in (("validation rows", data.preferences),
-                                                      ("negatives", data.negatives))}  # fmt: skip
+    met = {
+        "validation rows": prompt_keys(data.preferences),
+        "negatives": prompt_keys(data.negatives),
+    }
     keys = row_prompt_keys(data.test)
     kept = [at for at, key in enumerate(keys) if not any(key in each for each in met.values())]
     left_out = len(keys) - len(kept)
